@@ -1,0 +1,64 @@
+"""Where in the user's code a node came from."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from dataclasses import dataclass, replace
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PASSES = os.path.realpath(os.path.join(_HERE, "passes")) + os.sep
+_EXAMPLES = os.path.join(_HERE, "examples") + os.sep
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """File and line of the user's call; `made_by` names the pass that made the node, if one did."""
+
+    file: str = ""
+    line: int = 0
+    made_by: str = ""
+    label: str = ""
+    """Says more where there is no line: the path of a parameter in an imported module."""
+
+    def __str__(self) -> str:
+        if self.line:
+            return f"{os.path.basename(self.file)}:{self.line}"
+        return self.label
+
+    def source(self) -> str:
+        """The text of the line, or an empty string where the file cannot be read."""
+        return linecache.getline(self.file, self.line).strip() if self.line else ""
+
+    def by(self, name: str) -> Origin:
+        return replace(self, made_by=name)
+
+
+NOWHERE = Origin()
+_interned: dict[tuple[str, int], Origin] = {}
+
+
+def _is_ours(file: str) -> bool:
+    return (file.startswith(_HERE) and not file.startswith(_EXAMPLES)) or file.startswith(_PASSES)
+
+
+_ours: dict[str, bool] = {}
+
+
+def user_frame() -> Origin:
+    """The innermost frame that is not qgraph's own."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        ours = _ours.get(file)
+        if ours is None:
+            ours = _ours[file] = _is_ours(file)
+        if not ours:
+            key = (file, frame.f_lineno)
+            found = _interned.get(key)
+            if found is None:
+                found = _interned[key] = Origin(*key)
+            return found
+        frame = frame.f_back  # type: ignore[assignment]
+    return NOWHERE
