@@ -16,7 +16,7 @@ class Tree:
     ([1, 2, 3], {'a': 'x', 'b': ('y', ['z'])})
     """
 
-    kind: str  # "leaf", "none", "list", "tuple" or "dict"
+    kind: str  # "leaf", "none", "static", "list", "tuple" or "dict"
     keys: tuple[Any, ...] = ()
     children: tuple[Tree, ...] = ()
 
@@ -30,6 +30,8 @@ class Tree:
             return next(leaves)
         if self.kind == "none":
             return None
+        if self.kind == "static":
+            return self.keys[0]
         parts = [child._build(leaves) for child in self.children]
         if self.kind == "dict":
             return dict(zip(self.keys, parts, strict=True))
@@ -56,13 +58,21 @@ LEAF = Tree("leaf")
 NONE = Tree("none")
 
 
-def flatten(tree: Any) -> tuple[list[Any], Tree]:
-    """Leaves of `tree` in order, and its form.  None holds no leaf."""
+STATIC = (bool, int, float, complex, str, bytes)
+
+
+def flatten(tree: Any, *, static: bool = False) -> tuple[list[Any], Tree]:
+    """Leaves of `tree` in order, and its form.  None holds no leaf.
+
+    With `static`, Python numbers and strings belong to the form instead of being leaves.
+    """
     leaves: list[Any] = []
 
     def visit(part: Any) -> Tree:
         if part is None:
             return NONE
+        if static and isinstance(part, STATIC):
+            return Tree("static", (part,))
         if isinstance(part, dict):
             return Tree("dict", tuple(part), tuple(visit(part[key]) for key in part))
         if isinstance(part, tuple | list):

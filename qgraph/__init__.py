@@ -1,0 +1,47 @@
+"""qgraph: a graph compiler for quantized inference on MLX.
+
+>>> import mlx.core as mx, qgraph as qg
+>>> graph = qg.trace(lambda x: qg.tanh(x) + 1, qg.spec((2, 3)))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+try:
+    import mlx.core as _mx
+except ImportError as error:
+    raise ImportError(
+        "qgraph needs an MLX backend: install one of its extras, "
+        "pip install 'qgraph[cpu]', 'qgraph[cuda12]' or 'qgraph[cuda13]' "
+        f"(on Apple silicon, pip install qgraph is enough). MLX said: {error}"
+    ) from error
+del _mx
+
+from . import errors
+from .control_flow import cond, fori_loop, scan, while_loop
+from .errors import QGraphError
+from .functions import FUNCTIONS
+from .ir import Graph, Node, Value
+from .ops import namespace
+from .quantization import dequantize, gather_qmm, quantize, quantized_matmul
+from .tensor import Tensor
+from .trace import keep, tensor, trace
+from .types import TensorType, spec
+
+fast = namespace("fast", FUNCTIONS)
+random = namespace("random", FUNCTIONS)
+fft = namespace("fft", FUNCTIONS)
+linalg = namespace("linalg", FUNCTIONS)
+
+for _name, _function in FUNCTIONS.items():
+    if "." not in _name and not _name.startswith("at_"):
+        globals().setdefault(_name, _function)
+del _name, _function
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...
+
+
+__version__ = "0.1.0"

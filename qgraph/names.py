@@ -1,0 +1,131 @@
+"""Names of values, made when a graph is shown; nodes carry none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .ir import Graph, Node, Value
+
+_PARTS = ("q", "s", "b")
+
+
+def literal(array: mx.array) -> str:
+    """A number of no axes, as short as tells it from its neighbours in its dtype.
+
+    >>> literal(mx.array(0.1)), literal(mx.array(3)), literal(mx.array(True))
+    ('0.1', '3', 'True')
+    """
+    if array.dtype == mx.bfloat16:
+        return f"{array.item():.4g}"
+    text = str(np.array(array))
+    return text.removesuffix(".0") if mx.issubdtype(array.dtype, mx.floating) else text
+
+
+class Names:
+    """A name for every value of a graph and its bodies; the same graph gets the same names.
+
+    Constants are `@name`, numbers stand for themselves, what is packed keeps its weight's name
+    (`w_q`, `w_s`, `w_b`), loop results are called as the loop calls them, the rest `%0`, `%1`, …
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._names: dict[Value, str] = {}
+        self._taken: set[str] = set()
+        self._numbers = 0
+        self._unnamed = 0
+        for value in graph.inputs:
+            self._give(value, str(value.node.args["name"]) or "x")
+        self._name_nodes(graph)
+
+    def __getitem__(self, value: Value) -> str:
+        return self._names.get(value, "<not in this graph>")
+
+    def _give(self, value: Value, wanted: str) -> None:
+        name, n = wanted, 1
+        while name in self._taken:
+            n += 1
+            name = f"{wanted}_{n}"
+        self._taken.add(name)
+        self._names[value] = name
+
+    def _number(self, value: Value) -> None:
+        self._give(value, f"%{self._numbers}")
+        self._numbers += 1
+
+    def _name_nodes(self, graph: Graph) -> None:
+        for node in graph.nodes:
+            if node.op == "constant":
+                self._name_constant(node)
+                continue
+            if node.stage != "run":
+                self._name_packed(node)
+            elif node.bodies:
+                self._name_loop(node)
+            else:
+                for value in node.outputs:
+                    self._number(value)
+
+    def _name_constant(self, node: Node) -> None:
+        if node.output.type.shape == ():
+            self._names[node.output] = literal(node.args["value"])
+            return
+        name = str(node.args["name"])
+        if not name:
+            name, self._unnamed = f"c{self._unnamed}", self._unnamed + 1
+        self._give(node.output, f"@{name}")
+
+    def _name_packed(self, node: Node) -> None:
+        source = self[node.inputs[0]].lstrip("@%") if node.inputs else node.op
+        if node.op == "quantize":
+            for value, part in zip(node.outputs, _PARTS, strict=False):
+                self._give(value, f"{source}_{part}")
+            return
+        base = source if source[:1].isalpha() else node.op
+        for value in node.outputs:
+            self._give(value, f"{base}_{node.op}")
+
+    def _name_loop(self, node: Node) -> None:
+        results = [str(v.node.args["name"]) for v in carried_inputs(node)]
+        for i, value in enumerate(node.outputs):
+            if i < len(results) and results[i] and node.op != "cond":
+                self._give(value, f"%{results[i]}")
+            else:
+                self._number(value)
+        for body, (own, shared) in zip(node.bodies, body_inputs(node), strict=True):
+            outer = self._taken
+            for value in own:
+                self._give(value, str(value.node.args["name"]) or "x")
+            for value, source in shared:
+                self._names[value] = self[source]
+            self._name_nodes(body)
+            self._taken |= outer
+
+
+def carried_inputs(node: Node) -> tuple[Value, ...]:
+    """The inputs of a loop's body that hold its carried values."""
+    count = len(node.args["carried"])
+    skip = 1 if node.op == "fori_loop" else 0
+    return node.bodies[-1].inputs[skip : skip + count]
+
+
+def body_inputs(node: Node) -> list[tuple[tuple[Value, ...], list[tuple[Value, Value]]]]:
+    """For each body: its own inputs, and pairs of (invariant input, the outer value)."""
+    result = []
+    for body, name in zip(node.bodies, invariant_names(node), strict=True):
+        outer: tuple[Any, ...] = node.args[name]
+        split = len(body.inputs) - len(outer)
+        result.append(
+            (body.inputs[:split], list(zip(body.inputs[split:], outer, strict=True)))
+        )
+    return result
+
+
+def invariant_names(node: Node) -> tuple[str, ...]:
+    """The args that hold the invariant operands of each body."""
+    return {
+        "while_loop": ("cond_invariants", "invariants"),
+        "cond": ("true_invariants", "false_invariants"),
+    }.get(node.op, ("invariants",))
