@@ -156,7 +156,9 @@ def quantize(
         codes, scales, biases = _quantize_affine(groups, bits, dtype)
         return Quantized(pack(codes.reshape(w.shape), bits), scales[..., 0], biases[..., 0])
     if (group_size, bits) != FLOAT_MODES[mode]:
-        raise ValueError(f"{mode} has groups and bits {FLOAT_MODES[mode]}, not {group_size}, {bits}")
+        raise ValueError(
+            f"{mode} has groups and bits {FLOAT_MODES[mode]}, not {group_size}, {bits}"
+        )
     codes, scales = _quantize_float(groups, mode, dtype, rule)
     return Quantized(pack(codes.reshape(w.shape), bits), scales[..., 0], None)
 
@@ -186,8 +188,8 @@ def _quantize_float(
     """Codes and uint8 scales of a float mode.
 
     The E8M0 exponent is, by OCP MX 6.3, floor(log2(amax)) less the exponent of the largest
-    element value, so that up to a quarter of the range saturates; MLX takes
-    ceil(log2(amax / largest)), so that nothing does.  A group of zeros gets 1.0.
+    element value, so that elements above `largest` saturate; MLX takes
+    ceil(log2(amax / largest)), so that none does.  A group of zeros gets 1.0.
     Elements round to nearest: E4M3 ties to even in both; E2M1 ties to even in the
     specification, towards zero in MLX, which has no negative zero either.
     """
@@ -204,7 +206,9 @@ def _quantize_float(
             # frexp's exponent is floor(log2) + 1, exactly
             exponent = np.frexp(amax)[1] - np.frexp(largest)[1]
         else:
-            exponent = np.ceil(round_to(np.log2(np.where(positive, ratio, 1.0)), dtype))
+            # the ratio is in the dtype of w, its logarithm in float32
+            step = dtype if dtype == "float64" else "float32"
+            exponent = np.ceil(round_to(np.log2(np.where(positive, ratio, 1.0)), step))
         exponent = np.clip(np.where(positive, exponent, 0), -127, 127).astype(np.int64)
         scales = (exponent + 127).astype(np.uint8)
         scale = decode_e8m0(scales)
