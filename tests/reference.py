@@ -2,11 +2,11 @@
 
 Sources:
 
-- OCP Microscaling Formats (MX) Specification v1.0, 2023: sections 5.2 (MXFP8, MXFP4: blocks of
-  32), 5.3.1 (E4M3), 5.3.3 (E2M1), 5.4.1 (E8M0), 6.3 (conversion).  E4M3 itself is defined in
-  OCP 8-bit Floating Point Specification (OFP8) v1.0.
-- NVFP4: NVIDIA's description, E2M1 elements in blocks of 16 with an E4M3 scale each.  The
-  optional float32 scale per tensor is left out here, as it is in MLX by default.
+- OCP Microscaling Formats (MX) Specification v1.0, 2023: MXFP8 and MXFP4 in blocks of 32,
+  E4M3 and E2M1 elements, the E8M0 scale; conversion in section 6.3.
+- OCP 8-bit Floating Point Specification (OFP8) v1.0, 2023: E4M3.
+- NVFP4: NVIDIA's description, E2M1 elements in blocks of 16 with an E4M3 scale each; without
+  the float32 scale per tensor, which MLX leaves out by default.
 - affine: the documentation of `mlx.core.quantize`, and the edge rule that it does not mention,
   given at `quantize` below.
 """
@@ -69,15 +69,14 @@ def decode_float(codes: Array, exponent_bits: int, mantissa_bits: int) -> Float6
     mantissa = codes & ((1 << mantissa_bits) - 1)
     significand = np.where(exponent > 0, mantissa + (1 << mantissa_bits), mantissa)
     bias = (1 << (exponent_bits - 1)) - 1
-    magnitude = np.ldexp(
-        significand.astype(np.float64), np.maximum(exponent, 1) - bias - mantissa_bits
-    )
-    sign = codes >> (exponent_bits + mantissa_bits)
-    return np.where(sign == 1, -magnitude, magnitude)
+    magnitude = significand * np.exp2(np.maximum(exponent, 1) - bias - mantissa_bits)
+    sign = 1.0 - 2.0 * (codes >> (exponent_bits + mantissa_bits))
+    values: Float64 = sign * magnitude
+    return values
 
 
 def decode_e2m1(codes: Array) -> Float64:
-    """FP4 (OCP MX 5.3.3): no infinities, no NaN, at most 6."""
+    """FP4 (OCP MX): no infinities, no NaN, at most 6."""
     return decode_float(codes, 2, 1)
 
 
@@ -87,7 +86,7 @@ def decode_e4m3(codes: Array) -> Float64:
 
 
 def decode_e8m0(codes: Array) -> Float64:
-    """A power of two (OCP MX 5.4.1): 2 ** (code - 127); 255 is NaN.
+    """A power of two (OCP MX): 2 ** (code - 127); 255 is NaN.
 
     >>> decode_e8m0(np.array([126, 127, 128]))
     array([0.5, 1. , 2. ])
@@ -103,12 +102,11 @@ E4M3_MAGNITUDES = decode_e4m3(np.arange(127))
 def encode_nearest(x: Array, magnitudes: Float64, ties: str = "even") -> npt.NDArray[np.uint8]:
     """Codes of the nearest representable values, saturating; sign in the bit above the rest.
 
-    A code without its sign is an index into `magnitudes` (ascending), so that an even code is
-    an even mantissa.  `ties` is "even", as the specifications ask, or "zero".
+    A code less its sign is an index into `magnitudes`, so an even code has an even mantissa.
+    `ties` is "even", as the specifications ask, or "zero".
     """
     midpoints = (magnitudes[1:] + magnitudes[:-1]) / 2
-    low = np.searchsorted(midpoints, np.abs(x), side="left")
-    high = np.searchsorted(midpoints, np.abs(x), side="right")
+    low, high = (np.searchsorted(midpoints, np.abs(x), side) for side in ("left", "right"))
     codes = low if ties == "zero" else np.where(low % 2 == 0, low, high)
     sign_bit = 1 << (len(magnitudes) - 1).bit_length()
     sign = np.where(np.signbit(x), sign_bit, 0)
@@ -119,11 +117,10 @@ def round_to(x: Array, dtype: str) -> Float64:
     """`x` as float64 with every value rounded to `dtype`, by way of float32 as MLX's CPU does."""
     if dtype == "float64":
         return np.asarray(x, dtype=np.float64)
-    single = np.asarray(x).astype(np.float32)
+    single: Array = np.asarray(x).astype(np.float32)
     if dtype == "bfloat16":
-        word = single.view(np.uint32).astype(np.uint64)
-        word = (word + 0x7FFF + ((word >> 16) & 1)) & 0xFFFF0000
-        single = word.astype(np.uint32).view(np.float32)
+        word: Array = single.view(np.uint32)
+        single = ((word + 0x7FFF + ((word >> 16) & 1)) & 0xFFFF0000).view(np.float32)
     elif dtype == "float16":
         single = single.astype(np.float16).astype(np.float32)
     return single.astype(np.float64)
@@ -153,8 +150,8 @@ def quantize(
     """
     groups = np.asarray(w, dtype=np.float64).reshape(*w.shape[:-1], -1, group_size)
     if mode == "affine":
-        codes, scales, biases = _quantize_affine(groups, bits, dtype)
-        return Quantized(pack(codes.reshape(w.shape), bits), scales[..., 0], biases[..., 0])
+        codes, steps, biases = _quantize_affine(groups, bits, dtype)
+        return Quantized(pack(codes.reshape(w.shape), bits), steps[..., 0], biases[..., 0])
     if (group_size, bits) != FLOAT_MODES[mode]:
         raise ValueError(
             f"{mode} has groups and bits {FLOAT_MODES[mode]}, not {group_size}, {bits}"
@@ -171,7 +168,7 @@ def _quantize_affine(groups: Float64, bits: int, dtype: str) -> tuple[Array, Flo
     low = groups.min(axis=-1, keepdims=True)
     low_edge = np.abs(low) > np.abs(high)
     spread = round_to(round_to(high - low, step) / n, step)
-    scale = np.maximum(spread, round_to(np.float64(1e-7), step))
+    scale = np.maximum(spread, round_to(np.array(1e-7), step))
     scale = np.where(low_edge, scale, -scale)
     edge = np.where(low_edge, low, high)
     steps = np.rint(round_to(edge / scale, step))
