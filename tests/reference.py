@@ -141,7 +141,7 @@ def quantize(
     after each step as MLX's CPU does for a `w` of that dtype, to be compared bit for bit.
 
     `rule` chooses how the float modes encode: "mlx", or "spec", the published conversion.  They
-    differ in the E8M0 exponent and in ties; see `_quantize_float`.
+    differ in the E8M0 exponent and in ties (`_quantize_float`).
 
     Affine: with n = 2**bits - 1 and the edge being whichever of max and min is larger in
     magnitude, the scale (max - min) / n, at least 1e-7, counts away from the edge: negative
@@ -255,8 +255,7 @@ def quantized_matmul(
 ) -> Float64:
     """`x @ w.T`, or `x @ w` without `transpose`, in float64; batch axes broadcast."""
     w = dequantize(w_q, scales, biases, group_size, bits, mode)
-    product: Float64 = x.astype(np.float64) @ (w.swapaxes(-1, -2) if transpose else w)
-    return product
+    return np.matmul(x.astype(np.float64), w.swapaxes(-1, -2) if transpose else w)
 
 
 def gather_qmm(
@@ -279,8 +278,7 @@ def gather_qmm(
     w = dequantize(w_q, scales, biases, group_size, bits, mode)
     left = _gather(x.astype(np.float64), lhs_indices)
     right = _gather(w, rhs_indices)
-    product: Float64 = left @ (right.swapaxes(-1, -2) if transpose else right)
-    return product
+    return np.matmul(left, right.swapaxes(-1, -2) if transpose else right)
 
 
 def _gather(matrices: Float64, indices: Array | None) -> Float64:

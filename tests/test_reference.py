@@ -204,8 +204,11 @@ def test_exact_arithmetic_differs_only_at_ties(
     w = weights("plain", seed) * np.float32(2.0**power)
     single = ref.quantize(w, group_size, bits, mode, dtype="float32")
     double = ref.quantize(w, group_size, bits, mode)
+    # a scale that is itself a rounded logarithm or quotient may fall on the other side too
+    alike = np.isclose(single.scales.astype(float), double.scales.astype(float), rtol=1e-5)
+    assert (~alike).mean() < 0.01
     codes = [ref.unpack(q.w_q, bits).astype(int) for q in (single, double)]
-    apart = np.abs(codes[0] - codes[1])
+    apart = np.abs(codes[0] - codes[1]).reshape(64, -1, group_size)[alike]
     assert (apart != 0).mean() < 1e-3
     assert apart.max() <= 1
 
