@@ -1,0 +1,1 @@
+"""Programs that show qgraph at work; each module runs with ``python -m qgraph.examples.NAME``."""
