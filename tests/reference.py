@@ -164,12 +164,10 @@ def _quantize_affine(groups: Float64, bits: int, dtype: str) -> tuple[Array, Flo
     # MLX computes in float32 whatever the dtype of w, and only stores in that dtype.
     step = dtype if dtype == "float64" else "float32"
     n = float((1 << bits) - 1)
-    high = groups.max(axis=-1, keepdims=True)
-    low = groups.min(axis=-1, keepdims=True)
+    high, low = groups.max(axis=-1, keepdims=True), groups.min(axis=-1, keepdims=True)
     low_edge = np.abs(low) > np.abs(high)
     spread = round_to(round_to(high - low, step) / n, step)
-    scale = np.maximum(spread, round_to(np.array(1e-7), step))
-    scale = np.where(low_edge, scale, -scale)
+    scale = np.maximum(spread, round_to(np.array(1e-7), step)) * np.where(low_edge, 1, -1)
     edge = np.where(low_edge, low, high)
     steps = np.rint(round_to(edge / scale, step))
     moved = steps != 0
@@ -255,7 +253,7 @@ def quantized_matmul(
 ) -> Float64:
     """`x @ w.T`, or `x @ w` without `transpose`, in float64; batch axes broadcast."""
     w = dequantize(w_q, scales, biases, group_size, bits, mode)
-    return np.matmul(x.astype(np.float64), w.swapaxes(-1, -2) if transpose else w)
+    return _matmul(x.astype(np.float64), w, transpose)
 
 
 def gather_qmm(
@@ -276,9 +274,13 @@ def gather_qmm(
     without them every matrix is taken in order.
     """
     w = dequantize(w_q, scales, biases, group_size, bits, mode)
-    left = _gather(x.astype(np.float64), lhs_indices)
-    right = _gather(w, rhs_indices)
-    return np.matmul(left, right.swapaxes(-1, -2) if transpose else right)
+    left, right = _gather(x.astype(np.float64), lhs_indices), _gather(w, rhs_indices)
+    return _matmul(left, right, transpose)
+
+
+def _matmul(x: Float64, w: Float64, transpose: bool) -> Float64:
+    product: Float64 = x @ (w.swapaxes(-1, -2) if transpose else w)
+    return product
 
 
 def _gather(matrices: Float64, indices: Array | None) -> Float64:
