@@ -19,12 +19,17 @@ except ImportError as error:
 del _mx
 
 from . import errors
+from .api import compile, jit
 from .control_flow import cond, fori_loop, scan, while_loop
 from .errors import QGraphError
 from .functions import FUNCTIONS
 from .ir import Graph, Node, Value
 from .ops import namespace
+from .pipeline import Pass, default_passes, optimize
+from .plan import Plan
+from .program import Program
 from .quantization import dequantize, gather_qmm, quantize, quantized_matmul
+from .target import Target, as_target
 from .tensor import Tensor
 from .trace import keep, tensor, trace
 from .types import TensorType, spec

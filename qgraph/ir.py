@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import mlx.core as mx
 import networkx as nx
 
+from .errors import QGraphError
 from .origin import NOWHERE, Origin
 from .tree import Tree
 from .types import TensorType, type_of
@@ -186,9 +187,35 @@ def input_value(type: TensorType, name: str = "", parameter: bool = False) -> Va
     return Node("input", {"name": name, "parameter": parameter}, [type]).output
 
 
+class Data:
+    """The array of a constant, which packing lets go once nothing needs it any more."""
+
+    __slots__ = ("_array",)
+
+    def __init__(self, array: mx.array) -> None:
+        self._array: mx.array | None = array
+
+    @property
+    def array(self) -> mx.array:
+        if self._array is None:
+            raise QGraphError(
+                "the float array of a constant was released when a program packed it",
+                hint="trace the function again, or compile with release=False",
+            )
+        return self._array
+
+    @property
+    def is_released(self) -> bool:
+        return self._array is None
+
+    def release(self) -> None:
+        self._array = None
+
+
 def constant_value(array: mx.array, name: str = "", origin: Origin = NOWHERE) -> Value:
     """A new constant; the array is neither evaluated nor copied."""
-    return Node("constant", {"value": array, "name": name}, [type_of(array)], origin=origin).output
+    args = {"data": Data(array), "name": name}
+    return Node("constant", args, [type_of(array)], origin=origin).output
 
 
 def is_constant(value: Value) -> bool:

@@ -70,7 +70,7 @@ class Names:
 
     def _name_constant(self, node: Node) -> None:
         if node.output.type.shape == ():
-            self._names[node.output] = literal(node.args["value"])
+            self._names[node.output] = literal(node.args["data"].array)
             return
         name = str(node.args["name"])
         if not name:

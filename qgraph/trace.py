@@ -48,7 +48,14 @@ def tracing() -> Iterator[None]:
     if trace_constants.get() is not None:
         yield
         return
-    token = trace_constants.set(Constants())
+    with sharing(Constants()):
+        yield
+
+
+@contextmanager
+def sharing(constants: Constants) -> Iterator[None]:
+    """Trace with these constants, so that several traces of a function have the same ones."""
+    token = trace_constants.set(constants)
     try:
         with left_operands():
             yield

@@ -1,0 +1,19 @@
+"""The optimizer: passes from graph to graph, one a file."""
+
+from .assign_streams import AssignStreams
+from .eliminate_common_subexpressions import EliminateCommonSubexpressions
+from .eliminate_dead_code import EliminateDeadCode
+from .fold_constants import FoldConstants
+from .fuse_quantized_matmul import FuseQuantizedMatmul
+from .hoist_quantize import HoistQuantize
+from .sink_dequantize import SinkDequantize
+
+__all__ = [
+    "AssignStreams",
+    "EliminateCommonSubexpressions",
+    "EliminateDeadCode",
+    "FoldConstants",
+    "FuseQuantizedMatmul",
+    "HoistQuantize",
+    "SinkDequantize",
+]

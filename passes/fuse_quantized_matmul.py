@@ -1,0 +1,132 @@
+"""A product with a dequantized weight becomes one quantized product.
+
+Fuses:
+    1. `x @ dequantize(q)` and `x @ dequantize(q).T`, through any transposes, reshapes and
+       broadcasts that keep groups whole.
+    2. casts on weight, activation or result, and scales of another dtype than x: the product runs
+       in the wider of them, the result keeps its dtype.
+    3. `addmm`, and `einsum`, `tensordot` and `inner` that are a product with a weight of two axes.
+    4. the weight on the left, `dequantize(q) @ x`.
+    5. weights in batches, and `gather_mm`, which becomes `gather_qmm`.
+    7. each of several products of one `dequantize`; whatever needs it dense keeps it.
+    9. fake quantization, `dequantize(quantize(w))`: the packed form of that very `quantize`.
+Leaves alone:
+    1. views that break a group or a row, with the reason in the ledger.
+    2. products of two weights' contents with more than one summed axis.
+    3. a `quantize` of a dequantized weight: the pair is not the identity.
+Cases 6 and 8, indexing rows, are `sink-dequantize`'s; case 10 is the importer's; case 11 is
+`legalize`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from qgraph.ir import Graph, Node, Value
+from qgraph.ledger import Decision, Entry, record
+from qgraph.rewrite import rewrite, setting
+from qgraph.tensor import Tensor, apply
+
+from .contraction import Contraction, as_contraction
+from .weight_view import Packed, WeightView, as_operand, resolve
+
+_NAME = "fuse-quantized-matmul"
+
+
+@dataclass(frozen=True)
+class FuseQuantizedMatmul:
+    """See the module."""
+
+    name: str = _NAME
+    contract: str = "tolerance"
+
+    def __call__(self, graph: Graph) -> Graph:
+        return rewrite(graph, lambda _: _fuse, self.name)
+
+
+def _fuse(node: Node) -> Sequence[Value] | None:
+    if node.op == "gather_mm":
+        return _fuse_gather(node)
+    for product in as_contraction(node):
+        weight = resolve(product.weight.value)
+        if weight is None:
+            continue
+        packed = as_operand(weight)
+        if isinstance(packed, str):
+            _note(node, "refused", f"not fused: {packed}", weight)
+            continue
+        result = _product(node, product, packed)
+        if isinstance(result, str):
+            _note(node, "refused", f"not fused: {result}", weight)
+            continue
+        _note(node, "fused", "", weight, product.case)
+        return [result.value]
+    return None
+
+
+def _compute_dtype(x: Tensor, packed: Packed, result: mx.Dtype) -> mx.Dtype:
+    """The dtype to multiply in: wide enough for result and affine scales, so never less exact."""
+    scales = packed.parts[1].dtype
+    return result if scales == mx.uint8 else mx.result_type(result, scales)
+
+
+def cast(x: Tensor, dtype: mx.Dtype) -> Tensor:
+    result: Tensor = x if x.dtype == dtype else apply("astype", (x, dtype))
+    return result
+
+
+def _product(node: Node, product: Contraction, packed: Packed) -> Tensor | str:
+    dtype = node.output.dtype
+    if not mx.issubdtype(dtype, mx.floating) or dtype == mx.float64:
+        return f"the product is {dtype}; quantized products are float16, bfloat16 or float32"
+    wide = _compute_dtype(product.x, packed, dtype)
+    w, *scales = packed.parts
+    if w.ndim > 2 and product.x.ndim < 2:
+        return "a vector times a batch of weights; give x a row axis"
+    if scales[0].dtype != mx.uint8:
+        scales = [cast(s, wide) for s in scales]
+    args = (cast(product.x, wide), w, *scales)
+    settings = {**packed.settings, "transpose": packed.transpose}
+    y = apply("quantized_matmul", args, settings, node.stream)
+    return product.finish(cast(y, dtype))
+
+
+def _fuse_gather(node: Node) -> Sequence[Value] | None:
+    weight = resolve(node.operand("b"))
+    if weight is None:
+        return None
+    packed = as_operand(weight)
+    if isinstance(packed, str):
+        _note(node, "refused", f"not fused: {packed}", weight)
+        return None
+    if packed.parts[0].ndim < 3:
+        _note(node, "refused", "not fused: the weight is no batch of matrices", weight)
+        return None
+    dtype = node.output.dtype
+    x = Tensor(node.operand("a"))
+    wide = _compute_dtype(x, packed, dtype)
+    w, *scales = packed.parts
+    if scales[0].dtype != mx.uint8:
+        scales = [cast(s, wide) for s in scales]
+    options: dict[str, Any] = {**packed.settings, "transpose": packed.transpose}
+    for name in ("lhs_indices", "rhs_indices"):
+        index = node.value(name)
+        if index is not None:
+            options[name] = Tensor(index)
+    if setting(node, "sorted_indices"):
+        options["sorted_indices"] = True
+    y = apply("gather_qmm", (cast(x, wide), w, *scales), options, node.stream)
+    _note(node, "fused", "", weight, 5)
+    return [cast(y, dtype).value]
+
+
+def _note(
+    node: Node, decision: Decision, reason: str, weight: WeightView, case: int = 0
+) -> None:
+    name = str(weight.source.operand("w").node.args.get("name", ""))
+    what = f"{node.op} with {weight.source.output.type}"
+    record(Entry(_NAME, decision, what, node.origin, reason, case, name))

@@ -1,0 +1,215 @@
+"""Move quantization, and what else need not be repeated, to where it runs once.
+
+Moves:
+    1. `quantize` of what does not change in a loop, out of every loop around it, at any depth.
+    2. `quantize` of constants to the pack step, which runs once for a program.
+    3. `quantize` of parameters to the prepare step, which runs once for a set of parameters.
+    4. what such a `quantize` is computed from, with it.
+    5. anything else that does not change, if its result is not larger than what it is computed
+       from.
+    6. out of `cond` what then moves on to a step or out of a loop.
+Leaves alone:
+    1. a `dequantize` by itself: it would keep the dense weight alive.
+    2. what would grow: a broadcast, a cast to a wider dtype.
+    3. random ops, and `keep`.
+    4. loops and branches themselves.
+    5. in a branch, what does not move on: it would run though the branch is not taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qgraph.ir import Graph, Node, Stage, Value, input_value, map_values
+from qgraph.ledger import Decision, Entry, record
+from qgraph.names import body_inputs, invariant_names
+from qgraph.ops import LOOPS, OPS, RANDOM
+
+PACK, PREPARE, RUN = -2, -1, 0
+"""Levels below that of a run; inside of n loops a value that changes has level n."""
+
+_STAGES: dict[int, Stage] = {PACK: "pack", PREPARE: "prepare"}
+_STAY = RANDOM | {"keep"}
+
+
+@dataclass(frozen=True)
+class HoistQuantize:
+    """See the module."""
+
+    name: str = "hoist-quantize"
+    contract: str = "exact"
+
+    def __call__(self, graph: Graph) -> Graph:
+        levels = {v: PREPARE if v.node.args["parameter"] else RUN for v in graph.inputs}
+        return _stage(_hoist_from_loops(graph, levels, 0), levels)
+
+
+def _level(node: Node, levels: dict[Value, int], floor: int) -> int:
+    """How deep `node` must stay; `floor` is that of what cannot move."""
+    if node.op == "constant":
+        return PACK
+    if node.op in _STAY or node.bodies or node.op not in OPS:
+        return floor
+    return max((levels[v] for v in node.inputs), default=PACK)
+
+
+def _hoist_from_loops(graph: Graph, levels: dict[Value, int], depth: int) -> Graph:
+    """Lift out of the loops in `graph` whatever may leave them; fills in `levels`."""
+    nodes: list[Node] = []
+    replace: dict[Value, Value] = {}
+    for old in graph.nodes:
+        node = old.with_inputs(replace)
+        if node.bodies:
+            lifted, node = _hoist_from(node, levels, depth)
+            for new in lifted:
+                levels.update(dict.fromkeys(new.outputs, _level(new, levels, depth)))
+                nodes.append(new)
+        if node is not old:
+            replace.update(zip(old.outputs, node.outputs, strict=True))
+        levels.update(dict.fromkeys(node.outputs, _level(node, levels, depth)))
+        nodes.append(node)
+    if not replace:
+        return graph
+    return graph.replace(nodes=nodes, outputs=[replace.get(v, v) for v in graph.outputs])
+
+
+def _hoist_from(node: Node, levels: dict[Value, int], depth: int) -> tuple[list[Node], Node]:
+    """Nodes to put before a loop or branch, and it without them."""
+    inside = depth + (node.op in LOOPS)
+    lifted: list[Node] = []
+    bodies: list[Graph] = []
+    args = dict(node.args)
+    for body, name, (own, shared) in zip(
+        node.bodies, invariant_names(node), body_inputs(node), strict=True
+    ):
+        inner = dict.fromkeys(own, inside) | {v: levels[source] for v, source in shared}
+        # Values of the branch itself stay in it, wherever it stands.
+        if node.op == "cond":
+            inner |= dict.fromkeys(own, inside + 1)
+        body = _hoist_from_loops(body, inner, inside)
+        limit = inside - 1 if node.op in LOOPS or inside > 0 else PREPARE
+        moved = _movable(body, inner, limit)
+        if moved.nodes:
+            new, body, args[name] = _lift(body, moved, dict(shared), args[name])
+            lifted += new
+        bodies.append(body)
+    if all(new is old for new, old in zip(bodies, node.bodies, strict=True)):
+        return [], node
+    return lifted, node.replace(args=args, bodies=tuple(bodies))
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Nodes that leave a graph, in order; those that are read inside too stay as well."""
+
+    nodes: tuple[Node, ...]
+    stay: frozenset[Node]
+
+
+def _movable(graph: Graph, levels: dict[Value, int], limit: int) -> _Moved:
+    """What leaves `graph`: the nodes that are worth it, and what they are computed from."""
+    free = {
+        node
+        for node in graph.nodes
+        if node.op != "constant"
+        and node.stage == "run"
+        and node.op not in _STAY
+        and not node.bodies
+        and _level(node, levels, limit + 1) <= limit
+    }
+    roots = _worth_moving(graph, free)
+    needed: set[Node] = set()
+    read = set(graph.outputs)
+    stay: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node in roots or node in needed:
+            needed.add(node)
+            needed |= {v.node for v in node.inputs if v.node in free}
+            if node not in roots and any(v in read for v in node.outputs):
+                stay.add(node)
+        if node not in needed or node in stay:
+            read.update(node.inputs)
+    return _Moved(tuple(n for n in graph.nodes if n in needed), frozenset(stay))
+
+
+def _worth_moving(graph: Graph, free: set[Node]) -> set[Node]:
+    """Quantizations, and what is no larger than the values from outside it is computed from."""
+    sources: dict[Value, frozenset[Value]] = {}
+    worth = set()
+    for node in graph.nodes:
+        if node in free:
+            found = frozenset().union(*(sources.get(v, {v}) for v in node.inputs))
+            sources.update(dict.fromkeys(node.outputs, found))
+            size = sum(v.type.nbytes for v in node.outputs)
+            small = size <= sum(v.type.nbytes for v in found)
+            if node.op == "quantize" or (node.op != "dequantize" and small):
+                worth.add(node)
+    return worth
+
+
+def _lift(
+    body: Graph, moved: _Moved, shared: dict[Value, Value], operands: tuple[Value, ...]
+) -> tuple[list[Node], Graph, tuple[Value, ...]]:
+    """Copies of `moved` over outer values, the body that reads their results, its operands."""
+    lifted: list[Node] = []
+    outside = dict(shared)
+    for node in moved.nodes:
+        for value in node.inputs:
+            if value not in outside:  # a constant of the body
+                copy = value.node.replace()
+                lifted.append(copy)
+                outside[value] = copy.output
+        new = node.replace(args={k: map_values(a, outside.__getitem__)
+                                 for k, a in node.args.items()})
+        lifted.append(new)
+        outside.update(zip(node.outputs, new.outputs, strict=True))
+        _report(new, "hoisted", f"out of the {body.name} around it")
+    gone = set(moved.nodes) - moved.stay
+    left = [node for node in body.nodes if node not in gone]
+    read = {v for node in left for v in node.inputs} | set(body.outputs)
+    replace = {v: input_value(v.type) for n in moved.nodes if n in gone
+               for v in n.outputs if v in read}
+    taken = dict(replace)
+    nodes = []
+    for node in left:
+        new = node.with_inputs(replace)
+        replace.update(zip(node.outputs, new.outputs, strict=True))
+        nodes.append(new)
+    graph = body.replace(
+        inputs=[*body.inputs, *taken.values()],
+        nodes=nodes,
+        outputs=[replace.get(v, v) for v in body.outputs],
+    )
+    return lifted, graph, (*operands, *(outside[v] for v in taken))
+
+
+def _stage(graph: Graph, levels: dict[Value, int]) -> Graph:
+    """Mark what depends on constants or parameters alone with the step that computes it."""
+    moved = _movable(graph, levels, PREPARE)
+    if not moved.nodes:
+        return graph
+    early: dict[Value, Value] = {}
+    late: dict[Value, Value] = {}
+    nodes: list[Node] = []
+    going = set(moved.nodes)
+    for old in graph.nodes:
+        if old in going:
+            stage = _STAGES[_level(old, levels, RUN)]
+            staged = old.with_inputs(early).replace(stage=stage)
+            nodes.append(staged)
+            early.update(zip(old.outputs, staged.outputs, strict=True))
+            _report(staged, "packed" if stage == "pack" else "prepared", f"in the {stage} step")
+        if old in moved.stay or old not in going:
+            new = old.with_inputs(late)
+            nodes.append(new)
+            late.update(zip(old.outputs, new.outputs, strict=True))
+        else:
+            late.update((v, early[v]) for v in old.outputs)
+    return graph.replace(nodes=nodes, outputs=[late.get(v, v) for v in graph.outputs])
+
+
+def _report(node: Node, decision: Decision, where: str) -> None:
+    if node.op in ("quantize", "dequantize"):
+        name = next((str(v.node.args.get("name", "")) for v in node.inputs), "")
+        what = f"{node.op} of {node.inputs[0].type}"
+        record(Entry("hoist-quantize", decision, what, node.origin, where, name=name))

@@ -1,0 +1,165 @@
+"""Which packed weight stands behind the operand of a product.
+
+An operand may be a `dequantize` seen through transposes, reshapes, broadcasts and casts.  Those
+views are replayed by NumPy on an array that has the weight's strides but no memory, and the
+strides that come out say whether whole groups lie along one axis, and along which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from qgraph.ir import Node, Value
+from qgraph.rewrite import setting
+from qgraph.tensor import Tensor, apply
+
+Strided = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightView:
+    """A view of a packed weight: `rows` in front, and the axis along which groups run.
+
+    Attributes:
+        source: the `dequantize`.
+        view: an array without memory, with the shape and element strides of the operand.
+        dtype: of the operand, after casts.
+    """
+
+    source: Node
+    view: Strided
+    dtype: mx.Dtype
+
+
+def resolve(value: Value) -> WeightView | None:
+    """The weight that `value` is a view of, or None."""
+    chain: list[Node] = []
+    node = value.node
+    while node.op in _VIEWS or node.op in _SAME:
+        if not node.inputs:
+            return None
+        chain.append(node)
+        node = node.inputs[0].node
+    if node.op != "dequantize" or node.value("global_scale") is not None:
+        return None
+    shape = node.output.shape
+    strides = [prod(shape[i + 1 :]) for i in range(len(shape))]
+    view: Strided = np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), shape, strides)
+    try:
+        for step in reversed(chain):
+            if step.op in _VIEWS:
+                view = _VIEWS[step.op](view, step)
+    except (ValueError, IndexError):
+        return None
+    return WeightView(node, view, value.dtype)
+
+
+def _index(view: Strided, node: Node) -> Strided:
+    index = node.args["index"]
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(p is not None and p is not Ellipsis and p != slice(None) for p in parts):
+        raise ValueError("not a view of the whole weight")
+    result: Strided = view[parts]
+    return result
+
+
+def _reshape(view: Strided, node: Node) -> Strided:
+    return view.reshape(node.output.shape, copy=False)
+
+
+_VIEWS: dict[str, Callable[[Strided, Node], Strided]] = {
+    "transpose": lambda v, n: v.transpose(setting(n, "axes")),
+    "matrix_transpose": lambda v, n: v.swapaxes(-1, -2),
+    "swapaxes": lambda v, n: v.swapaxes(n.args["axis1"], n.args["axis2"]),
+    "moveaxis": lambda v, n: np.moveaxis(v, n.args["source"], n.args["destination"]),
+    "broadcast_to": lambda v, n: np.broadcast_to(v, n.output.shape),
+    "expand_dims": _reshape,
+    "squeeze": _reshape,
+    "reshape": _reshape,
+    "flatten": _reshape,
+    "unflatten": _reshape,
+    "getitem": _index,
+}
+_SAME = frozenset({"astype", "contiguous", "stop_gradient", "positive"})
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A weight as a quantized product takes it.
+
+    Attributes:
+        parts: w_q, scales and, for affine, biases; two axes, or batches of that.
+        transpose: groups run along the axis that is summed.
+        settings: group_size, bits and mode.
+    """
+
+    parts: tuple[Tensor, ...]
+    transpose: bool
+    settings: dict[str, Any]
+
+
+def as_operand(found: WeightView) -> Packed | str:
+    """The packed weight for an operand on the right, (..., K, N), or why there is none."""
+    view, source = found.view, found.source
+    columns = source.output.shape[-1]
+    if view.ndim < 2:
+        return "the weight has one axis here; give it two"
+    summed, kept = _axis_of_groups(view, -2, columns), _axis_of_groups(view, -1, columns)
+    if not (summed or kept):
+        return (
+            "groups do not run whole along one of the last two axes; "
+            "keep each row of the packed weight together when reshaping"
+        )
+    transpose = summed
+    row_axis = view.ndim - (1 if transpose else 2)
+    dims = [(size, stride // columns) for size, stride in zip(view.shape, view.strides, strict=True)]
+    order = [*range(view.ndim - 2), row_axis]
+    packed = _rows(source, [dims[i] for i in order])
+    if isinstance(packed, str):
+        return packed
+    settings = {name: source.args[name] for name in ("group_size", "bits")}
+    return Packed(packed, transpose, settings | {"mode": setting(source, "mode")})
+
+
+def _axis_of_groups(view: Strided, axis: int, columns: int) -> bool:
+    other = -3 - axis
+    whole_rows = view.shape[other] == 1 or view.strides[other] % columns == 0
+    return view.shape[axis] == columns and view.strides[axis] == 1 and whole_rows
+
+
+def _rows(source: Node, dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...] | str:
+    """The packed parts with their rows laid out as `dims`, pairs of size and stride in rows."""
+    parts = [source.operand("w"), source.operand("scales")]
+    biases = source.value("biases")
+    parts += [biases] if biases is not None else []
+    real = [i for i, (size, stride) in enumerate(dims) if size > 1 and stride > 0]
+    spread = [i for i, (size, stride) in enumerate(dims) if size > 1 and stride == 0]
+    by_stride = sorted(real, key=lambda i: -dims[i][1])
+    sizes = [dims[i][0] for i in by_stride]
+    if [dims[i][1] for i in by_stride] != [prod(sizes[i + 1 :]) for i in range(len(sizes))]:
+        return "the rows of the weight overlap or are not all used; index the packed rows instead"
+    if spread and spread[-1] == len(dims) - 1:
+        return "one row of the weight is broadcast over the outputs; multiply by that row alone"
+    if prod(sizes) != prod(source.output.shape[:-1]):
+        return "not all rows of the weight are used; slice the packed weight instead"
+    # Broadcast batches need no copies of the weight: the product broadcasts x instead.
+    plain = [i for i in real if i < len(dims) - 1] == []
+    final = [dims[-1][0]] if plain else [1 if i in spread else s for i, (s, _) in enumerate(dims)]
+    axes = [by_stride.index(i) for i in real]
+    return tuple(_lay_out(Tensor(part), sizes, axes, final) for part in parts)
+
+
+def _lay_out(part: Tensor, sizes: list[int], axes: list[int], final: list[int]) -> Tensor:
+    last = part.shape[-1]
+    if axes != sorted(axes):
+        part = apply("reshape", (part, (*sizes, last)))
+        part = apply("transpose", (part, (*axes, len(axes))))
+    if part.shape != (*final, last):
+        part = apply("reshape", (part, (*final, last)))
+    return part

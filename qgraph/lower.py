@@ -1,0 +1,309 @@
+"""Lowering: a graph becomes Python that calls MLX, compiled wherever it runs straight on.
+
+A stretch of nodes without loops is one `mx.compile`d function.  Short loops unroll inside it;
+long ones, `while_loop`, `cond` and loops that hold them run from the host, their bodies lowered
+in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from .ir import Graph, Node, Value, map_values
+from .names import body_inputs
+from .ops import CONTROL_FLOW, LOOPS, OPS
+from .tensor import as_device
+
+UNROLL_NODES = 2048
+"""A loop unrolls while its turns hold no more nodes than this together."""
+
+Arrays = Sequence[mx.array]
+Env = dict[Value, Any]
+
+
+class Streams:
+    """The streams of a program by number: 0 is the device's default, the rest are its own."""
+
+    def __init__(self, device: mx.Device) -> None:
+        self._device = device
+        self._streams: list[Any] = []
+
+    def resolve(self, stream: Any) -> Any:
+        """What MLX takes for a node's stream."""
+        if stream is None or (isinstance(stream, int) and stream == 0):
+            return None
+        if not isinstance(stream, int):
+            return as_device(stream)
+        while len(self._streams) < stream:
+            self._streams.append(mx.new_thread_local_stream(self._device))
+        return self._streams[stream - 1]
+
+
+def run_node(node: Node, env: Env, streams: Streams) -> None:
+    """Call MLX for one node, with arrays for the values in `env`."""
+    if node.op in LOOPS:
+        _unroll(node, env, streams)
+        return
+    if node.op == "constant":
+        env[node.output] = node.args["data"].array
+        return
+    op = OPS[node.op]
+    args = {name: map_values(arg, env.__getitem__) for name, arg in node.args.items()}
+    stream = streams.resolve(node.stream)
+    if stream is not None and op.kind == "local":
+        with mx.stream(stream):
+            result = op.call(args)
+    else:
+        result = op.call(args, stream)
+    if isinstance(result, mx.array):
+        env[node.outputs[0]] = result
+    else:
+        env.update(zip(node.outputs, result, strict=True))
+
+
+def _run_body(body: Graph, inputs: Arrays, streams: Streams) -> list[mx.array]:
+    env: Env = dict(zip(body.inputs, inputs, strict=True))
+    for node in body.nodes:
+        run_node(node, env, streams)
+    return [env[value] for value in body.outputs]
+
+
+def _unroll(node: Node, env: Env, streams: Streams) -> None:
+    carried = [env[v] for v in node.args["carried"]]
+    invariants = [env[v] for v in node.args["invariants"]]
+    body = node.bodies[0]
+    if node.op == "fori_loop":
+        for i in range(node.args["lower"], node.args["upper"]):
+            carried = _run_body(body, [mx.array(i, mx.int32), *carried, *invariants], streams)
+        env.update(zip(node.outputs, carried, strict=True))
+        return
+
+    def turn(i: int, carried: Arrays) -> list[mx.array]:
+        slices = [env[v][i] for v in node.args["xs"]]
+        return _run_body(body, [*carried, *slices, *invariants], streams)
+
+    env.update(zip(node.outputs, _scan(node, carried, turn), strict=True))
+
+
+def _scan(
+    node: Node, carried: Arrays, turn: Callable[[int, Arrays], list[mx.array]]
+) -> list[mx.array]:
+    """Run a scan's turns in order, stacking what they give."""
+    count = node.args["length"]
+    stacked: list[list[mx.array]] = [[] for _ in node.outputs[len(carried) :]]
+    for i in reversed(range(count)) if node.args["reverse"] else range(count):
+        results = turn(i, carried)
+        carried = results[: len(carried)]
+        for column, y in zip(stacked, results[len(carried) :], strict=True):
+            column.append(y)
+    if node.args["reverse"]:
+        for column in stacked:
+            column.reverse()
+    types = [v.type for v in node.outputs[len(carried) :]]
+    ys = [mx.stack(c) if c else mx.zeros(t.shape, t.dtype)
+          for c, t in zip(stacked, types, strict=True)]
+    return [*carried, *ys]
+
+
+def turns(node: Node) -> int | None:
+    """How often a loop turns, or None where only the run can tell."""
+    if node.op == "scan":
+        return int(node.args["length"])
+    bounds = [node.args.get("lower"), node.args.get("upper")]
+    if node.op == "fori_loop" and all(isinstance(b, int) for b in bounds):
+        return max(0, bounds[1] - bounds[0])
+    return None
+
+
+def unrolls(node: Node) -> bool:
+    """Does this loop unroll inside `mx.compile`?"""
+    count = turns(node)
+    if count is None:
+        return False
+    inner = [n for n in node.bodies[0].nodes if n.op in CONTROL_FLOW]
+    return count * unrolled_size(node.bodies[0]) <= UNROLL_NODES and all(map(unrolls, inner))
+
+
+def unrolled_size(graph: Graph) -> int:
+    """Nodes of a body once its own loops are unrolled."""
+    return sum(
+        (turns(n) or 1) * unrolled_size(n.bodies[0]) if n.op in LOOPS else 1
+        for n in graph.nodes
+        if n.op != "constant"
+    )
+
+
+class LoweredGraph:
+    """A lowered graph: steps in order over one environment."""
+
+    def __init__(self, graph: Graph, known: Mapping[Value, mx.array], streams: Streams) -> None:
+        self.inputs = graph.inputs
+        self.outputs = graph.outputs
+        self.known = {**known, **{n.output: n.args["data"].array for n in graph.constants()
+                                  if n.output not in known and not n.args["data"].is_released}}
+        self.steps: list[Step] = []
+        groups = _stretches(graph, self.known)
+        for i, nodes in enumerate(groups):
+            if len(nodes) == 1 and _from_host(nodes[0]):
+                self.steps.append(_HOST[nodes[0].op](nodes[0], self.known, streams))
+            else:
+                later = {v for group in groups[i + 1 :] for n in group for v in n.inputs}
+                self.steps.append(Stretch.of(nodes, later | set(graph.outputs), self.known, streams))
+
+    def __call__(self, inputs: Arrays) -> list[mx.array]:
+        env: Env = dict(zip(self.inputs, inputs, strict=True))
+        for step in self.steps:
+            step.run(env)
+        known = self.known
+        return [env[v] if v in env else known[v] for v in self.outputs]
+
+
+def _from_host(node: Node) -> bool:
+    return node.op in CONTROL_FLOW and not unrolls(node)
+
+
+def _stretches(graph: Graph, known: Mapping[Value, mx.array]) -> list[list[Node]]:
+    """The nodes that run at each call, cut where one must run from the host."""
+    groups: list[list[Node]] = [[]]
+    for node in graph.nodes:
+        if node.op == "constant" or all(v in known for v in node.outputs):
+            continue
+        if _from_host(node):
+            groups += [[node], []]
+        else:
+            groups[-1].append(node)
+    return [group for group in groups if group]
+
+
+@dataclass
+class Step:
+    """Something that reads and adds values of an environment."""
+
+    def run(self, env: Env) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class Stretch(Step):
+    """Nodes without host control, one compiled function."""
+
+    needs: tuple[Value, ...]
+    gives: tuple[Value, ...]
+    function: Callable[..., list[mx.array]]
+
+    @staticmethod
+    def of(
+        nodes: Sequence[Node], wanted: set[Value], known: Mapping[Value, mx.array], streams: Streams
+    ) -> Stretch:
+        made = {v for node in nodes for v in node.outputs}
+        read = dict.fromkeys(v for node in nodes for v in node.inputs)
+        needs = tuple(v for v in read if v not in made and v not in known)
+        gives = tuple(v for node in nodes for v in node.outputs if v in wanted)
+        captured = {v: known[v] for v in read if v in known}
+
+        def stretch(*arrays: mx.array) -> list[mx.array]:
+            env: Env = {**captured, **dict(zip(needs, arrays, strict=True))}
+            for node in nodes:
+                run_node(node, env, streams)
+            return [env[v] for v in gives]
+
+        return Stretch(needs, gives, mx.compile(stretch))
+
+    def run(self, env: Env) -> None:
+        arrays = self.function(*[env[v] for v in self.needs])
+        env.update(zip(self.gives, arrays, strict=True))
+
+
+def _body(
+    node: Node, which: int, known: Mapping[Value, mx.array], streams: Streams
+) -> tuple[LoweredGraph, list[Value]]:
+    """A lowered body, and the outer values it takes after its own inputs.
+
+    What is known when the program is built (packed weights above all) is captured, not passed.
+    """
+    own, shared = body_inputs(node)[which]
+    inner = {value: known[source] for value, source in shared if source in known}
+    body = node.bodies[which]
+    passed = [(value, source) for value, source in shared if source not in known]
+    graph = body.replace(inputs=[*own, *(value for value, _ in passed)])
+    return LoweredGraph(graph, inner, streams), [source for _, source in passed]
+
+
+@dataclass
+class HostLoop(Step):
+    """A base for control flow that Python drives."""
+
+    node: Node
+    known: Mapping[Value, mx.array]
+    streams: Streams
+    bodies: list[tuple[LoweredGraph, list[Value]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bodies = [
+            _body(self.node, i, self.known, self.streams) for i in range(len(self.node.bodies))
+        ]
+        self.known = {v: self.known[v] for v in self.node.inputs if v in self.known}
+
+    def look_up(self, env: Env, values: Sequence[Value]) -> list[mx.array]:
+        return [env[v] if v in env else self.known[v] for v in values]
+
+    def bound(self, env: Env, name: str) -> int:
+        arg = self.node.args[name]
+        return int(self.look_up(env, [arg])[0].item()) if isinstance(arg, Value) else int(arg)
+
+
+class HostForiLoop(HostLoop):
+    def run(self, env: Env) -> None:
+        body, outer = self.bodies[0]
+        extra = self.look_up(env, outer)
+        carried = self.look_up(env, self.node.args["carried"])
+        for i in range(self.bound(env, "lower"), self.bound(env, "upper")):
+            carried = body([mx.array(i, mx.int32), *carried, *extra])
+            # Without this the lazy graph of all turns would pile up, and no buffer be reused.
+            mx.async_eval(carried)
+        env.update(zip(self.node.outputs, carried, strict=True))
+
+
+class HostScan(HostLoop):
+    def run(self, env: Env) -> None:
+        body, outer = self.bodies[0]
+        extra = self.look_up(env, outer)
+        xs = self.look_up(env, self.node.args["xs"])
+
+        def turn(i: int, carried: Arrays) -> list[mx.array]:
+            results = body([*carried, *(x[i] for x in xs), *extra])
+            mx.async_eval(results)
+            return results
+
+        carried = self.look_up(env, self.node.args["carried"])
+        env.update(zip(self.node.outputs, _scan(self.node, carried, turn), strict=True))
+
+
+class HostWhileLoop(HostLoop):
+    def run(self, env: Env) -> None:
+        (test, test_outer), (body, outer) = self.bodies
+        test_extra, extra = self.look_up(env, test_outer), self.look_up(env, outer)
+        carried = self.look_up(env, self.node.args["carried"])
+        while test([*carried, *test_extra])[0].item():
+            carried = body([*carried, *extra])
+        env.update(zip(self.node.outputs, carried, strict=True))
+
+
+class HostCond(HostLoop):
+    def run(self, env: Env) -> None:
+        true = self.look_up(env, [self.node.operand("pred")])[0].item()
+        branch, outer = self.bodies[0 if true else 1]
+        inputs = self.look_up(env, [*self.node.args["carried"], *outer])
+        env.update(zip(self.node.outputs, branch(inputs), strict=True))
+
+
+_HOST: dict[str, type[HostLoop]] = {
+    "fori_loop": HostForiLoop,
+    "scan": HostScan,
+    "while_loop": HostWhileLoop,
+    "cond": HostCond,
+}

@@ -1,0 +1,151 @@
+"""The pack and prepare steps: what depends on weights alone, computed once.
+
+Weights are packed one by one, and each float original is released before the next is read, so
+that memory peaks at the packed model and one weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from .ir import Graph, Node, Value
+from .lower import Env, Streams, run_node
+
+Progress = Callable[[str, int, int], None]
+"""Called with a weight's name, how many nodes are packed, and how many there are."""
+
+
+class PackCache:
+    """Packed arrays shared by the specialisations of a program.
+
+    A packed value is known by what it is computed from: the same ops, settings and constants.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[Any, list[mx.array]] = {}
+        self._held: list[Any] = []
+
+    def key(self, value: Value, known: dict[Value, Any]) -> Any:
+        if value in known:
+            return known[value]
+        node = value.node
+        if node.op == "constant":
+            data = node.args["data"]
+            self._held.append(data)
+            return ("constant", id(data))
+        attrs = tuple((name, repr(arg)) for name, arg in node.attrs.items())
+        inputs = tuple(self.key(v, known) for v in node.inputs)
+        known[value] = (node.op, attrs, inputs, value.index)
+        return known[value]
+
+    def get(self, key: Any) -> list[mx.array] | None:
+        return self._arrays.get(key)
+
+    def put(self, key: Any, arrays: list[mx.array]) -> None:
+        self._arrays[key] = arrays
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The nodes of one stage, and which of their values later stages read."""
+
+    nodes: tuple[Node, ...]
+    wanted: frozenset[Value]
+
+    @staticmethod
+    def of(graph: Graph, stage: str) -> Staged:
+        nodes = tuple(n for n in graph.nodes if n.stage == stage and n.op != "constant")
+        made = {v for n in nodes for v in n.outputs}
+        later = {v for n in graph.nodes if n.stage != stage for v in n.inputs}
+        return Staged(nodes, frozenset(made & (later | set(graph.outputs))))
+
+
+def run_constants(graph: Graph) -> list[Node]:
+    """The constants that are read when the program runs, not only while packing."""
+    return [
+        node
+        for node in graph.constants()
+        if node.output in graph.outputs
+        or any(user.stage != "pack" for user in graph.users.get(node.output, ()))
+    ]
+
+
+def pack(
+    graph: Graph,
+    streams: Streams,
+    *,
+    release: bool = False,
+    cache: PackCache | None = None,
+    progress: Progress | None = None,
+) -> dict[Value, mx.array]:
+    """Run the pack step and evaluate the other constants.
+
+    Args:
+        release: let float originals go that only the pack step reads.
+        cache: holds what was packed before, from the same constants.
+
+    Returns:
+        Every array known before the first call: packed values and remaining constants.
+    """
+    cache = cache or PackCache()
+    staged = Staged.of(graph, "pack")
+    kept = run_constants(graph)
+    keep_data = {id(node.args["data"]) for node in kept}
+    last_reader = {v: node for node in staged.nodes for v in node.inputs}
+    env: Env = {}
+    keys: dict[Value, Any] = {}
+    for done, node in enumerate(staged.nodes, 1):
+        if progress is not None:
+            progress(_source_name(node), done, len(staged.nodes))
+        key = cache.key(node.output, keys)
+        arrays = cache.get(key)
+        if arrays is None:
+            for value in node.inputs:
+                if value not in env:
+                    env[value] = value.node.args["data"].array
+            run_node(node, env, streams)
+            arrays = [env[v] for v in node.outputs]
+            mx.eval(arrays)
+            if any(v in staged.wanted for v in node.outputs):
+                cache.put(key, arrays)
+        env.update(zip(node.outputs, arrays, strict=True))
+        for value in node.inputs:
+            if last_reader[value] is node and value not in staged.wanted:
+                env.pop(value, None)
+                data = value.node.args.get("data")
+                if release and data is not None and id(data) not in keep_data:
+                    data.release()
+    known = {value: env[value] for value in staged.wanted}
+    constants = {node.output: node.args["data"].array for node in kept}
+    mx.eval(list(constants.values()))
+    return known | constants
+
+
+def _source_name(node: Node) -> str:
+    for value in node.inputs:
+        if value.node.op == "constant":
+            return str(value.node.args["name"])
+    return node.op
+
+
+class Prepared:
+    """Parameters after `Program.prepare`: pass it where the parameters would go.
+
+    Holds the packed arrays and those parameters that the program still reads as they are; the
+    float originals of packed ones are not kept.
+    """
+
+    def __init__(self, arrays: Sequence[mx.array], owner: int) -> None:
+        self.arrays = tuple(arrays)
+        self.owner = owner
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(a.nbytes) for a in self.arrays)
+
+    def __repr__(self) -> str:
+        return f"Prepared({len(self.arrays)} arrays, {self.nbytes / 2**20:.1f} MiB)"

@@ -1,0 +1,103 @@
+"""The order of the passes, and running them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import mlx.core as mx
+
+from .ir import Graph
+from .ledger import recording
+from .plan import Plan, PlanStep
+from .target import Target, as_target
+from .verify import verify
+
+
+class Pass(Protocol):
+    """What the optimizer runs: a name, and a function from graph to graph.
+
+    A pass that changes nothing returns the graph it was given.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, graph: Graph) -> Graph: ...
+
+
+def default_passes(target: Target | None = None) -> list[Pass]:
+    """The passes that `optimize` runs, in order.
+
+    Fusing comes before hoisting: a `dequantize` of a constant does not change in a loop, but
+    hoisting it would keep the dense weight alive.
+    """
+    from .passes import (
+        AssignStreams,
+        EliminateCommonSubexpressions,
+        EliminateDeadCode,
+        FoldConstants,
+        FuseQuantizedMatmul,
+        HoistQuantize,
+        SinkDequantize,
+    )
+
+    return [
+        EliminateDeadCode(),
+        FoldConstants(),
+        EliminateCommonSubexpressions(),
+        SinkDequantize(),
+        FuseQuantizedMatmul(),
+        HoistQuantize(),
+        EliminateCommonSubexpressions(),
+        EliminateDeadCode(),
+        AssignStreams(target),
+    ]
+
+
+def optimize(
+    graph: Graph,
+    *,
+    target: Target | str | mx.Device | None = None,
+    passes: Sequence[Pass] | None = None,
+    check: bool = True,
+    on_pass: Callable[[PlanStep], None] | None = None,
+) -> Plan:
+    """Run the passes over a graph.
+
+    Args:
+        graph: as traced or imported.
+        target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
+        passes: instead of the default ones; `[]` runs none.
+        check: verify the graph after every pass.
+        on_pass: called after each pass, with its step.
+
+    Raises:
+        VerifyError: a pass broke the graph; names the pass and the node.
+
+    >>> import qgraph as qg
+    >>> graph = qg.trace(lambda x: (qg.exp(x), qg.exp(x)), qg.spec((4,)), name="f")
+    >>> print(qg.optimize(graph, target="cpu").graph)
+    graph f(x: f32[4]) -> (f32[4], f32[4])
+      %0: f32[4] = exp(x)
+      return %0, %0
+    """
+    where = as_target(target)
+    source = graph
+    if check:
+        verify(graph)
+    steps = []
+    for run in default_passes(where) if passes is None else passes:
+        start = time.perf_counter()
+        with recording() as entries:
+            after = run(graph)
+        elapsed = 1000 * (time.perf_counter() - start)
+        step = PlanStep(run.name, graph, after, elapsed, tuple(entries))
+        if check and step.changed:
+            verify(after)
+        steps.append(step)
+        graph = after
+        if on_pass is not None:
+            on_pass(step)
+    return Plan(graph, source, where, tuple(steps))

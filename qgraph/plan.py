@@ -1,0 +1,136 @@
+"""Plans: what the optimizer made of a graph, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .ir import Graph, Node
+from .ledger import Entry
+from .target import Target
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """One pass that ran: the graph before and after, the time it took, what it decided."""
+
+    name: str
+    before: Graph
+    after: Graph
+    milliseconds: float
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        return self.after is not self.before
+
+    def summary(self) -> str:
+        """What changed, in a few words."""
+        if not self.changed:
+            return "nothing"
+        decided: dict[str, int] = {}
+        for entry in self.entries:
+            decided[entry.decision] = decided.get(entry.decision, 0) + 1
+        words = [f"{count} {decision}" for decision, count in decided.items()]
+        removed, added = node_changes(self.before, self.after)
+        words.append(f"{len(removed)} nodes out, {len(added)} in")
+        return ", ".join(words)
+
+
+def node_changes(before: Graph, after: Graph) -> tuple[list[Node], list[Node]]:
+    """Nodes that only `before` holds and nodes that only `after` holds, bodies included."""
+    old = dict.fromkeys(node for _, node in before.walk())
+    new = dict.fromkeys(node for _, node in after.walk())
+    return [n for n in old if n not in new], [n for n in new if n not in old]
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """What packing makes of one weight."""
+
+    name: str
+    float_bytes: int
+    packed_bytes: int
+    bits: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An optimized graph, how it came about, and what it is for.
+
+    Attributes:
+        graph: the optimized graph.
+        source: the graph as it was written.
+        steps: every pass that ran.
+        target: what it was optimized for.
+    """
+
+    graph: Graph
+    source: Graph
+    target: Target
+    steps: tuple[PlanStep, ...] = field(default=())
+
+    def ledger(self) -> list[Entry]:
+        """Every decision about a quantize, a dequantize or a product, in order."""
+        return [entry for step in self.steps for entry in step.entries]
+
+    def weights(self) -> list[PackedWeight]:
+        """The weights that the pack and prepare steps quantize."""
+        found = []
+        for node in self.graph.nodes:
+            if node.op == "quantize" and node.stage != "run":
+                source = node.operand("w")
+                packed = sum(v.type.nbytes for v in node.outputs)
+                name = str(source.node.args.get("name", "")) or source.node.op
+                found.append(PackedWeight(name, source.type.nbytes, packed, node.args["bits"]))
+        return found
+
+    def report(self, width: int = 100) -> str:
+        """Two tables: the passes, and the weights that are packed."""
+        passes = Table(title=f"passes for {self.target}", title_justify="left")
+        for heading, justify in (("pass", "left"), ("before", "right"), ("after", "right"),
+                                 ("what changed", "left"), ("ms", "right")):
+            passes.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        for step in self.steps:
+            passes.add_row(step.name, str(step.before.count()), str(step.after.count()),
+                           step.summary(), f"{step.milliseconds:.1f}")
+        tables = [passes]
+        if weights := self.weights():
+            tables.append(_weight_table(weights))
+        return "\n".join(_render(table, width) for table in tables)
+
+    def dump(self, folder: str | Path) -> Path:
+        """Write every step as numbered text, the report and the ledger; returns the folder."""
+        from .dump import dump_plan
+
+        return dump_plan(self, Path(folder))
+
+
+def _weight_table(weights: Sequence[PackedWeight]) -> Table:
+    table = Table(title="weights packed", title_justify="left")
+    for heading in ("weight", "float bytes", "packed bytes", "bits"):
+        table.add_column(heading, justify="left" if heading == "weight" else "right")
+    for w in weights:
+        table.add_row(w.name, f"{w.float_bytes:,}", f"{w.packed_bytes:,}", str(w.bits))
+    total = (sum(w.float_bytes for w in weights), sum(w.packed_bytes for w in weights))
+    table.add_row("all", f"{total[0]:,}", f"{total[1]:,}", f"{total[0] / total[1]:.1f}x smaller",
+                  style="bold")
+    return table
+
+
+def _render(table: Table, width: int) -> str:
+    console = Console(width=width, record=True, file=_Nowhere())
+    console.print(table)
+    return console.export_text().rstrip()
+
+
+class _Nowhere:
+    def write(self, _: str) -> int:
+        return 0
+
+    def flush(self) -> None:
+        return None

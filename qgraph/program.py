@@ -1,0 +1,263 @@
+"""Programs: compiled, callable graphs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .errors import InputError, TraceError
+from .ir import Graph, Value, reachable
+from .lower import Env, LoweredGraph, Streams, Stretch, run_node
+from .packing import PackCache, Prepared, Progress, Staged, pack
+from .plan import Plan
+from .target import Target, as_target
+from .tensor import Constants, Tensor
+from .tree import Tree, flatten
+from .types import type_of
+
+Key = tuple[Any, ...]
+
+
+class Executable:
+    """One specialisation: a plan lowered for its input types."""
+
+    def __init__(
+        self, plan: Plan, cache: PackCache, *, release: bool, progress: Progress | None
+    ) -> None:
+        graph, device = plan.graph, plan.target.device
+        self.plan = plan
+        self.graph = graph
+        self._streams = Streams(device)
+        self.on_device = _device_context(device)
+        with self.on_device():
+            self.known = pack(
+                graph, self._streams, release=release, cache=cache, progress=progress
+            )
+        self._prepare = Staged.of(graph, "prepare")
+        self.parameters = [v for v in graph.inputs if v.node.args["parameter"]]
+        read = {v for n in graph.nodes if n.stage == "run" for v in n.inputs} | set(graph.outputs)
+        kept = [v for v in self.parameters if v in read]
+        self.prepared = (*kept, *sorted(self._prepare.wanted, key=lambda v: (v.node.serial, v.index)))
+        self.free = [v for v in graph.inputs if not v.node.args["parameter"]]
+        body = graph.replace(
+            inputs=[*self.prepared, *self.free],
+            nodes=[n for n in graph.nodes if n.stage == "run" and n.op != "constant"],
+        )
+        self.run = _direct(LoweredGraph(body, self.known, self._streams))
+        self.out_tree = graph.out_tree
+
+    def prepare(self, parameters: Sequence[mx.array]) -> list[mx.array]:
+        env: Env = {**self.known, **dict(zip(self.parameters, parameters, strict=True))}
+        last_reader = {v: node for node in self._prepare.nodes for v in node.inputs}
+        with self.on_device():
+            for node in self._prepare.nodes:
+                run_node(node, env, self._streams)
+                mx.eval([env[v] for v in node.outputs])
+                for value in node.inputs:
+                    if last_reader[value] is node and value not in self.prepared:
+                        env.pop(value, None)
+        return [env[v] for v in self.prepared]
+
+
+def _direct(lowered: LoweredGraph) -> Callable[[Sequence[mx.array]], list[mx.array]]:
+    """Skip the environment where all there is is one compiled stretch in the graph's order."""
+    if len(lowered.steps) == 1 and isinstance(lowered.steps[0], Stretch):
+        step = lowered.steps[0]
+        if step.needs == lowered.inputs and step.gives == lowered.outputs:
+            function = step.function
+            return lambda arrays: function(*arrays)
+    return lowered
+
+
+def _device_context(device: mx.Device) -> Callable[[], AbstractContextManager[Any]]:
+    def context() -> AbstractContextManager[Any]:
+        return nullcontext() if mx.default_device() == device else mx.stream(device)
+
+    return context
+
+
+class Program:
+    """A compiled function of arrays; made by `qgraph.compile` and `qgraph.jit`.
+
+    Call it with trees of arrays as the function was traced with.  It may be called from any
+    thread.  All its specialisations share one packed copy of the weights.
+    """
+
+    def __init__(
+        self,
+        specialise: Callable[[tuple[Any, ...], dict[str, Any]], Plan] | None,
+        plan: Plan | None = None,
+        *,
+        release: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self._specialise = specialise
+        self._cache = PackCache()
+        self._lock = threading.Lock()
+        self._executables: dict[Key, Executable] = {}
+        self._progress = progress
+        self._last: Executable | None = None
+        if plan is not None:
+            self._add(plan, release)
+
+    def _add(self, plan: Plan, release: bool) -> Executable:
+        executable = Executable(plan, self._cache, release=release, progress=self._progress)
+        form = plan.graph.in_tree
+        key = (form, *((v.shape, v.dtype) for v in plan.graph.inputs))
+        self._executables[key] = self._last = executable
+        return executable
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the specialisation made last."""
+        if self._last is None:
+            raise InputError("this program has no plan yet", hint="call it once, then read .plan")
+        return self._last.plan
+
+    @property
+    def executables(self) -> list[Executable]:
+        """Every specialisation, in the order they were made."""
+        return list(self._executables.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of packed weights and other constants that the program keeps."""
+        found = {id(a): int(a.nbytes) for e in self.executables for a in e.known.values()}
+        return sum(found.values())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; returns what the traced function returned, as arrays.
+
+        Raises:
+            InputError: the arguments are not those it was compiled for.
+        """
+        leaves, form = flatten((args, kwargs), static=True)
+        key = (form, *[(a.shape, a.dtype) if type(a) is mx.array else type(a) for a in leaves])
+        found = self._executables.get(key)
+        if found is None:
+            return self._call_slowly(args, kwargs)
+        with found.on_device():
+            if found.parameters:
+                leaves = self._split(found, leaves)
+            results = found.run(leaves)
+        tree = found.out_tree
+        if tree is None or tree.kind == "leaf":
+            return results[0]
+        return tree.build(results)
+
+    def _split(self, executable: Executable, leaves: list[mx.array]) -> list[mx.array]:
+        given = dict(zip(executable.graph.inputs, leaves, strict=True))
+        prepared = executable.prepare([given[v] for v in executable.parameters])
+        return [*prepared, *(given[v] for v in executable.free)]
+
+    def _call_slowly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Arrays of other libraries, prepared parameters, and types not met before."""
+        if any(isinstance(a, Prepared) for a in args):
+            return self._call_prepared(args, kwargs)
+        leaves, form = flatten((args, kwargs), static=True)
+        if any(isinstance(a, np.ndarray | np.generic) for a in leaves):
+            arrays = [mx.array(a) if isinstance(a, np.ndarray | np.generic) else a for a in leaves]
+            args, kwargs = form.build(arrays)
+            return self(*args, **kwargs)
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                raise TraceError(
+                    "a program was called on a symbolic tensor",
+                    hint="programs take arrays; inside a trace call the function itself",
+                )
+            if not isinstance(leaf, mx.array):
+                raise InputError(
+                    f"a program takes arrays, not {type(leaf).__name__}", hint="pass mx.array(...)"
+                )
+        if self._specialise is None:
+            raise InputError(*self._mismatch(leaves, form))
+        with self._lock:
+            key = (form, *((a.shape, a.dtype) for a in leaves))
+            if key not in self._executables:
+                self._add(self._specialise(args, kwargs), release=False)
+        return self(*args, **kwargs)
+
+    def _mismatch(self, leaves: list[mx.array], form: Tree) -> tuple[str]:
+        assert self._last is not None
+        graph = self._last.graph
+        if form != graph.in_tree:
+            return (f"{graph.name}: {len(leaves)} arrays were given in another form than the "
+                    f"{len(graph.inputs)} it was compiled for",)
+        wrong = [
+            f"{v.node.args['name']} is {type_of(a)}, not {v.type}"
+            for v, a in zip(graph.inputs, leaves, strict=True)
+            if v.type != type_of(a)
+        ]
+        return (f"{graph.name} was compiled for other types: {'; '.join(wrong)}. "
+                "Compile it for these too, or use qg.jit, which compiles per input types",)
+
+    def prepare(self, *parameters: Any) -> Prepared:
+        """Pack parameters once; pass the result in place of all of them.
+
+        Args:
+            parameters: the arguments that were declared parameters, in order.
+
+        >>> import mlx.core as mx, qgraph as qg
+        >>> f = lambda w, x: qg.quantized_matmul(x, w)
+        >>> program = qg.compile(f, qg.spec((64, 64)), qg.spec((1, 64)), parameters=[0])
+        >>> packed = program.prepare(mx.ones((64, 64)))
+        >>> program(packed, mx.ones((1, 64))).shape
+        (1, 64)
+        """
+        if self._last is None or not self._last.parameters:
+            raise InputError("this program has no parameters", hint="compile with parameters=[…]")
+        executable = self._last
+        leaves, _ = flatten(parameters, static=True)
+        types = [type_of(a) for a in leaves]
+        wanted = [v.type for v in executable.parameters]
+        if types != wanted:
+            raise InputError(f"prepare: got {types}", hint=f"the parameters are {wanted}")
+        return Prepared(executable.prepare(leaves), id(executable))
+
+    def _call_prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        prepared = [a for a in args if isinstance(a, Prepared)]
+        found = next((e for e in self.executables if id(e) == prepared[0].owner), None)
+        if found is None or len(prepared) != 1:
+            raise InputError(
+                "prepared parameters of another program were given",
+                hint="call .prepare of this program and pass its one result",
+            )
+        rest = [a for a in args if not isinstance(a, Prepared)]
+        leaves, _ = flatten((rest, kwargs), static=True)
+        types, wanted = [type_of(mx.array(a)) for a in leaves], [v.type for v in found.free]
+        if types != wanted:
+            raise InputError(f"{found.graph.name}: got {types}", hint=f"it takes {wanted}")
+        with found.on_device():
+            results = found.run([*prepared[0].arrays, *leaves])
+        assert found.out_tree is not None
+        return found.out_tree.build(results)
+
+
+def evaluate(tensor: Tensor, target: Target | None = None) -> mx.array:
+    """Compile and run the expression behind a lazy tensor."""
+    from .pipeline import optimize
+
+    nodes = reachable([tensor.value])
+    for node in nodes:
+        if node.op == "input":
+            raise TraceError(
+                f"this tensor depends on {node.args['name'] or 'an argument'}, whose elements "
+                "are not known while tracing",
+                hint="return it from the traced function and call the program",
+            )
+    nodes.sort(key=lambda node: node.serial)
+    graph = Graph("expression", [], nodes, [tensor.value])
+    plan = optimize(graph, target=target or as_target())
+    executable = Executable(plan, PackCache(), release=False, progress=None)
+    with executable.on_device():
+        result = executable.run([])[0]
+        mx.eval(result)
+    return result
+
+
+__all__ = ["Constants", "Executable", "Program", "Value", "evaluate"]

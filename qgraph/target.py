@@ -1,0 +1,62 @@
+"""What a program is compiled for: device, backend and machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A device and what is known of the machine behind it.
+
+    Attributes:
+        device: MLX's device.
+        backend: "cpu", "cuda" or "metal".
+        arch: the processor ("x86_64", "arm64") or the GPU's name as MLX gives it.
+        cores: processor cores that this process may use; streams of a CPU target.
+    """
+
+    device: mx.Device
+    backend: str
+    arch: str
+    cores: int
+
+    def __str__(self) -> str:
+        return f"{self.backend} ({self.arch}, {self.cores} cores)"
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.backend == "cpu"
+
+
+def as_target(target: Target | str | mx.Device | mx.DeviceType | None = None) -> Target:
+    """The target for "cpu", "gpu", an `mx.Device` or, with None, MLX's default device.
+
+    Raises:
+        ValueError: there is no such device here.
+
+    >>> as_target("cpu").backend
+    'cpu'
+    """
+    if isinstance(target, Target):
+        return target
+    if target is None:
+        device = mx.default_device()
+    elif isinstance(target, str):
+        if target not in ("cpu", "gpu"):
+            raise ValueError(f"target={target!r}: give 'cpu', 'gpu' or an mx.Device")
+        device = mx.Device(mx.cpu if target == "cpu" else mx.gpu, 0)
+    else:
+        device = target if isinstance(target, mx.Device) else mx.Device(target, 0)
+    if not mx.is_available(device):
+        raise ValueError(f"target={target!r}: this build of MLX has no {device}; try target='cpu'")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if device.type == mx.cpu:
+        return Target(device, "cpu", platform.machine(), cores or 1)
+    backend = "metal" if mx.metal.is_available() else "cuda"
+    name = str(mx.device_info(device).get("architecture", "gpu"))
+    return Target(device, backend, name, cores or 1)
