@@ -8,6 +8,7 @@ structure from random numbers, for use with no download.
 from __future__ import annotations
 
 import codecs
+import importlib
 import importlib.metadata
 import math
 import re
@@ -104,7 +105,8 @@ def load(path: Path | None = None) -> Model:
     Raises:
         ModelFilesMissing: no path given and the package is not installed.
     """
-    tensors, metadata = mx.load(str(path or find_gguf()), return_metadata=True)
+    loaded: Any = mx.load(str(path or find_gguf()), return_metadata=True)
+    tensors, metadata = loaded
     weights = {_mlx_lm_name(name): tensor for name, tensor in tensors.items()}
     return Model(_config(metadata, weights), weights, BpeTokenizer(metadata))
 
@@ -133,9 +135,7 @@ def dequantized(weights: Weights, dtype: mx.Dtype = mx.float32) -> Weights:
         stem = name.removesuffix(".weight")
         if f"{stem}.scales" in weights:
             scales, biases = (weights[f"{stem}.{k}"].astype(dtype) for k in ("scales", "biases"))
-            value = mx.dequantize(
-                value, scales, biases, GROUP_SIZE, bits_of(weights, stem)
-            )
+            value = mx.dequantize(value, scales, biases, GROUP_SIZE, bits_of(weights, stem))
         result[name] = value.astype(dtype)
     return result
 
@@ -345,7 +345,7 @@ def toy_weights(config: Config = TOY_CONFIG) -> Weights:
 
 def mlx_lm_model(weights: Weights, config: Config) -> Any:
     """mlx-lm's llama over these very arrays, packed or float; needs mlx-lm (extra ``test``)."""
-    import mlx.nn as nn
+    nn: Any = importlib.import_module("mlx.nn")
     from mlx_lm.models import llama
 
     args = llama.ModelArgs(
@@ -358,7 +358,7 @@ def mlx_lm_model(weights: Weights, config: Config) -> Any:
     )  # fmt: skip
     model = llama.Model(args)
 
-    def packing(path: str, _: nn.Module) -> bool | dict[str, int]:
+    def packing(path: str, _: Any) -> bool | dict[str, int]:
         if f"{path}.scales" not in weights:
             return False
         return {"group_size": config.group_size, "bits": bits_of(weights, path)}
@@ -385,4 +385,4 @@ def perplexity(logits: mx.array, ids: Sequence[int]) -> float:
         raise ValueError(f"perplexity needs one row of logits for each of at least two ids; "
                          f"got {rows.shape[0]} rows and {len(ids)} ids")  # fmt: skip
     wanted = mx.take_along_axis(rows[:-1], mx.array(list(ids[1:]))[:, None], axis=-1)[:, 0]
-    return math.exp((mx.logsumexp(rows[:-1], axis=-1) - wanted).mean().item())
+    return math.exp(float((mx.logsumexp(rows[:-1], axis=-1) - wanted).mean()))
