@@ -7,7 +7,8 @@ Moves:
     4. what such a `quantize` is computed from, with it.
     5. anything else that does not change, if its result is not larger than what it is computed
        from.
-    6. out of `cond` what then moves on to a step or out of a loop.
+    6. casts of scales to the dtype that a product computes in: a small part of the weight.
+    7. out of `cond` what then moves on to a step or out of a loop.
 Leaves alone:
     1. a `dequantize` by itself: it would keep the dense weight alive.
     2. what would grow: a broadcast, a cast to a wider dtype.
@@ -144,7 +145,19 @@ def _worth_moving(graph: Graph, free: set[Node]) -> set[Node]:
             small = size <= sum(v.type.nbytes for v in found)
             if node.op == "quantize" or (node.op != "dequantize" and small):
                 worth.add(node)
+            elif node.op == "astype" and _are_scales(node.output, graph):
+                worth.add(node)
     return worth
+
+
+def _are_scales(value: Value, graph: Graph) -> bool:
+    """Do only quantized products read `value`, as scales or biases?"""
+    readers = graph.users.get(value, ())
+    return bool(readers) and value not in graph.outputs and all(
+        reader.op in ("quantized_matmul", "gather_qmm")
+        and all(reader.args.get(part) is not value for part in ("x", "w"))
+        for reader in readers
+    )
 
 
 def _lift(

@@ -149,20 +149,32 @@ def trace(
 
 
 def name_captured(fn: Callable[..., Any]) -> None:
-    """Name the arrays that `fn` can see, so that prints call them as the user does."""
+    """Name the arrays that `fn` can see, so that prints call them as the user does.
+
+    An array is called after its variable, one in a dict or a module by its path in there.
+    """
     known = trace_constants.get()
     assert known is not None
     try:
         seen = inspect.getclosurevars(inspect.unwrap(fn))
     except (TypeError, ValueError):
         return
-    for scope in (seen.nonlocals, seen.globals):
-        for name, thing in scope.items():
-            if isinstance(thing, mx.array | dict | list | tuple):
-                leaves, form = flatten(thing)
-                for leaf, path in zip(leaves, form.paths(name), strict=True):
-                    if isinstance(leaf, mx.array):
-                        known.names.setdefault(id(leaf), path)
+    found = [*seen.nonlocals.items(), *seen.globals.items()]
+    found.append(("", getattr(fn, "__self__", None)))
+    for name, thing in found:
+        _name_arrays(thing, name, known.names)
+        for attribute, inner in getattr(thing, "__dict__", {}).items():
+            if not inspect.ismodule(thing):
+                _name_arrays(inner, attribute, known.names)
+
+
+def _name_arrays(thing: Any, name: str, names: dict[int, str]) -> None:
+    if isinstance(thing, mx.array | dict | list | tuple):
+        leaves, form = flatten(thing)
+        for leaf, path in zip(leaves, form.paths("" if isinstance(thing, dict) else name),
+                              strict=True):
+            if isinstance(leaf, mx.array):
+                names.setdefault(id(leaf), path)
 
 
 def output_value(leaf: Any, fn: Callable[..., Any]) -> Value:
