@@ -151,13 +151,24 @@ def _worth_moving(graph: Graph, free: set[Node]) -> set[Node]:
 
 
 def _are_scales(value: Value, graph: Graph) -> bool:
-    """Do only quantized products read `value`, as scales or biases?"""
+    """Do only quantized products read `value`, as scales or biases, here or in a loop?"""
     readers = graph.users.get(value, ())
     return bool(readers) and value not in graph.outputs and all(
-        reader.op in ("quantized_matmul", "gather_qmm")
-        and all(reader.args.get(part) is not value for part in ("x", "w"))
-        for reader in readers
+        _reads_as_scales(reader, value) for reader in readers
     )
+
+
+def _reads_as_scales(reader: Node, value: Value) -> bool:
+    if reader.bodies:
+        carried = [v for name in ("carried", "xs") for v in reader.args.get(name, ())]
+        return value not in carried and all(
+            _are_scales(inner, body)
+            for body, (_, shared) in zip(reader.bodies, body_inputs(reader), strict=True)
+            for inner, outer in shared
+            if outer is value
+        )
+    product = reader.op in ("quantized_matmul", "gather_qmm")
+    return product and all(reader.args.get(part) is not value for part in ("x", "w"))
 
 
 def _lift(

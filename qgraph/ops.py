@@ -56,7 +56,7 @@ class Op:
         given = [_as_list(args.get(name, default)) for name, default in places]
         if star is not None:
             given.extend(args[star])
-        named = {n: args[n] for n, default in keywords if n in args and args[n] != default}
+        named = {n: args[n] for n, default in keywords if n in args and args[n] is not default}
         if stream is not None and self.kind != "local":
             named["stream"] = stream
         return self.fn(*given, **named)

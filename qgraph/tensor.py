@@ -234,7 +234,8 @@ class Tensor:
         return self.shape[0]
 
     def reshape(self, *shape: Any) -> Tensor:
-        return self._op("reshape", shape[0] if len(shape) == 1 else shape)
+        whole = len(shape) == 1 and isinstance(shape[0], list | tuple)
+        return self._op("reshape", shape[0] if whole else shape)
 
     def transpose(self, *axes: Any) -> Tensor:
         if not axes:

@@ -1,0 +1,185 @@
+"""SmolLM2-135M-Instruct in qgraph: a llama-type model as a person would write it.
+
+    python -m qgraph.examples.smollm2 "What is the capital of France?"
+
+The decode loop is one traced graph that carries its key-value cache.  The weights come in two
+forms: packed, with the dequantize written out before each product (which qgraph fuses), and float,
+quantized in the loop (which qgraph hoists out of it).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+import qgraph as qg
+from qgraph.examples import smollm2_files as files
+
+Cache = list[tuple[Any, Any]]
+"""For each layer keys and values, (1, kv_heads, length, head_dim) float32."""
+
+
+@dataclass(frozen=True)
+class Llama:
+    """The model: sizes, weights by name, and how a product with a weight is written.
+
+    Attributes:
+        config: sizes and constants.
+        weights: packed (`.weight`, `.scales`, `.biases`) or float (`.weight`) arrays by name.
+        length: positions that the cache holds.
+    """
+
+    config: files.Config
+    weights: files.Weights
+    length: int = 512
+
+    def linear(self, name: str, x: Any) -> Any:
+        """`x @ weight.T`: from packed weights written out, from float ones quantized here."""
+        weight = self.weights[f"{name}.weight"]
+        if f"{name}.scales" in self.weights:
+            return x @ self.dense(name).T
+        bits = 8 if name == "model.embed_tokens" else 4
+        return qg.quantized_matmul(x, weight, group_size=self.config.group_size, bits=bits)
+
+    def dense(self, name: str) -> Any:
+        """The weight as a dense matrix."""
+        if f"{name}.scales" not in self.weights:
+            return qg.tensor(self.weights[f"{name}.weight"])
+        parts = [self.weights[f"{name}.{part}"] for part in ("weight", "scales", "biases")]
+        bits = files.bits_of(self.weights, name)
+        return qg.dequantize(*parts, group_size=self.config.group_size, bits=bits)
+
+    def norm(self, name: str, x: Any) -> Any:
+        return qg.fast.rms_norm(x, self.weights[f"{name}.weight"], self.config.rms_eps)
+
+    def attention(
+        self, name: str, x: Any, cache: tuple[Any, Any], position: Any, mask: Any
+    ) -> tuple[Any, tuple[Any, Any]]:
+        c = self.config
+
+        def heads(part: str, count: int) -> Any:
+            y = self.linear(f"{name}.{part}_proj", x)
+            return y.reshape(1, -1, count, c.head_dim).transpose(0, 2, 1, 3)
+
+        def rope(y: Any) -> Any:
+            return qg.fast.rope(y, c.head_dim, traditional=c.rope_traditional, base=c.rope_base,
+                                scale=1.0, offset=position)  # fmt: skip
+
+        q, k, v = heads("q", c.heads), heads("k", c.kv_heads), heads("v", c.kv_heads)
+        start = position.reshape(1)
+        keys = qg.slice_update(cache[0], rope(k), start, axes=(2,))
+        values = qg.slice_update(cache[1], v, start, axes=(2,))
+        y = qg.fast.scaled_dot_product_attention(
+            rope(q), keys, values, scale=c.head_dim**-0.5, mask=mask
+        )
+        y = y.transpose(0, 2, 1, 3).reshape(1, -1, c.heads * c.head_dim)
+        return self.linear(f"{name}.o_proj", y), (keys, values)
+
+    def mlp(self, name: str, x: Any) -> Any:
+        gate = self.linear(f"{name}.gate_proj", x)
+        return self.linear(f"{name}.down_proj", gate * qg.sigmoid(gate)
+                           * self.linear(f"{name}.up_proj", x))  # fmt: skip
+
+    def forward(self, tokens: Any, cache: Cache, position: Any) -> tuple[Any, Cache]:
+        """Logits (1, count, vocab) of `tokens` (1, count), and the cache with them in it.
+
+        `position`, int32 without axes, is where the first of the tokens stands.
+        """
+        h = qg.take(self.dense("model.embed_tokens"), tokens, axis=0).astype(mx.float32)
+        rows = qg.arange(tokens.shape[1])[:, None] + position
+        mask = qg.arange(self.length)[None, :] <= rows
+        after = []
+        for i in range(self.config.layers):
+            layer = f"model.layers.{i}"
+            y, kept = self.attention(
+                f"{layer}.self_attn", self.norm(f"{layer}.input_layernorm", h), cache[i],
+                position, mask,
+            )  # fmt: skip
+            after.append(kept)
+            h = h + y
+            h = h + self.mlp(f"{layer}.mlp", self.norm(f"{layer}.post_attention_layernorm", h))
+        head = "model.embed_tokens" if self.config.tied else "lm_head"
+        return self.linear(head, self.norm("model.norm", h)), after
+
+    def empty_cache(self) -> Cache:
+        c = self.config
+        shape = (1, c.kv_heads, self.length, c.head_dim)
+        return [(mx.zeros(shape), mx.zeros(shape)) for _ in range(c.layers)]
+
+    def prefill(self, tokens: Any, count: Any, cache: Cache) -> tuple[Any, Cache]:
+        """Read a prompt of `count` tokens, padded at the end: logits of the last, and the cache."""
+        logits, cache = self.forward(tokens, cache, qg.zeros((), mx.int32))
+        return qg.take(logits, count - 1, axis=1), cache
+
+    def decode(self, steps: int, temperature: float = 0.0) -> Callable[..., Any]:
+        """The decode loop for `steps` tokens: (token, position, key, cache) in and out.
+
+        Greedy at temperature 0, else sampled with the key that is carried along.
+        """
+
+        def loop(token: Any, position: Any, key: Any, cache: Cache) -> Any:
+            def step(carry: Any, _: Any) -> Any:
+                token, position, key, cache = carry
+                logits, cache = self.forward(token.reshape(1, 1), cache, position)
+                token, key = choose(logits[0, -1], key, temperature)
+                return (token, position + 1, key, cache), token
+
+            return qg.scan(step, (token, position, key, cache), length=steps)
+
+        return loop
+
+
+def choose(logits: Any, key: Any, temperature: float) -> tuple[Any, Any]:
+    """The next token, int32 without axes, and the key for the one after."""
+    if temperature == 0:
+        return qg.argmax(logits).astype(mx.int32), key
+    now, later = qg.split(qg.random.split(key), 2)
+    token = qg.random.categorical(logits / temperature, key=now.reshape(2))
+    return token.astype(mx.int32), later.reshape(2)
+
+
+class Generator:
+    """Two programs, for the prompt and for the loop, that share one packed copy of the weights."""
+
+    def __init__(
+        self, model: Llama, *, temperature: float = 0.0, chunk: int = 8, **options: Any
+    ) -> None:
+        self.model, self.temperature, self.chunk = model, temperature, chunk
+        self.prefill = qg.jit(model.prefill, **options)
+        self.decode = qg.jit(model.decode(chunk, temperature), **options)
+
+    def tokens(self, prompt: Sequence[int], count: int, seed: int = 0) -> Iterator[int]:
+        """Up to `count` tokens after `prompt`, as they come; ends at the end token."""
+        padded = -len(prompt) % 16
+        ids = mx.array([[*prompt, *([0] * padded)]])
+        length = mx.array(len(prompt), mx.int32)
+        logits, cache = self.prefill(ids, length, self.model.empty_cache())
+        token, key = choose(logits[0], mx.random.key(seed), self.temperature)
+        produced = [int(token.item())]
+        position = length
+        while True:
+            for value in produced:
+                if value == self.model.config.eos_id or count == 0:
+                    return
+                count -= 1
+                yield value
+            (token, position, key, cache), made = self.decode(token, position, key, cache)
+            produced = made.tolist()
+
+
+def main(prompt: str) -> None:
+    found = files.load()
+    model = Llama(found.config, found.weights)
+    chat = found.tokenizer.chat_prompt([{"role": "user", "content": prompt}])
+    text = files.TextStream(found.tokenizer)
+    for token in Generator(model).tokens(found.tokenizer.encode(chat), count=64):
+        print(text.feed(token), end="", flush=True)
+    print(text.finish())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "What is the capital of France?")
