@@ -193,7 +193,7 @@ _TABLE: dict[str, str] = {
         any(a, /, axis=None, keepdims=False)
         argmax(a, /, axis=None, keepdims=False)
         argmin(a, /, axis=None, keepdims=False)
-        array_equal(a, b, equal_nan=False)
+        array_equal(a, b, *, equal_nan=False)
         count_nonzero(a, /, *, axis=None, keepdims=False)
         logsumexp(a, /, axis=None, keepdims=False)
         max(a, /, axis=None, keepdims=False)
