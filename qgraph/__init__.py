@@ -18,7 +18,7 @@ except ImportError as error:
     ) from error
 del _mx
 
-from . import errors
+from . import errors, tree
 from .api import compile, jit
 from .control_flow import cond, fori_loop, scan, while_loop
 from .errors import QGraphError

@@ -25,12 +25,13 @@ def compile(
     parameters: Sequence[int] = (),
     release: bool | None = None,
     progress: Progress | None = None,
+    **keywords: Any,
 ) -> Program:
     """Optimize, pack and lower a graph, or a function for arguments of the given types.
 
     Args:
         fn: a graph, or a function to trace on `specs`.
-        specs: as for `trace`.
+        specs, keywords: as for `trace`.
         target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
         passes: instead of the default ones; `[]` runs the graph as written.
         parameters: as for `trace`.
@@ -47,7 +48,7 @@ def compile(
     if isinstance(fn, Graph):
         graph, release = fn, bool(release)
     else:
-        graph, release = trace(fn, *specs, parameters=parameters), release is not False
+        graph, release = trace(fn, *specs, parameters=parameters, **keywords), release is not False
     plan = optimize(graph, target=target, passes=passes)
     return Program(None, plan, release=release, progress=progress)
 

@@ -137,14 +137,25 @@ def unrolled_size(graph: Graph) -> int:
     )
 
 
+def captured_constants(nodes: Sequence[Node]) -> dict[Value, mx.array]:
+    """Evaluated arrays for constants that compiled functions capture.
+
+    They are other arrays over the same buffers: `mx.compile` fails on a call whose argument is the
+    very array that the function captures.  Unevaluated ones would be computed at every call.
+    """
+    arrays = {node.output: mx.stop_gradient(node.args["data"].array) for node in nodes}
+    mx.eval(list(arrays.values()))
+    return arrays
+
+
 class LoweredGraph:
     """A lowered graph: steps in order over one environment."""
 
     def __init__(self, graph: Graph, known: Mapping[Value, mx.array], streams: Streams) -> None:
         self.inputs = graph.inputs
         self.outputs = graph.outputs
-        self.known = {**known, **{n.output: n.args["data"].array for n in graph.constants()
-                                  if n.output not in known and not n.args["data"].is_released}}
+        own = [n for n in graph.constants() if n.output not in known]
+        self.known = {**known, **captured_constants(own)}
         self.steps: list[Step] = []
         groups = _stretches(graph, self.known)
         for i, nodes in enumerate(groups):

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from .ir import Graph, Node, Value
-from .lower import Env, Streams, run_node
+from .lower import Env, Streams, captured_constants, run_node
 
 Progress = Callable[[str, int, int], None]
 """Called with a weight's name, how many nodes are packed, and how many there are."""
@@ -119,10 +119,9 @@ def pack(
                 data = value.node.args.get("data")
                 if release and data is not None and id(data) not in keep_data:
                     data.release()
-    known = {value: env[value] for value in staged.wanted}
-    constants = {node.output: node.args["data"].array for node in kept}
-    mx.eval(list(constants.values()))
-    return known | constants
+    made = [value for node in staged.nodes for value in node.outputs]
+    known = {value: env[value] for value in made if value in staged.wanted}
+    return known | captured_constants(kept)
 
 
 def _source_name(node: Node) -> str:

@@ -1,0 +1,203 @@
+"""Programs: inputs, threads, specialisation, shared weights, parameters, released floats."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import qgraph as qg
+from qgraph.errors import InputError, QGraphError, TraceError
+
+W = mx.random.normal((128, 64), key=mx.random.key(1))
+X = mx.random.normal((2, 64), key=mx.random.key(2))
+
+
+def step(x: Any) -> Any:
+    return qg.fori_loop(0, 3, lambda i, h: qg.tanh(qg.quantized_matmul(h, W)[:, :64]), x)
+
+
+def test_trees_in_and_out() -> None:
+    def fn(a: Any, *, b: Any) -> Any:
+        return {"sum": a["x"] + b, "list": [a["y"][0], (b,)], "none": None, "two": 2}
+
+    args = {"x": X, "y": [X * 2]}
+    result = qg.compile(fn, args, b=X)(args, b=X)
+    assert list(result) == ["sum", "list", "none", "two"]
+    assert mx.array_equal(result["sum"], X + X)
+    assert mx.array_equal(result["list"][1][0], X)
+    assert result["none"] is None
+    assert result["two"] == 2
+
+
+def test_an_argument_may_be_the_very_array_that_is_captured() -> None:
+    program = qg.compile(lambda x: x + X, qg.spec(X.shape))
+    assert mx.array_equal(program(X), X + X)
+
+
+def test_numpy_arguments() -> None:
+    program = qg.compile(lambda x: x * 2, qg.spec((2, 64)))
+    assert mx.array_equal(program(np.array(X)), X * 2)
+
+
+def test_graphs_without_nodes_inputs_or_arrays() -> None:
+    assert mx.array_equal(qg.compile(lambda x: x, qg.spec(X.shape))(X), X)
+    assert mx.array_equal(qg.compile(lambda: qg.ones((2,)) * 3)(), mx.array([3.0, 3.0]))
+    assert qg.compile(lambda x: (), qg.spec((2,)))(mx.ones(2)) == ()
+
+
+def test_input_errors_name_the_argument() -> None:
+    program = qg.compile(step, qg.spec((2, 64)))
+    with pytest.raises(InputError, match=r"x is f32\[3,64\], not f32\[2,64\]"):
+        program(mx.ones((3, 64)))
+    with pytest.raises(InputError, match=r"x is f16\[2,64\]"):
+        program(X.astype(mx.float16))
+    with pytest.raises(InputError, match="another form"):
+        program(X, X)
+    with pytest.raises(InputError, match="not list|another form"):
+        program([X])
+    with pytest.raises(TraceError, match="symbolic"):
+        qg.trace(lambda x: program(x), X)
+    with pytest.raises(InputError, match="no parameters"):
+        program.prepare(W)
+    assert program(X).shape == (2, 64)
+
+
+def test_jit_specialises_and_shares_weights() -> None:
+    program = qg.jit(step)
+    for rows in (1, 2, 5, 2):
+        x = mx.random.normal((rows, 64), key=mx.random.key(rows))
+        assert mx.allclose(program(x), step(x), rtol=1e-5, atol=1e-5)
+    assert len(program.executables) == 3
+    packed = sum(p.nbytes for p in mx.quantize(W))
+    assert program.weight_bytes == packed
+    first, *others = [[a for a in e.known.values() if a.ndim] for e in program.executables]
+    assert all(mine is theirs for other in others for mine, theirs in zip(first, other, strict=True))
+
+
+def test_jit_keeps_static_arguments_apart() -> None:
+    program = qg.jit(lambda x, n: x * n)
+    assert program(mx.array(2.0), 3).item() == 6
+    assert program(mx.array(2.0), 4).item() == 8
+    assert len(program.executables) == 2
+
+
+def test_any_thread_may_call() -> None:
+    program = qg.compile(
+        lambda x: sum(qg.quantized_matmul(x, W, bits=b) for b in (2, 3, 4, 8)), qg.spec((2, 64))
+    )
+    expected = program(X)
+    mx.eval(expected)
+    results: dict[int, bool] = {}
+
+    def call(number: int) -> None:
+        for _ in range(5):
+            results[number] = bool(mx.array_equal(program(X), expected))
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == dict.fromkeys(range(4), True)
+
+
+def test_targets() -> None:
+    for target in ("cpu", mx.cpu, mx.Device(mx.cpu, 0), qg.as_target("cpu")):
+        assert qg.compile(step, qg.spec((2, 64)), target=target).plan.target.backend == "cpu"
+    with pytest.raises(ValueError, match="target='tpu'"):
+        qg.compile(step, qg.spec((2, 64)), target="tpu")
+
+
+def parametric(params: Any, x: Any) -> Any:
+    def body(i: Any, h: Any) -> Any:
+        return qg.tanh(qg.quantized_matmul(h, params["w"])[:, :64]) * params["scale"]
+
+    return qg.fori_loop(0, 3, body, x)
+
+
+def test_parameters_are_prepared_once() -> None:
+    params = {"w": W, "scale": mx.array(0.5)}
+    program = qg.compile(parametric, params, X, parameters=[0])
+    assert {n.stage for n in program.plan.graph.nodes if n.op == "quantize"} == {"prepare"}
+    expected = parametric(params, X)
+    prepared = program.prepare(params)
+    assert mx.allclose(program(prepared, X), expected, atol=1e-5)
+    assert mx.allclose(program(params, X), expected, atol=1e-5)
+    assert prepared.nbytes == sum(p.nbytes for p in mx.quantize(W)) + 4
+    other = {"w": W * 2, "scale": mx.array(1.0)}
+    assert mx.allclose(program(program.prepare(other), X), parametric(other, X), atol=1e-5)
+    with pytest.raises(InputError, match="another program"):
+        qg.compile(parametric, params, X, parameters=[0])(prepared, X)
+    with pytest.raises(InputError, match="the parameters are"):
+        program.prepare({"w": W[:64], "scale": mx.array(1.0)})
+    with pytest.raises(InputError, match=r"it takes \[f32\[2,64\]\]"):
+        program(prepared, X[:1])
+
+
+def test_prepared_parameters_do_not_hold_the_float_ones() -> None:
+    program = qg.compile(parametric, {"w": W, "scale": mx.array(0.5)}, X, parameters=[0])
+    w = W + 0
+    mx.eval(w)
+    alive = weakref.ref(w)
+    prepared = program.prepare({"w": w, "scale": mx.array(0.5)})
+    del w
+    gc.collect()
+    assert alive() is None
+    assert program(prepared, X).shape == (2, 64)
+
+
+def test_float_weights_are_released_once_packed() -> None:
+    weights = [mx.random.normal((256, 256), key=mx.random.key(i)) for i in range(4)]
+    mx.eval(weights)
+    alive = [weakref.ref(w) for w in weights]
+
+    def fn(x: Any) -> Any:
+        for w in weights:
+            x = qg.quantized_matmul(x, w)
+        return x
+
+    program = qg.compile(fn, qg.spec((1, 256)))
+    del fn
+    weights.clear()
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 4
+    assert program(mx.ones((1, 256))).shape == (1, 256)
+    with pytest.raises(QGraphError, match="released"):
+        qg.compile(program.plan.source, passes=[])
+
+
+def test_a_graph_is_not_released_unless_asked() -> None:
+    graph = qg.trace(step, X)
+    first, second = qg.compile(graph), qg.compile(graph)
+    assert mx.array_equal(first(X), second(X))
+    qg.compile(graph, release=True)
+    assert all(n.args["data"].is_released for n in graph.constants() if n.output.type.ndim)
+
+
+def test_progress_names_every_weight() -> None:
+    seen: list[tuple[str, int, int]] = []
+    qg.compile(step, qg.spec((2, 64)), progress=lambda *args: seen.append(args))
+    assert seen == [("W", 1, 1)]
+
+
+def test_lazy_tensors() -> None:
+    x = qg.tensor(X, "x")
+    y = qg.tanh(x @ qg.tensor(W).T) + 1
+    assert mx.allclose(y.eval(), mx.tanh(X @ W.T) + 1, atol=1e-5)
+    np.testing.assert_allclose(y.numpy(), np.tanh(np.array(X) @ np.array(W).T) + 1, atol=1e-5)
+    assert qg.tensor(mx.array([1.5], mx.bfloat16)).numpy().dtype == np.float32
+    with pytest.raises(TraceError, match="depends on x"):
+        qg.trace(lambda x: (x + 1).eval(), X)
+
+
+def test_programs_are_deterministic_in_text_and_value() -> None:
+    texts = {str(qg.optimize(qg.trace(step, X)).graph) for _ in range(3)}
+    assert len(texts) == 1
+    results = [qg.compile(step, X)(X) for _ in range(2)]
+    assert mx.array_equal(*results)
