@@ -50,6 +50,20 @@ class Executable:
         )
         self.run = _direct(LoweredGraph(body, self.known, self._streams))
         self.out_tree = graph.out_tree
+        self._device = device
+        self._one_result = graph.out_tree is None or graph.out_tree.kind == "leaf"
+
+    def __call__(self, arrays: Sequence[mx.array]) -> Any:
+        """Run on prepared parameters and inputs; the results in the form the function gave."""
+        if mx.default_device() == self._device:
+            results = self.run(arrays)
+        else:
+            with mx.stream(self._device):
+                results = self.run(arrays)
+        if self._one_result:
+            return results[0]
+        assert self.out_tree is not None
+        return self.out_tree.build(results)
 
     def prepare(self, parameters: Sequence[mx.array]) -> list[mx.array]:
         env: Env = {**self.known, **dict(zip(self.parameters, parameters, strict=True))}
@@ -81,6 +95,11 @@ def _device_context(device: mx.Device) -> Callable[[], AbstractContextManager[An
     return context
 
 
+def _plain_form(count: int) -> Tree:
+    """The form of a call with `count` arrays and nothing else."""
+    return flatten(((mx.array(0),) * count, {}))[1]
+
+
 class Program:
     """A compiled function of arrays; made by `qgraph.compile` and `qgraph.jit`.
 
@@ -100,6 +119,8 @@ class Program:
         self._cache = PackCache()
         self._lock = threading.Lock()
         self._executables: dict[Key, Executable] = {}
+        # Those that take nothing but arrays, by shapes and dtypes alone: a call must be cheap.
+        self._plain: dict[Key, Executable] = {}
         self._progress = progress
         self._last: Executable | None = None
         if plan is not None:
@@ -110,6 +131,8 @@ class Program:
         form = plan.graph.in_tree
         key = (form, *((v.shape, v.dtype) for v in plan.graph.inputs))
         self._executables[key] = self._last = executable
+        if form is not None and not executable.parameters and form == _plain_form(len(key) - 1):
+            self._plain[key[1:]] = executable
         return executable
 
     @property
@@ -136,19 +159,17 @@ class Program:
         Raises:
             InputError: the arguments are not those it was compiled for.
         """
+        if not kwargs:
+            types = tuple([(a.shape, a.dtype) if type(a) is mx.array else None for a in args])
+            plain = self._plain.get(types)
+            if plain is not None:
+                return plain(args)
         leaves, form = flatten((args, kwargs), static=True)
         key = (form, *[(a.shape, a.dtype) if type(a) is mx.array else type(a) for a in leaves])
         found = self._executables.get(key)
         if found is None:
             return self._call_slowly(args, kwargs)
-        with found.on_device():
-            if found.parameters:
-                leaves = self._split(found, leaves)
-            results = found.run(leaves)
-        tree = found.out_tree
-        if tree is None or tree.kind == "leaf":
-            return results[0]
-        return tree.build(results)
+        return found(self._split(found, leaves) if found.parameters else leaves)
 
     def _split(self, executable: Executable, leaves: list[mx.array]) -> list[mx.array]:
         given = dict(zip(executable.graph.inputs, leaves, strict=True))
@@ -232,10 +253,7 @@ class Program:
         types, wanted = [type_of(mx.array(a)) for a in leaves], [v.type for v in found.free]
         if types != wanted:
             raise InputError(f"{found.graph.name}: got {types}", hint=f"it takes {wanted}")
-        with found.on_device():
-            results = found.run([*prepared[0].arrays, *leaves])
-        assert found.out_tree is not None
-        return found.out_tree.build(results)
+        return found([*prepared[0].arrays, *leaves])
 
 
 def evaluate(tensor: Tensor, target: Target | None = None) -> mx.array:

@@ -1,0 +1,1 @@
+"""Benchmarks, one command each: `python -m benchmarks.NAME` prints a table of ratios."""
