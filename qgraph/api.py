@@ -59,6 +59,7 @@ def jit(
     target: Target | str | mx.Device | None = None,
     passes: Sequence[Pass] | None = None,
     parameters: Sequence[int] = (),
+    progress: Progress | None = None,
 ) -> Program:
     """A program that compiles `fn` at the first call, and once more for other input types.
 
@@ -77,4 +78,4 @@ def jit(
             graph = trace(fn, *args, parameters=parameters, **kwargs)
         return optimize(graph, target=where, passes=passes)
 
-    return Program(specialise)
+    return Program(specialise, progress=progress)
