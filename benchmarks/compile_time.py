@@ -8,6 +8,7 @@ The graphs are layers of quantized products, norms and element-wise ops, as mode
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -55,7 +56,7 @@ def main() -> None:
         nodes = graph.count()
         a_node[size] = 1e6 * (done - start) / nodes
         marks = (start, traced, optimized, packed, done)
-        parts = [f"{b - a:.3f}" for a, b in zip(marks, marks[1:], strict=False)]
+        parts = [f"{b - a:.3f}" for a, b in pairwise(marks)]
         table.add_row(f"{nodes:,}", *parts, f"{done - start:.3f}", f"{a_node[size]:.0f}")
     Console(width=100).print(table)
     spread = max(a_node.values()) / min(a_node.values())

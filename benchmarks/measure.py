@@ -74,6 +74,10 @@ def print_table(title: str, results: Mapping[str, Timing], baseline: str | None 
     for heading in ("ms", "ratio", "spread"):
         table.add_column(heading, justify="right")
     for name, timing in results.items():
-        table.add_row(name, milliseconds(timing.median), f"{paired_ratio(timing, base):.3f}",
-                      f"±{50 * timing.spread:.0f} %")
+        table.add_row(
+            name,
+            milliseconds(timing.median),
+            f"{paired_ratio(timing, base):.3f}",
+            f"±{50 * timing.spread:.0f} %",
+        )
     Console(width=100).print(table)

@@ -42,8 +42,13 @@ def main() -> None:
         )  # fmt: skip
         bare_us, ours_us = (1e6 * results[name].median for name in ("bare", "ours"))
         worst = max(worst, ours_us - bare_us)
-        table.add_row(str(count), f"{bare_us:.2f}", f"{ours_us:.2f}", f"{ours_us - bare_us:+.2f}",
-                      f"{ours_us / bare_us:.2f}")
+        table.add_row(
+            str(count),
+            f"{bare_us:.2f}",
+            f"{ours_us:.2f}",
+            f"{ours_us - bare_us:+.2f}",
+            f"{ours_us / bare_us:.2f}",
+        )
     Console(width=100).print(table)
     print(f"largest difference: {worst:.2f} us (at most 10)")
 

@@ -13,7 +13,8 @@ import qgraph as qg
 
 def mlp(params, x):
     def dense(layer):
-        return qg.dequantize(*layer["packed"], group_size=64, bits=4)
+        w, scales, biases = layer["packed"]
+        return qg.dequantize(w, scales, biases, group_size=64, bits=4)
 
     up, down = params["up"], params["down"]
     h = x @ dense(up).T + up["bias"]

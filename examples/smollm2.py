@@ -49,9 +49,11 @@ class Llama:
         """The weight as a dense matrix."""
         if f"{name}.scales" not in self.weights:
             return qg.tensor(self.weights[f"{name}.weight"])
-        parts = [self.weights[f"{name}.{part}"] for part in ("weight", "scales", "biases")]
+        w, scales, biases = (
+            self.weights[f"{name}.{part}"] for part in ("weight", "scales", "biases")
+        )
         bits = files.bits_of(self.weights, name)
-        return qg.dequantize(*parts, group_size=self.config.group_size, bits=bits)
+        return qg.dequantize(w, scales, biases, self.config.group_size, bits)
 
     def norm(self, name: str, x: Any) -> Any:
         return qg.fast.rms_norm(x, self.weights[f"{name}.weight"], self.config.rms_eps)

@@ -73,9 +73,7 @@ def _addmm(node: Node) -> Iterator[Contraction]:
         return (y if alpha == 1 else y * alpha) + (c if beta == 1 else c * beta)
 
     for product in _matmul(a, b, node.output.shape, 3):
-        yield Contraction(
-            product.x, product.weight, _then(product.finish, add), 3
-        )
+        yield Contraction(product.x, product.weight, _then(product.finish, add), 3)
 
 
 def _then(

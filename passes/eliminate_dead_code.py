@@ -108,11 +108,11 @@ def _slim(node: Node, used: Sequence[bool]) -> Node:
         drop = {skip + i for i in range(count) if not keep[i]}
         last = bodies[-1]
         bodies = [
-            b.replace(inputs=[v for i, v in enumerate(b.inputs) if i not in drop])
-            for b in bodies
+            b.replace(inputs=[v for i, v in enumerate(b.inputs) if i not in drop]) for b in bodies
         ]
-        bodies[-1] = _prune(bodies[-1].replace(
-            outputs=[v for v, k in zip(last.outputs, keep, strict=True) if k]))
+        bodies[-1] = _prune(
+            bodies[-1].replace(outputs=[v for v, k in zip(last.outputs, keep, strict=True) if k])
+        )
         types = [t for t, k in zip(types, keep, strict=True) if k]
     for i, (body, name) in enumerate(zip(bodies, invariant_names(node), strict=True)):
         bodies[i], args[name] = _drop_unread(body, args[name])
@@ -136,9 +136,9 @@ def _drop_unread(body: Graph, outer: tuple[Value, ...]) -> tuple[Graph, tuple[Va
     return body.replace(inputs=inputs), tuple(o for _, o in pairs)
 
 
-def _drop_unread_slices(body: Graph, args: dict[str, tuple[Value, ...]]) -> tuple[
-    Graph, tuple[Value, ...]
-]:
+def _drop_unread_slices(
+    body: Graph, args: dict[str, tuple[Value, ...]]
+) -> tuple[Graph, tuple[Value, ...]]:
     start = len(args["carried"])
     xs, read = args["xs"], _read(body)
     kept = [i for i in range(len(xs)) if body.inputs[start + i] in read]

@@ -124,9 +124,7 @@ def _fuse_gather(node: Node) -> Sequence[Value] | None:
     return [cast(y, dtype).value]
 
 
-def _note(
-    node: Node, decision: Decision, reason: str, weight: WeightView, case: int = 0
-) -> None:
+def _note(node: Node, decision: Decision, reason: str, weight: WeightView, case: int = 0) -> None:
     name = str(weight.source.operand("w").node.args.get("name", ""))
     what = f"{node.op} with {weight.source.output.type}"
     record(Entry(_NAME, decision, what, node.origin, reason, case, name))

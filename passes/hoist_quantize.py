@@ -143,9 +143,11 @@ def _worth_moving(graph: Graph, free: set[Node]) -> set[Node]:
             sources.update(dict.fromkeys(node.outputs, found))
             size = sum(v.type.nbytes for v in node.outputs)
             small = size <= sum(v.type.nbytes for v in found)
-            if node.op == "quantize" or (node.op != "dequantize" and small):
-                worth.add(node)
-            elif node.op == "astype" and _are_scales(node.output, graph):
+            if (
+                node.op == "quantize"
+                or (node.op != "dequantize" and small)
+                or (node.op == "astype" and _are_scales(node.output, graph))
+            ):
                 worth.add(node)
     return worth
 
@@ -153,8 +155,10 @@ def _worth_moving(graph: Graph, free: set[Node]) -> set[Node]:
 def _are_scales(value: Value, graph: Graph) -> bool:
     """Do only quantized products read `value`, as scales or biases, here or in a loop?"""
     readers = graph.users.get(value, ())
-    return bool(readers) and value not in graph.outputs and all(
-        _reads_as_scales(reader, value) for reader in readers
+    return (
+        bool(readers)
+        and value not in graph.outputs
+        and all(_reads_as_scales(reader, value) for reader in readers)
     )
 
 
@@ -183,16 +187,18 @@ def _lift(
                 copy = value.node.replace()
                 lifted.append(copy)
                 outside[value] = copy.output
-        new = node.replace(args={k: map_values(a, outside.__getitem__)
-                                 for k, a in node.args.items()})
+        new = node.replace(
+            args={k: map_values(a, outside.__getitem__) for k, a in node.args.items()}
+        )
         lifted.append(new)
         outside.update(zip(node.outputs, new.outputs, strict=True))
         _report(new, "hoisted", f"out of the {body.name} around it")
     gone = set(moved.nodes) - moved.stay
     left = [node for node in body.nodes if node not in gone]
     read = {v for node in left for v in node.inputs} | set(body.outputs)
-    replace = {v: input_value(v.type) for n in moved.nodes if n in gone
-               for v in n.outputs if v in read}
+    replace = {
+        v: input_value(v.type) for n in moved.nodes if n in gone for v in n.outputs if v in read
+    }
     taken = dict(replace)
     nodes = []
     for node in left:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from qgraph.ir import Graph, Node, Value
 from qgraph.ledger import Decision, Entry, record
@@ -37,8 +36,12 @@ class SinkDequantize:
 
 
 def _visitor(graph: Graph) -> Visit:
-    readers = {node.output: len(users) for node in graph.nodes
-               for users in [graph.users.get(node.output, ())] if node.op == "dequantize"}
+    readers = {
+        node.output: len(users)
+        for node in graph.nodes
+        for users in [graph.users.get(node.output, ())]
+        if node.op == "dequantize"
+    }
     shared = {value.node.serial for value, count in readers.items() if count > 1}
 
     def visit(node: Node) -> Sequence[Value] | None:
@@ -83,8 +86,10 @@ def _take(node: Node, source: Node, shared: bool) -> list[Value] | str:
     axis %= weight.ndim
     if isinstance(indices, Value):
         if indices.type.size > weight.shape[axis]:
-            return (f"{indices.type.size} rows are looked up in {weight.shape[axis]}; "
-                    "dequantizing all of them once is less work")
+            return (
+                f"{indices.type.size} rows are looked up in {weight.shape[axis]}; "
+                "dequantizing all of them once is less work"
+            )
         indices = Tensor(indices)
     return _each(source, lambda part: apply("take", (part, indices, axis)))
 
@@ -115,7 +120,7 @@ def _split(node: Node, source: Node, shared: bool) -> list[Value] | str:
     return [_dequantized(source, piece) for piece in zip(*pieces, strict=True)]
 
 
-_RULES: dict[str, Callable[[Node, Node, bool], Any]] = {
+_RULES: dict[str, Callable[[Node, Node, bool], list[Value] | str]] = {
     "take": _take,
     "getitem": _getitem,
     "split": _split,

@@ -118,7 +118,9 @@ def as_operand(found: WeightView) -> Packed | str:
         )
     transpose = summed
     row_axis = view.ndim - (1 if transpose else 2)
-    dims = [(size, stride // columns) for size, stride in zip(view.shape, view.strides, strict=True)]
+    dims = [
+        (size, stride // columns) for size, stride in zip(view.shape, view.strides, strict=True)
+    ]
     order = [*range(view.ndim - 2), row_axis]
     packed = _rows(source, [dims[i] for i in order])
     if isinstance(packed, str):

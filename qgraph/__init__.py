@@ -50,3 +50,40 @@ if TYPE_CHECKING:
 
 
 __version__ = "0.1.0"
+
+# The ops of the table are exported as well; see docs/ops.md.
+__all__ = [
+    "Graph",
+    "Node",
+    "Pass",
+    "Plan",
+    "Program",
+    "QGraphError",
+    "Target",
+    "Tensor",
+    "TensorType",
+    "Value",
+    "as_target",
+    "compile",
+    "cond",
+    "default_passes",
+    "dequantize",
+    "errors",
+    "fast",
+    "fft",
+    "fori_loop",
+    "gather_qmm",
+    "jit",
+    "keep",
+    "linalg",
+    "optimize",
+    "quantize",
+    "quantized_matmul",
+    "random",
+    "scan",
+    "spec",
+    "tensor",
+    "trace",
+    "tree",
+    "while_loop",
+]

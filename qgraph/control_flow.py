@@ -13,7 +13,7 @@ import mlx.core as mx
 from .errors import ControlFlowError
 from .ir import Graph, Node, Value, input_value
 from .origin import user_frame
-from .tensor import Tensor, as_tensor, has_tensor, trace_constants
+from .tensor import Tensor, as_int, as_tensor, has_tensor, trace_constants
 from .trace import next_serial, parameter_names, trace_body, tracing
 from .tree import Tree, flatten
 from .types import TensorType
@@ -71,7 +71,7 @@ def _count(op: str, bound: Any) -> Any:
             raise ControlFlowError(
                 f"{op}: a bound is {value.value.type}", hint="bounds are integers without axes"
             )
-        return int(bound.item()) if isinstance(bound, mx.array) else value.astype(mx.int32).value
+        return as_int(bound) if isinstance(bound, mx.array) else value.astype(mx.int32).value
     return int(bound)
 
 
@@ -111,8 +111,12 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_
     _check_stable("fori_loop", form, carried, body, _out(body))
     node = Node(
         "fori_loop",
-        {"lower": bounds[0], "upper": bounds[1], "carried": tuple(carried),
-         "invariants": tuple(captured)},
+        {
+            "lower": bounds[0],
+            "upper": bounds[1],
+            "carried": tuple(carried),
+            "invariants": tuple(captured),
+        },
         [v.type for v in carried],
         bodies=[body],
         origin=user_frame(),
@@ -179,8 +183,13 @@ def scan(
     ys = body.outputs[len(carried) :]
     node = Node(
         "scan",
-        {"length": count, "reverse": reverse, "carried": tuple(carried), "xs": tuple(stacked),
-         "invariants": tuple(captured)},
+        {
+            "length": count,
+            "reverse": reverse,
+            "carried": tuple(carried),
+            "xs": tuple(stacked),
+            "invariants": tuple(captured),
+        },
         [*(v.type for v in carried), *(TensorType((count, *y.shape), y.dtype) for y in ys)],
         bodies=[body],
         origin=user_frame(),
@@ -190,7 +199,11 @@ def scan(
 
 
 def _eager_scan(
-    f: Callable[[Any, Any], Any], carry: Any, leaves: list[Any], form: Tree, count: int,
+    f: Callable[[Any, Any], Any],
+    carry: Any,
+    leaves: list[Any],
+    form: Tree,
+    count: int,
     reverse: bool,
 ) -> Any:
     collected: list[list[Any]] = []
@@ -226,9 +239,7 @@ def while_loop(
         carried, form = _carried("while_loop", init_val)
         start = next_serial()
         inputs = _inputs(carried, form, _loop_names(cond_fun, 1)[0])
-        test, test_captured = trace_body(
-            cond_fun, (_tensors(form, inputs),), inputs, "cond", start
-        )
+        test, test_captured = trace_body(cond_fun, (_tensors(form, inputs),), inputs, "cond", start)
         start = next_serial()
         inputs = _inputs(carried, form, _loop_names(body_fun, 1)[0])
         body, captured = trace_body(body_fun, (_tensors(form, inputs),), inputs, "body", start)
@@ -240,8 +251,11 @@ def while_loop(
     _check_stable("while_loop", form, carried, body, _out(body))
     node = Node(
         "while_loop",
-        {"carried": tuple(carried), "cond_invariants": tuple(test_captured),
-         "invariants": tuple(captured)},
+        {
+            "carried": tuple(carried),
+            "cond_invariants": tuple(test_captured),
+            "invariants": tuple(captured),
+        },
         [v.type for v in carried],
         bodies=[test, body],
         origin=user_frame(),
@@ -281,8 +295,12 @@ def cond(
     _check_branches(*graphs)
     node = Node(
         "cond",
-        {"pred": test.value, "carried": tuple(values), "true_invariants": captured[0],
-         "false_invariants": captured[1]},
+        {
+            "pred": test.value,
+            "carried": tuple(values),
+            "true_invariants": captured[0],
+            "false_invariants": captured[1],
+        },
         [v.type for v in graphs[0].outputs],
         bodies=graphs,
         origin=user_frame(),

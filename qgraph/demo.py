@@ -18,6 +18,7 @@ from rich.table import Table
 from .pipeline import Pass, default_passes
 from .program import Program
 from .target import as_target
+from .tensor import as_int
 
 PROMPT = "What is the capital of France, and what is it known for?"
 MIB = 2**20
@@ -81,7 +82,12 @@ def main(
 @contextmanager
 def packing_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """A bar that follows the weights as they are packed."""
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    columns = (
+        TextColumn("packing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 
@@ -116,7 +122,11 @@ def measure(
         rows.append(decode(title, program, state, steps))
     dense = type(llama)(llama.config, smollm2_files.dequantized(found.weights), llama.length)
     mx.eval(list(dense.weights.values()))
-    for title, passes in (("float weights, as written", []), ("float weights, all passes", None)):
+    forms: dict[str, Sequence[Pass]] = {
+        "float weights, as written": [],
+        "float weights, all passes": default_passes(),
+    }
+    for title, passes in forms.items():
         console.print(f"[dim]measuring: {title}[/]")
         program = program_for(dense, steps, passes, state)
         rows.append(decode(title, program, state, steps))
@@ -149,7 +159,7 @@ def program_for(
 def decode(title: str, program: Program, state: tuple[Any, ...], steps: int) -> Row:
     """Decode three times `steps` tokens, all but the first timed: that one compiles."""
     carry, made = program(*state)
-    tokens = [int(state[0].item()), *made.tolist()]
+    tokens = [as_int(state[0]), *made.tolist()]
     start = time.perf_counter()
     for _ in range(2):
         carry, made = program(*carry)
@@ -171,7 +181,7 @@ def mlx_lm(found: Any, ids: Sequence[int], count: int) -> Row:
     start = time.perf_counter()
     for i in range(count):
         token = mx.argmax(model(inputs, cache=cache)[0, -1])
-        made.append(int(token.item()))
+        made.append(as_int(token))
         inputs = token.reshape(1, 1)
         if i == 1:
             start = time.perf_counter()

@@ -16,7 +16,7 @@ import mlx.core as mx
 from .ir import Graph, Node, Value, map_values
 from .names import body_inputs
 from .ops import CONTROL_FLOW, LOOPS, OPS
-from .tensor import as_device
+from .tensor import as_device, as_int
 
 UNROLL_NODES = 2048
 """A loop unrolls while its turns hold no more nodes than this together."""
@@ -104,8 +104,10 @@ def _scan(
         for column in stacked:
             column.reverse()
     types = [v.type for v in node.outputs[len(carried) :]]
-    ys = [mx.stack(c) if c else mx.zeros(t.shape, t.dtype)
-          for c, t in zip(stacked, types, strict=True)]
+    ys = [
+        mx.stack(c) if c else mx.zeros(t.shape, t.dtype)
+        for c, t in zip(stacked, types, strict=True)
+    ]
     return [*carried, *ys]
 
 
@@ -113,10 +115,8 @@ def turns(node: Node) -> int | None:
     """How often a loop turns, or None where only the run can tell."""
     if node.op == "scan":
         return int(node.args["length"])
-    bounds = [node.args.get("lower"), node.args.get("upper")]
-    if node.op == "fori_loop" and all(isinstance(b, int) for b in bounds):
-        return max(0, bounds[1] - bounds[0])
-    return None
+    lower, upper = node.args.get("lower"), node.args.get("upper")
+    return max(0, upper - lower) if isinstance(lower, int) and isinstance(upper, int) else None
 
 
 def unrolls(node: Node) -> bool:
@@ -163,7 +163,9 @@ class LoweredGraph:
                 self.steps.append(_HOST[nodes[0].op](nodes[0], self.known, streams))
             else:
                 later = {v for group in groups[i + 1 :] for n in group for v in n.inputs}
-                self.steps.append(Stretch.of(nodes, later | set(graph.outputs), self.known, streams))
+                self.steps.append(
+                    Stretch.of(nodes, later | set(graph.outputs), self.known, streams)
+                )
 
     def __call__(self, inputs: Arrays) -> list[mx.array]:
         env: Env = dict(zip(self.inputs, inputs, strict=True))
@@ -264,7 +266,7 @@ class HostLoop(Step):
 
     def bound(self, env: Env, name: str) -> int:
         arg = self.node.args[name]
-        return int(self.look_up(env, [arg])[0].item()) if isinstance(arg, Value) else int(arg)
+        return as_int(self.look_up(env, [arg])[0]) if isinstance(arg, Value) else int(arg)
 
 
 class HostForiLoop(HostLoop):
@@ -275,7 +277,7 @@ class HostForiLoop(HostLoop):
         for i in range(self.bound(env, "lower"), self.bound(env, "upper")):
             carried = body([mx.array(i, mx.int32), *carried, *extra])
             # Without this the lazy graph of all turns would pile up, and no buffer be reused.
-            mx.async_eval(carried)
+            mx.async_eval(carried)  # type: ignore[no-untyped-call]
         env.update(zip(self.node.outputs, carried, strict=True))
 
 
@@ -287,7 +289,7 @@ class HostScan(HostLoop):
 
         def turn(i: int, carried: Arrays) -> list[mx.array]:
             results = body([*carried, *(x[i] for x in xs), *extra])
-            mx.async_eval(results)
+            mx.async_eval(results)  # type: ignore[no-untyped-call]
             return results
 
         carried = self.look_up(env, self.node.args["carried"])

@@ -117,9 +117,7 @@ def body_inputs(node: Node) -> list[tuple[tuple[Value, ...], list[tuple[Value, V
     for body, name in zip(node.bodies, invariant_names(node), strict=True):
         outer: tuple[Any, ...] = node.args[name]
         split = len(body.inputs) - len(outer)
-        result.append(
-            (body.inputs[:split], list(zip(body.inputs[split:], outer, strict=True)))
-        )
+        result.append((body.inputs[:split], list(zip(body.inputs[split:], outer, strict=True))))
     return result
 
 

@@ -461,9 +461,7 @@ def _resolve(name: str) -> Callable[..., Any]:
     return fn
 
 
-OPS: dict[str, Op] = {
-    op.name: op for kind, lines in _TABLE.items() for op in _parse(kind, lines)
-}
+OPS: dict[str, Op] = {op.name: op for kind, lines in _TABLE.items() for op in _parse(kind, lines)}
 
 RANDOM = frozenset(name for name, op in OPS.items() if "key" in op.signature.parameters)
 """Ops that draw from a key; without one MLX would draw from a state outside the graph."""
@@ -475,4 +473,6 @@ CONTROL_FLOW = LOOPS | {"cond"}
 def namespace(prefix: str, functions: Mapping[str, Any]) -> SimpleNamespace:
     """The functions below a dot, such as those of `qg.fast`."""
     start = prefix + "."
-    return SimpleNamespace(**{n[len(start) :]: f for n, f in functions.items() if n.startswith(start)})
+    return SimpleNamespace(
+        **{n[len(start) :]: f for n, f in functions.items() if n.startswith(start)}
+    )

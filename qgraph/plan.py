@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,12 +93,22 @@ class Plan:
     def report(self, width: int = 100) -> str:
         """Two tables: the passes, and the weights that are packed."""
         passes = Table(title=f"passes for {self.target}", title_justify="left")
-        for heading, justify in (("pass", "left"), ("before", "right"), ("after", "right"),
-                                 ("what changed", "left"), ("ms", "right")):
+        for heading, justify in (
+            ("pass", "left"),
+            ("before", "right"),
+            ("after", "right"),
+            ("what changed", "left"),
+            ("ms", "right"),
+        ):
             passes.add_column(heading, justify=justify)  # type: ignore[arg-type]
         for step in self.steps:
-            passes.add_row(step.name, str(step.before.count()), str(step.after.count()),
-                           step.summary(), f"{step.milliseconds:.1f}")
+            passes.add_row(
+                step.name,
+                str(step.before.count()),
+                str(step.after.count()),
+                step.summary(),
+                f"{step.milliseconds:.1f}",
+            )
         tables = [passes]
         if weights := self.weights():
             tables.append(_weight_table(weights))
@@ -117,20 +128,14 @@ def _weight_table(weights: Sequence[PackedWeight]) -> Table:
     for w in weights:
         table.add_row(w.name, f"{w.float_bytes:,}", f"{w.packed_bytes:,}", str(w.bits))
     total = (sum(w.float_bytes for w in weights), sum(w.packed_bytes for w in weights))
-    table.add_row("all", f"{total[0]:,}", f"{total[1]:,}", f"{total[0] / total[1]:.1f}x smaller",
-                  style="bold")
+    table.add_row(
+        "all", f"{total[0]:,}", f"{total[1]:,}", f"{total[0] / total[1]:.1f}x smaller", style="bold"
+    )
     return table
 
 
 def _render(table: Table, width: int) -> str:
-    console = Console(width=width, record=True, file=_Nowhere())
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(table)
     return console.export_text().rstrip()
 
-
-class _Nowhere:
-    def write(self, _: str) -> int:
-        return 0
-
-    def flush(self) -> None:
-        return None

@@ -35,14 +35,15 @@ class Executable:
         self._streams = Streams(device)
         self.on_device = _device_context(device)
         with self.on_device():
-            self.known = pack(
-                graph, self._streams, release=release, cache=cache, progress=progress
-            )
+            self.known = pack(graph, self._streams, release=release, cache=cache, progress=progress)
         self._prepare = Staged.of(graph, "prepare")
         self.parameters = [v for v in graph.inputs if v.node.args["parameter"]]
         read = {v for n in graph.nodes if n.stage == "run" for v in n.inputs} | set(graph.outputs)
         kept = [v for v in self.parameters if v in read]
-        self.prepared = (*kept, *sorted(self._prepare.wanted, key=lambda v: (v.node.serial, v.index)))
+        self.prepared = (
+            *kept,
+            *sorted(self._prepare.wanted, key=lambda v: (v.node.serial, v.index)),
+        )
         self.free = [v for v in graph.inputs if not v.node.args["parameter"]]
         body = graph.replace(
             inputs=[*self.prepared, *self.free],
@@ -182,7 +183,10 @@ class Program:
             return self._call_prepared(args, kwargs)
         leaves, form = flatten((args, kwargs), static=True)
         if any(isinstance(a, np.ndarray | np.generic) for a in leaves):
-            arrays = [mx.array(a) if isinstance(a, np.ndarray | np.generic) else a for a in leaves]
+            arrays = [
+                mx.array(np.asarray(a)) if isinstance(a, np.ndarray | np.generic) else a
+                for a in leaves
+            ]
             args, kwargs = form.build(arrays)
             return self(*args, **kwargs)
         for leaf in leaves:
@@ -207,15 +211,19 @@ class Program:
         assert self._last is not None
         graph = self._last.graph
         if form != graph.in_tree:
-            return (f"{graph.name}: {len(leaves)} arrays were given in another form than the "
-                    f"{len(graph.inputs)} it was compiled for",)
+            return (
+                f"{graph.name}: {len(leaves)} arrays were given in another form than the "
+                f"{len(graph.inputs)} it was compiled for",
+            )
         wrong = [
             f"{v.node.args['name']} is {type_of(a)}, not {v.type}"
             for v, a in zip(graph.inputs, leaves, strict=True)
             if v.type != type_of(a)
         ]
-        return (f"{graph.name} was compiled for other types: {'; '.join(wrong)}. "
-                "Compile it for these too, or use qg.jit, which compiles per input types",)
+        return (
+            f"{graph.name} was compiled for other types: {'; '.join(wrong)}. "
+            "Compile it for these too, or use qg.jit, which compiles per input types",
+        )
 
     def prepare(self, *parameters: Any) -> Prepared:
         """Pack parameters once; pass the result in place of all of them.

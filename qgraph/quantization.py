@@ -51,7 +51,8 @@ def resolve(op: str, group_size: int | None, bits: int | None, mode: str) -> tup
     bits = allowed.bits[0] if bits is None else bits
     if bits not in allowed.bits:
         raise QuantizationError(
-            f"{op}: bits={bits} is not in mode {mode!r}", hint=f"bits may be {_choices(allowed.bits)}"
+            f"{op}: bits={bits} is not in mode {mode!r}",
+            hint=f"bits may be {_choices(allowed.bits)}",
         )
     if group_size not in allowed.group_sizes:
         raise QuantizationError(
@@ -92,7 +93,7 @@ def _check_packed(
             f"{op}: scales were given, but w has dtype {w.dtype}",
             hint="a packed w is uint32; leave scales out and a float w is quantized here",
         )
-    columns = w.shape[-1] * 32 // bits
+    columns: int = w.shape[-1] * 32 // bits
     expected = (*w.shape[:-1], columns // group_size)
     if tuple(scales.shape) != expected:
         raise QuantizationError(
@@ -197,7 +198,13 @@ def _parts(w: Any, scales: Any, biases: Any) -> tuple[Any, ...]:
 
 
 def _packed_operand(
-    op: str, w: Any, scales: Any, biases: Any, group_size: int, bits: int, mode: str,
+    op: str,
+    w: Any,
+    scales: Any,
+    biases: Any,
+    group_size: int,
+    bits: int,
+    mode: str,
     stream: StreamLike,
 ) -> tuple[Any, ...]:
     """The packed parts of `w`: as given, or made here of a float one."""
@@ -229,8 +236,10 @@ def _check_inner(op: str, x: Any, parts: tuple[Any, ...], bits: int, transpose: 
     inner = w.shape[-1] * 32 // bits if transpose else w.shape[-2]
     if x.shape[-1] != inner:
         flip = w.shape[-2] if transpose else w.shape[-1] * 32 // bits
-        hint = f"transpose={not transpose} would fit" if x.shape[-1] == flip else (
-            f"x needs a last axis of {inner}"
+        hint = (
+            f"transpose={not transpose} would fit"
+            if x.shape[-1] == flip
+            else (f"x needs a last axis of {inner}")
         )
         raise QuantizationError(
             f"{op}: the last axis of x is {x.shape[-1]}, but with transpose={transpose} "

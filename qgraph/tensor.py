@@ -46,7 +46,9 @@ class At:
 
     def __getattr__(self, name: str) -> Any:
         if f"at_{name}" not in OPS:
-            raise AttributeError(f"x.at[...] has no {name!r}; it has set, add, multiply, maximum, …")
+            raise AttributeError(
+                f"x.at[...] has no {name!r}; it has set, add, multiply, maximum, …"
+            )
         return lambda updates: apply(f"at_{name}", (self._tensor, self._index, updates))
 
 
@@ -263,7 +265,9 @@ class Tensor:
         return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
 
     def _refuse(self, use: str, hint: str) -> NoReturn:
-        raise TraceError(f"{use} needs the elements of a symbolic tensor {self.value.type}", hint=hint)
+        raise TraceError(
+            f"{use} needs the elements of a symbolic tensor {self.value.type}", hint=hint
+        )
 
     def __bool__(self) -> bool:
         self._refuse("a Python condition", "use qg.where, qg.cond or qg.while_loop instead")
@@ -340,6 +344,13 @@ def scalar_array(number: Any, like: mx.Dtype | None) -> mx.array:
     return mx.array(number, mx.complex64)
 
 
+def as_int(array: mx.array) -> int:
+    """The integer that an array without axes holds."""
+    number = array.item()
+    assert isinstance(number, int)
+    return number
+
+
 def has_tensor(arg: Any) -> bool:
     """Is there a symbolic tensor anywhere in `arg`?"""
     if isinstance(arg, Tensor):
@@ -398,7 +409,9 @@ def make_node(
 
 def as_device(stream: Any) -> Any:
     """What MLX takes for the stream a user named; "cpu" and "gpu" are its devices."""
-    return mx.Device({"cpu": mx.cpu, "gpu": mx.gpu}[stream], 0) if isinstance(stream, str) else stream
+    return (
+        mx.Device({"cpu": mx.cpu, "gpu": mx.gpu}[stream], 0) if isinstance(stream, str) else stream
+    )
 
 
 def apply(
@@ -430,10 +443,14 @@ def apply(
         )
     parameters = op.signature.parameters
     converted = {n: _to_arg(a) for n, a in given.items() if a is not parameters[n].default}
-    scalars = [n for n, a in converted.items() if n in op.scalar_operands and isinstance(a, _NUMBER)]
+    scalars = [
+        n for n, a in converted.items() if n in op.scalar_operands and isinstance(a, _NUMBER)
+    ]
     if scalars:
-        like = next((a.dtype for n, a in converted.items()
-                     if isinstance(a, Value) and n != "condition"), None)
+        like = next(
+            (a.dtype for n, a in converted.items() if isinstance(a, Value) and n != "condition"),
+            None,
+        )
         for n in scalars:
             converted[n] = constant_value(scalar_array(converted[n], like))
     node, many = make_node(op.name, converted, stream=stream)

@@ -186,6 +186,8 @@ def trip_count(node: Node, names: Names) -> str:
         return f"[{node.args['length']}{', reverse' if node.args['reverse'] else ''}]"
     if node.op != "fori_loop":
         return ""
-    ends = [names[e] if isinstance(e, Value) else str(e)
-            for e in (node.args["lower"], node.args["upper"])]
+    ends = [
+        names[e] if isinstance(e, Value) else str(e)
+        for e in (node.args["lower"], node.args["upper"])
+    ]
     return f"[{ends[1]}]" if ends[0] == "0" else f"[{ends[0]}:{ends[1]}]"

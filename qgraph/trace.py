@@ -171,8 +171,9 @@ def name_captured(fn: Callable[..., Any]) -> None:
 def _name_arrays(thing: Any, name: str, names: dict[int, str]) -> None:
     if isinstance(thing, mx.array | dict | list | tuple):
         leaves, form = flatten(thing)
-        for leaf, path in zip(leaves, form.paths("" if isinstance(thing, dict) else name),
-                              strict=True):
+        for leaf, path in zip(
+            leaves, form.paths("" if isinstance(thing, dict) else name), strict=True
+        ):
             if isinstance(leaf, mx.array):
                 names.setdefault(id(leaf), path)
 
@@ -224,8 +225,9 @@ def trace_body(
     """
     name_captured(fn)
     leaves, out_tree = flatten(fn(*args))
-    outputs = [as_tensor(leaf).value if not isinstance(leaf, Tensor) else leaf.value
-               for leaf in leaves]
+    outputs = [
+        as_tensor(leaf).value if not isinstance(leaf, Tensor) else leaf.value for leaf in leaves
+    ]
     own = {value.node for value in inputs}
     captured: dict[Value, Value] = {}
     local: dict[Value, Value] = {}
@@ -252,9 +254,7 @@ def trace_body(
     return graph, list(captured)
 
 
-def in_program_order_within(
-    outputs: Sequence[Value], own: set[Any], start: int
-) -> list[Any]:
+def in_program_order_within(outputs: Sequence[Value], own: set[Any], start: int) -> list[Any]:
     """The body's own operations: made since `start`, needed by its outputs."""
     seen: set[Any] = set()
     pending = [value.node for value in outputs]

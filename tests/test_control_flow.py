@@ -54,8 +54,11 @@ def test_a_count_known_at_run_time(count: int) -> None:
 def test_scan_forwards_backwards_and_without_xs() -> None:
     xs = mx.random.normal((5, 2, 8), key=mx.random.key(2))
     for reverse in (False, True):
-        agree(lambda x, xs, r=reverse: qg.scan(lambda c, s: (c @ W + s, c.sum()), x, xs, reverse=r),
-              X, xs)
+        agree(
+            lambda x, xs, r=reverse: qg.scan(lambda c, s: (c @ W + s, c.sum()), x, xs, reverse=r),
+            X,
+            xs,
+        )
     agree(lambda x: qg.scan(lambda c, _: (c * 0.5, c), x, length=3), X)
 
 
@@ -116,13 +119,15 @@ def test_bodies_are_closed() -> None:
 
 def test_a_changing_type_is_shown_with_both_types() -> None:
     with pytest.raises(ControlFlowError) as caught:
-        qg.trace(lambda x: qg.fori_loop(0, 2, lambda i, c: {"h": c["h"].astype(mx.float16)},
-                                        {"h": x}), X)
+        qg.trace(
+            lambda x: qg.fori_loop(0, 2, lambda i, c: {"h": c["h"].astype(mx.float16)}, {"h": x}), X
+        )
     assert "carry.h goes in as f32[2,8] and comes out as f16[2,8]" in str(caught.value)
     assert "its dtype changes" in str(caught.value)
     with pytest.raises(ControlFlowError, match=r"goes in as f32\[2,8\].*f32\[4,8\].*shape"):
-        qg.trace(lambda x: qg.while_loop(lambda h: h.sum() > 0,
-                                         lambda h: qg.concatenate([h, h]), x), X)
+        qg.trace(
+            lambda x: qg.while_loop(lambda h: h.sum() > 0, lambda h: qg.concatenate([h, h]), x), X
+        )
 
 
 @pytest.mark.parametrize(

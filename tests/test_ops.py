@@ -39,20 +39,99 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     **{name: (X,) for name in ONE.split()},
     **{name: (Y,) for name in INSIDE.split()},
     **{name: (X, Y) for name in TWO.split()},
-    **{name: (I, J) for name in ("bitwise_and", "bitwise_or", "bitwise_xor", "left_shift",
-                                 "right_shift", "divmod", "floor_divide", "remainder")},
+    **{
+        name: (I, J)
+        for name in (
+            "bitwise_and",
+            "bitwise_or",
+            "bitwise_xor",
+            "left_shift",
+            "right_shift",
+            "divmod",
+            "floor_divide",
+            "remainder",
+        )
+    },
     **{name: (B, B[::-1]) for name in ("logical_and", "logical_or", "logical_xor")},
-    **{name: (X,) for name in ("all", "any", "argmax", "argmin", "max", "min", "mean", "median",
-                               "minmax", "prod", "std", "sum", "var", "logsumexp", "count_nonzero",
-                               "cummax", "cummin", "cumprod", "cumsum", "logcumsumexp", "diff")},
-    **{name: (3,) for name in ("bartlett", "blackman", "hamming", "hanning", "identity", "eye",
-                               "tri", "random.key")},
-    **{f"at_{name}": (X, (slice(1, 3), 2), 1.5) for name in
-       ("add", "divide", "maximum", "minimum", "multiply", "set", "subtract")},
-    **{f"fft.{name}": (CUBE,) for name in ("fft", "fft2", "fftn", "fftshift", "ifft", "ifft2",
-       "ifftn", "ifftshift", "irfft", "irfft2", "irfftn", "rfft", "rfft2", "rfftn")},
-    **{f"linalg.{name}": (SPD,) for name in ("cholesky", "cholesky_inv", "eig", "eigh", "eigvals",
-       "eigvalsh", "inv", "pinv", "qr", "svd", "tri_inv", "norm")},
+    **{
+        name: (X,)
+        for name in (
+            "all",
+            "any",
+            "argmax",
+            "argmin",
+            "max",
+            "min",
+            "mean",
+            "median",
+            "minmax",
+            "prod",
+            "std",
+            "sum",
+            "var",
+            "logsumexp",
+            "count_nonzero",
+            "cummax",
+            "cummin",
+            "cumprod",
+            "cumsum",
+            "logcumsumexp",
+            "diff",
+        )
+    },
+    **{
+        name: (3,)
+        for name in (
+            "bartlett",
+            "blackman",
+            "hamming",
+            "hanning",
+            "identity",
+            "eye",
+            "tri",
+            "random.key",
+        )
+    },
+    **{
+        f"at_{name}": (X, (slice(1, 3), 2), 1.5)
+        for name in ("add", "divide", "maximum", "minimum", "multiply", "set", "subtract")
+    },
+    **{
+        f"fft.{name}": (CUBE,)
+        for name in (
+            "fft",
+            "fft2",
+            "fftn",
+            "fftshift",
+            "ifft",
+            "ifft2",
+            "ifftn",
+            "ifftshift",
+            "irfft",
+            "irfft2",
+            "irfftn",
+            "rfft",
+            "rfft2",
+            "rfftn",
+        )
+    },
+    **{
+        f"linalg.{name}": (SPD,)
+        for name in (
+            "cholesky",
+            "cholesky_inv",
+            "eig",
+            "eigh",
+            "eigvals",
+            "eigvalsh",
+            "inv",
+            "pinv",
+            "qr",
+            "svd",
+            "tri_inv",
+            "norm",
+        )
+    },
     "arccosh": (Y + 1,),
     "bitwise_invert": (I,),
     "power": (Y, X),
@@ -116,8 +195,14 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "topk": (X, 2),
     "unique": (I.flatten(), 6),
     "addmm": (X[:, :3], X, mx.random.normal((6, 3), key=KEY)),
-    "block_masked_mm": (BIG[:64], BIG.T[:, :64], 32, None, mx.ones((2, 2), mx.bool_),
-                        mx.ones((2, 2), mx.bool_)),
+    "block_masked_mm": (
+        BIG[:64],
+        BIG.T[:, :64],
+        32,
+        None,
+        mx.ones((2, 2), mx.bool_),
+        mx.ones((2, 2), mx.bool_),
+    ),
     "einsum": ("ij,kj->ik", X, Y),
     "gather_mm": (CUBE, mx.swapaxes(CUBE, 1, 2), None, IDS),
     "hadamard_transform": (BIG[:4],),
@@ -173,17 +258,40 @@ KEYWORDS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         {"traditional": True, "base": 1e4, "scale": 1.0, "offset": 2},
     ),
     "fast.scaled_dot_product_attention": (
-        (mx.random.normal((1, 2, 3, 8), key=KEY),) * 3, {"scale": 0.3, "mask": "causal"}
+        (mx.random.normal((1, 2, 3, 8), key=KEY),) * 3,
+        {"scale": 0.3, "mask": "causal"},
     ),
     "fast.gated_delta_update": (
-        (mx.ones((1, 3, 2, 32)), mx.ones((1, 3, 2, 32)), mx.ones((1, 3, 2, 8)),
-         mx.ones((1, 3, 2)) * 0.5, mx.ones((1, 3, 2)) * 0.5), {},
+        (
+            mx.ones((1, 3, 2, 32)),
+            mx.ones((1, 3, 2, 32)),
+            mx.ones((1, 3, 2, 8)),
+            mx.ones((1, 3, 2)) * 0.5,
+            mx.ones((1, 3, 2)) * 0.5,
+        ),
+        {},
     ),
 }
 NOT_ON_CPU = {"qqmm", "gather_qqmm"}
 """MLX 0.32 says they are not yet implemented there; their types can still be inferred."""
-NOT_NUMPYS = {"argpartition", "partition", "pad", "slice", "split", "meshgrid", "median", "unique",
-              "all", "roll", "put_along_axis", "astype", "diff", "view", "broadcast_arrays", "searchsorted"}
+NOT_NUMPYS = {
+    "argpartition",
+    "partition",
+    "pad",
+    "slice",
+    "split",
+    "meshgrid",
+    "median",
+    "unique",
+    "all",
+    "roll",
+    "put_along_axis",
+    "astype",
+    "diff",
+    "view",
+    "broadcast_arrays",
+    "searchsorted",
+}
 
 
 def call(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -237,8 +345,10 @@ def test_numpy_agrees(name: str) -> None:
     expected = function(*as_numpy)
     lazy = [qg.tensor(a) if isinstance(a, mx.array) else a for a in args]
     result = FUNCTIONS[name](*lazy)
-    found = [t.eval() if isinstance(t, qg.Tensor) else t for t in
-             (result if isinstance(result, list) else [result])]
+    found = [
+        t.eval() if isinstance(t, qg.Tensor) else t
+        for t in (result if isinstance(result, list) else [result])
+    ]
     wanted = list(expected) if isinstance(expected, tuple | list) else [expected]
     for actual, value in zip(found, wanted, strict=True):
         np.testing.assert_allclose(to_numpy(actual), value, rtol=2e-5, atol=2e-6)
@@ -249,8 +359,11 @@ def test_the_table_covers_mlx() -> None:
     functions = {
         name
         for name in dir(mx)
-        if not name.startswith("_") and name[0].islower() and callable(getattr(mx, name))
-        and not isinstance(getattr(mx, name), type) and _returns_arrays(getattr(mx, name))
+        if not name.startswith("_")
+        and name[0].islower()
+        and callable(getattr(mx, name))
+        and not isinstance(getattr(mx, name), type)
+        and _returns_arrays(getattr(mx, name))
     }
     missing = functions - set(OPS) - set(ALIASES) - set(LEFT_OUT)
     assert missing == set()

@@ -59,7 +59,7 @@ def test_input_errors_name_the_argument() -> None:
         program(X.astype(mx.float16))
     with pytest.raises(InputError, match="another form"):
         program(X, X)
-    with pytest.raises(InputError, match="not list|another form"):
+    with pytest.raises(InputError, match="another form"):
         program([X])
     with pytest.raises(TraceError, match="symbolic"):
         qg.trace(lambda x: program(x), X)
@@ -77,7 +77,9 @@ def test_jit_specialises_and_shares_weights() -> None:
     packed = sum(p.nbytes for p in mx.quantize(W))
     assert program.weight_bytes == packed
     first, *others = [[a for a in e.known.values() if a.ndim] for e in program.executables]
-    assert all(mine is theirs for other in others for mine, theirs in zip(first, other, strict=True))
+    assert all(
+        mine is theirs for other in others for mine, theirs in zip(first, other, strict=True)
+    )
 
 
 def test_jit_keeps_static_arguments_apart() -> None:

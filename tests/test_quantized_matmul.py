@@ -121,11 +121,9 @@ def test_misuse_is_refused_with_words(name: str, traced: bool) -> None:
     def build(x: Any) -> Any:
         return qg.quantized_matmul(x, **{k: v for k, v in args.items() if k != "x"})
 
+    run = (lambda x: qg.trace(build, x)) if traced else build
     with pytest.raises(QuantizationError) as caught:
-        if traced:
-            qg.trace(build, args["x"])
-        else:
-            build(args["x"])
+        run(args["x"])
     text = str(caught.value)
     assert all(word in text for word in ["quantized_matmul", *words]), text
     assert "test_quantized_matmul.py" in text
