@@ -26,8 +26,10 @@ def facts() -> Iterator[tuple[str, str, str]]:
     yield "GPU", "yes" if gpu else "none that this build of MLX knows", ""
     yield "streams on CPU", str(target.cores), "" if target.cores > 1 else "one core: no sharding"
     compiler = shutil.which("g++")
-    missing = "" if compiler or sys.platform == "darwin" else (
-        "without g++ mx.compile is silently off on CPU: install a C++ compiler"
+    missing = (
+        ""
+        if compiler or sys.platform == "darwin"
+        else ("without g++ mx.compile is silently off on CPU: install a C++ compiler")
     )
     yield "compiler for mx.compile on CPU", compiler or "not found", missing
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import networkx as nx
@@ -18,9 +18,6 @@ from .errors import QGraphError
 from .origin import NOWHERE, Origin
 from .tree import Tree
 from .types import TensorType, type_of
-
-if TYPE_CHECKING:
-    from .text import Format
 
 Stage = Literal["run", "pack", "prepare"]
 """When a node runs: at every call, once for all, or once for each set of parameters."""
@@ -288,11 +285,11 @@ class Graph:
                 result.add_edge(value.node, node, value=value, position=position)
         return result
 
-    def format(self, options: Format | None = None) -> str:
-        """The graph as text; see `qgraph.text.Format` for what can be chosen."""
-        from .text import format_graph
+    def format(self, **options: Any) -> str:
+        """The graph as text; options are the fields of `qgraph.text.Format`."""
+        from .text import Format, format_graph
 
-        return format_graph(self, options)
+        return format_graph(self, Format(**options))
 
     def __str__(self) -> str:
         return self.format()

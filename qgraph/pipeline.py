@@ -8,6 +8,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from .errors import VerifyError
 from .ir import Graph
 from .ledger import recording
 from .plan import Plan, PlanStep
@@ -56,6 +57,13 @@ def default_passes(target: Target | None = None) -> list[Pass]:
     ]
 
 
+def _verify_after(name: str, graph: Graph) -> None:
+    try:
+        verify(graph)
+    except VerifyError as error:
+        raise VerifyError(f"the pass {name} broke {error.what}", origin=error.origin) from None
+
+
 def optimize(
     graph: Graph,
     *,
@@ -78,7 +86,7 @@ def optimize(
 
     >>> import qgraph as qg
     >>> graph = qg.trace(lambda x: (qg.exp(x), qg.exp(x)), qg.spec((4,)), name="f")
-    >>> print(qg.optimize(graph, target="cpu").graph)
+    >>> print(qg.optimize(graph, target="cpu").graph.format(origins=False))
     graph f(x: f32[4]) -> (f32[4], f32[4])
       %0: f32[4] = exp(x)
       return %0, %0
@@ -95,7 +103,7 @@ def optimize(
         elapsed = 1000 * (time.perf_counter() - start)
         step = PlanStep(run.name, graph, after, elapsed, tuple(entries))
         if check and step.changed:
-            verify(after)
+            _verify_after(run.name, after)
         steps.append(step)
         graph = after
         if on_pass is not None:

@@ -138,4 +138,3 @@ def _render(table: Table, width: int) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(table)
     return console.export_text().rstrip()
-

@@ -122,7 +122,8 @@ def trace(
         TraceError: `fn` needs the elements of a symbolic tensor, or leaks one.
 
     >>> import qgraph as qg
-    >>> print(qg.trace(lambda x: qg.tanh(x) * 2, qg.spec((4,)), name="f"))
+    >>> graph = qg.trace(lambda x: qg.tanh(x) * 2, qg.spec((4,)), name="f")
+    >>> print(graph.format(origins=False))
     graph f(x: f32[4]) -> f32[4]
       %0: f32[4] = tanh(x)
       %1: f32[4] = multiply(%0, 2)
