@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import api
 from .errors import QGraphError
 from .ir import Graph
 from .pipeline import optimize
 from .plan import Plan
+from .program import Program
 from .trace import trace
 from .types import DTYPES, Spec, spec
 
@@ -76,7 +76,7 @@ def load(where: str, specs: list[str] | None) -> Graph:
     found: Any = getattr(module, name, None)
     if isinstance(found, Graph):
         return found
-    if isinstance(found, api.Program):
+    if isinstance(found, Program):
         return found.plan.source
     if callable(found):
         return trace(found, *[parse_spec(text) for text in specs or []])

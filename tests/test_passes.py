@@ -255,11 +255,12 @@ def test_verify_checks_bodies() -> None:
     graph = qg.trace(lambda x: qg.fori_loop(0, 2, lambda i, h: h + 1, x), X)
     loop = graph.nodes[-1]
     body = loop.bodies[0]
+    wrong_inputs = body.replace(inputs=body.inputs[:1] + graph.inputs)
     cases = {
         "carries": loop.replace(bodies=(body.replace(outputs=body.inputs[:1]),)),
-        "no earlier node": loop.replace(bodies=(body.replace(inputs=body.inputs[:1] + graph.inputs),)),
+        "no earlier node": loop.replace(bodies=(wrong_inputs,)),
         "bodies": loop.replace(bodies=()),
-    }  # fmt: skip
+    }
     for words, bad in cases.items():
         with pytest.raises(VerifyError, match=words):
             verify(graph.replace(nodes=[*graph.nodes[:-1], bad], outputs=bad.outputs))
