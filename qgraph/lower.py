@@ -9,132 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import mlx.core as mx
 
-from .ir import Graph, Node, Value, map_values
+from .interpret import Arrays, Env, Streams, run_node, scan_turns, unrolls
+from .ir import Graph, Node, Value
 from .names import body_inputs
-from .ops import CONTROL_FLOW, LOOPS, OPS
-from .tensor import as_device, as_int
-
-UNROLL_NODES = 2048
-"""A loop unrolls while its turns hold no more nodes than this together."""
-
-Arrays = Sequence[mx.array]
-Env = dict[Value, Any]
-
-
-class Streams:
-    """The streams of a program by number: 0 is the device's default, the rest are its own."""
-
-    def __init__(self, device: mx.Device) -> None:
-        self._device = device
-        self._streams: list[Any] = []
-
-    def resolve(self, stream: Any) -> Any:
-        """What MLX takes for a node's stream."""
-        if stream is None or (isinstance(stream, int) and stream == 0):
-            return None
-        if not isinstance(stream, int):
-            return as_device(stream)
-        while len(self._streams) < stream:
-            self._streams.append(mx.new_thread_local_stream(self._device))
-        return self._streams[stream - 1]
-
-
-def run_node(node: Node, env: Env, streams: Streams) -> None:
-    """Call MLX for one node, with arrays for the values in `env`."""
-    if node.op in LOOPS:
-        _unroll(node, env, streams)
-        return
-    if node.op == "constant":
-        env[node.output] = node.args["data"].array
-        return
-    op = OPS[node.op]
-    args = {name: map_values(arg, env.__getitem__) for name, arg in node.args.items()}
-    stream = streams.resolve(node.stream)
-    if stream is not None and op.kind == "local":
-        with mx.stream(stream):
-            result = op.call(args)
-    else:
-        result = op.call(args, stream)
-    if isinstance(result, mx.array):
-        env[node.outputs[0]] = result
-    else:
-        env.update(zip(node.outputs, result, strict=True))
-
-
-def _run_body(body: Graph, inputs: Arrays, streams: Streams) -> list[mx.array]:
-    env: Env = dict(zip(body.inputs, inputs, strict=True))
-    for node in body.nodes:
-        run_node(node, env, streams)
-    return [env[value] for value in body.outputs]
-
-
-def _unroll(node: Node, env: Env, streams: Streams) -> None:
-    carried = [env[v] for v in node.args["carried"]]
-    invariants = [env[v] for v in node.args["invariants"]]
-    body = node.bodies[0]
-    if node.op == "fori_loop":
-        for i in range(node.args["lower"], node.args["upper"]):
-            carried = _run_body(body, [mx.array(i, mx.int32), *carried, *invariants], streams)
-        env.update(zip(node.outputs, carried, strict=True))
-        return
-
-    def turn(i: int, carried: Arrays) -> list[mx.array]:
-        slices = [env[v][i] for v in node.args["xs"]]
-        return _run_body(body, [*carried, *slices, *invariants], streams)
-
-    env.update(zip(node.outputs, _scan(node, carried, turn), strict=True))
-
-
-def _scan(
-    node: Node, carried: Arrays, turn: Callable[[int, Arrays], list[mx.array]]
-) -> list[mx.array]:
-    """Run a scan's turns in order, stacking what they give."""
-    count = node.args["length"]
-    stacked: list[list[mx.array]] = [[] for _ in node.outputs[len(carried) :]]
-    for i in reversed(range(count)) if node.args["reverse"] else range(count):
-        results = turn(i, carried)
-        carried = results[: len(carried)]
-        for column, y in zip(stacked, results[len(carried) :], strict=True):
-            column.append(y)
-    if node.args["reverse"]:
-        for column in stacked:
-            column.reverse()
-    types = [v.type for v in node.outputs[len(carried) :]]
-    ys = [
-        mx.stack(c) if c else mx.zeros(t.shape, t.dtype)
-        for c, t in zip(stacked, types, strict=True)
-    ]
-    return [*carried, *ys]
-
-
-def turns(node: Node) -> int | None:
-    """How often a loop turns, or None where only the run can tell."""
-    if node.op == "scan":
-        return int(node.args["length"])
-    lower, upper = node.args.get("lower"), node.args.get("upper")
-    return max(0, upper - lower) if isinstance(lower, int) and isinstance(upper, int) else None
-
-
-def unrolls(node: Node) -> bool:
-    """Does this loop unroll inside `mx.compile`?"""
-    count = turns(node)
-    if count is None:
-        return False
-    inner = [n for n in node.bodies[0].nodes if n.op in CONTROL_FLOW]
-    return count * unrolled_size(node.bodies[0]) <= UNROLL_NODES and all(map(unrolls, inner))
-
-
-def unrolled_size(graph: Graph) -> int:
-    """Nodes of a body once its own loops are unrolled."""
-    return sum(
-        (turns(n) or 1) * unrolled_size(n.bodies[0]) if n.op in LOOPS else 1
-        for n in graph.nodes
-        if n.op != "constant"
-    )
+from .ops import CONTROL_FLOW
+from .tensor import as_int
 
 
 def captured_constants(nodes: Sequence[Node]) -> dict[Value, mx.array]:
@@ -157,15 +39,14 @@ class LoweredGraph:
         own = [n for n in graph.constants() if n.output not in known]
         self.known = {**known, **captured_constants(own)}
         self.steps: list[Step] = []
-        groups = _stretches(graph, self.known)
-        for i, nodes in enumerate(groups):
+        wanted = set(graph.outputs)
+        for nodes in reversed(_stretches(graph, self.known)):
             if len(nodes) == 1 and _from_host(nodes[0]):
                 self.steps.append(_HOST[nodes[0].op](nodes[0], self.known, streams))
             else:
-                later = {v for group in groups[i + 1 :] for n in group for v in n.inputs}
-                self.steps.append(
-                    Stretch.of(nodes, later | set(graph.outputs), self.known, streams)
-                )
+                self.steps.append(Stretch.of(nodes, wanted, self.known, streams))
+            wanted.update(v for node in nodes for v in node.inputs)
+        self.steps.reverse()
 
     def __call__(self, inputs: Arrays) -> list[mx.array]:
         env: Env = dict(zip(self.inputs, inputs, strict=True))
@@ -269,6 +150,11 @@ class HostLoop(Step):
         return as_int(self.look_up(env, [arg])[0]) if isinstance(arg, Value) else int(arg)
 
 
+def _start(carried: list[mx.array]) -> None:
+    """Begin to compute: else the lazy graph of all turns would pile up, and no buffer be reused."""
+    mx.async_eval(carried)  # type: ignore[no-untyped-call]
+
+
 class HostForiLoop(HostLoop):
     def run(self, env: Env) -> None:
         body, outer = self.bodies[0]
@@ -276,8 +162,7 @@ class HostForiLoop(HostLoop):
         carried = self.look_up(env, self.node.args["carried"])
         for i in range(self.bound(env, "lower"), self.bound(env, "upper")):
             carried = body([mx.array(i, mx.int32), *carried, *extra])
-            # Without this the lazy graph of all turns would pile up, and no buffer be reused.
-            mx.async_eval(carried)  # type: ignore[no-untyped-call]
+            _start(carried)
         env.update(zip(self.node.outputs, carried, strict=True))
 
 
@@ -288,12 +173,11 @@ class HostScan(HostLoop):
         xs = self.look_up(env, self.node.args["xs"])
 
         def turn(i: int, carried: Arrays) -> list[mx.array]:
-            results = body([*carried, *(x[i] for x in xs), *extra])
-            mx.async_eval(results)  # type: ignore[no-untyped-call]
-            return results
+            return body([*carried, *(x[i] for x in xs), *extra])
 
         carried = self.look_up(env, self.node.args["carried"])
-        env.update(zip(self.node.outputs, _scan(self.node, carried, turn), strict=True))
+        results = scan_turns(self.node, carried, turn, _start)
+        env.update(zip(self.node.outputs, results, strict=True))
 
 
 class HostWhileLoop(HostLoop):
@@ -303,6 +187,7 @@ class HostWhileLoop(HostLoop):
         carried = self.look_up(env, self.node.args["carried"])
         while test([*carried, *test_extra])[0].item():
             carried = body([*carried, *extra])
+            _start(carried)
         env.update(zip(self.node.outputs, carried, strict=True))
 
 

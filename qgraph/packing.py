@@ -12,8 +12,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from .interpret import Env, Streams, run_node
 from .ir import Graph, Node, Value
-from .lower import Env, Streams, captured_constants, run_node
+from .lower import captured_constants
 
 Progress = Callable[[str, int, int], None]
 """Called with a weight's name, how many nodes are packed, and how many there are."""

@@ -11,8 +11,9 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import InputError, TraceError
+from .interpret import Env, Streams, run_node
 from .ir import Graph, Value, reachable
-from .lower import Env, LoweredGraph, Streams, Stretch, run_node
+from .lower import LoweredGraph, Stretch
 from .packing import PackCache, Prepared, Progress, Staged, pack
 from .plan import Plan
 from .target import Target, as_target

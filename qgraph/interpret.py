@@ -1,0 +1,138 @@
+"""Calling MLX node by node: what a compiled stretch does while `mx.compile` traces it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from .ir import Graph, Node, Value, map_values
+from .ops import CONTROL_FLOW, LOOPS, OPS
+from .tensor import as_device
+
+UNROLL_NODES = 2048
+"""A loop unrolls while its turns hold no more nodes than this together."""
+
+Arrays = Sequence[mx.array]
+Env = dict[Value, Any]
+
+
+class Streams:
+    """The streams of a program by number: 0 is the device's default, the rest are its own."""
+
+    def __init__(self, device: mx.Device) -> None:
+        self._device = device
+        self._streams: list[Any] = []
+
+    def resolve(self, stream: Any) -> Any:
+        """What MLX takes for a node's stream."""
+        if stream is None or (isinstance(stream, int) and stream == 0):
+            return None
+        if not isinstance(stream, int):
+            return as_device(stream)
+        while len(self._streams) < stream:
+            self._streams.append(mx.new_thread_local_stream(self._device))
+        return self._streams[stream - 1]
+
+
+def run_node(node: Node, env: Env, streams: Streams) -> None:
+    """Call MLX for one node, with arrays for the values in `env`."""
+    if node.op in LOOPS:
+        _unroll(node, env, streams)
+        return
+    if node.op == "constant":
+        env[node.output] = node.args["data"].array
+        return
+    op = OPS[node.op]
+    args = {name: map_values(arg, env.__getitem__) for name, arg in node.args.items()}
+    stream = streams.resolve(node.stream)
+    if stream is not None and op.kind == "local":
+        with mx.stream(stream):
+            result = op.call(args)
+    else:
+        result = op.call(args, stream)
+    if isinstance(result, mx.array):
+        env[node.outputs[0]] = result
+    else:
+        env.update(zip(node.outputs, result, strict=True))
+
+
+def _run_body(body: Graph, inputs: Arrays, streams: Streams) -> list[mx.array]:
+    env: Env = dict(zip(body.inputs, inputs, strict=True))
+    for node in body.nodes:
+        run_node(node, env, streams)
+    return [env[value] for value in body.outputs]
+
+
+def _unroll(node: Node, env: Env, streams: Streams) -> None:
+    carried = [env[v] for v in node.args["carried"]]
+    invariants = [env[v] for v in node.args["invariants"]]
+    body = node.bodies[0]
+    if node.op == "fori_loop":
+        for i in range(node.args["lower"], node.args["upper"]):
+            carried = _run_body(body, [mx.array(i, mx.int32), *carried, *invariants], streams)
+        env.update(zip(node.outputs, carried, strict=True))
+        return
+
+    def turn(i: int, carried: Arrays) -> list[mx.array]:
+        slices = [env[v][i] for v in node.args["xs"]]
+        return _run_body(body, [*carried, *slices, *invariants], streams)
+
+    env.update(zip(node.outputs, scan_turns(node, carried, turn), strict=True))
+
+
+def scan_turns(
+    node: Node,
+    carried: Arrays,
+    turn: Callable[[int, Arrays], list[mx.array]],
+    settle: Callable[[list[mx.array]], None] = lambda _: None,
+) -> list[mx.array]:
+    """Run a scan's turns in order, stacking what they give.
+
+    `settle` is called after each turn, when nothing holds the values carried before it: their
+    buffers can be written again.
+    """
+    count = node.args["length"]
+    stacked: list[list[mx.array]] = [[] for _ in node.outputs[len(carried) :]]
+    for i in reversed(range(count)) if node.args["reverse"] else range(count):
+        results = turn(i, carried)
+        carried = results[: len(carried)]
+        for column, y in zip(stacked, results[len(carried) :], strict=True):
+            column.append(y)
+        settle(results)
+    if node.args["reverse"]:
+        for column in stacked:
+            column.reverse()
+    types = [v.type for v in node.outputs[len(carried) :]]
+    ys = [
+        mx.stack(c) if c else mx.zeros(t.shape, t.dtype)
+        for c, t in zip(stacked, types, strict=True)
+    ]
+    return [*carried, *ys]
+
+
+def turns(node: Node) -> int | None:
+    """How often a loop turns, or None where only the run can tell."""
+    if node.op == "scan":
+        return int(node.args["length"])
+    lower, upper = node.args.get("lower"), node.args.get("upper")
+    return max(0, upper - lower) if isinstance(lower, int) and isinstance(upper, int) else None
+
+
+def unrolls(node: Node) -> bool:
+    """Does this loop unroll inside `mx.compile`?"""
+    count = turns(node)
+    if count is None:
+        return False
+    inner = [n for n in node.bodies[0].nodes if n.op in CONTROL_FLOW]
+    return count * unrolled_size(node.bodies[0]) <= UNROLL_NODES and all(map(unrolls, inner))
+
+
+def unrolled_size(graph: Graph) -> int:
+    """Nodes of a body once its own loops are unrolled."""
+    return sum(
+        (turns(n) or 1) * unrolled_size(n.bodies[0]) if n.op in LOOPS else 1
+        for n in graph.nodes
+        if n.op != "constant"
+    )
