@@ -36,13 +36,12 @@ class SinkDequantize:
 
 
 def _visitor(graph: Graph) -> Visit:
-    readers = {
-        node.output: len(users)
+    shared = {
+        node.serial
         for node in graph.nodes
-        for users in [graph.users.get(node.output, ())]
         if node.op == "dequantize"
+        and len(graph.users.get(node.output, ())) + (node.output in graph.outputs) > 1
     }
-    shared = {value.node.serial for value, count in readers.items() if count > 1}
 
     def visit(node: Node) -> Sequence[Value] | None:
         if node.op == "concatenate":

@@ -42,7 +42,7 @@ def resolve(value: Value) -> WeightView | None:
     chain: list[Node] = []
     node = value.node
     while node.op in _VIEWS or node.op in _SAME:
-        if not node.inputs:
+        if not node.inputs or not mx.issubdtype(node.output.dtype, mx.floating):
             return None
         chain.append(node)
         node = node.inputs[0].node
