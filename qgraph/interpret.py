@@ -36,50 +36,64 @@ class Streams:
         return self._streams[stream - 1]
 
 
-def run_node(node: Node, env: Env, streams: Streams) -> None:
-    """Call MLX for one node, with arrays for the values in `env`."""
-    if node.op in LOOPS:
-        _unroll(node, env, streams)
-        return
-    if node.op == "constant":
-        env[node.output] = node.args["data"].array
-        return
-    op = OPS[node.op]
-    args = {name: map_values(arg, env.__getitem__) for name, arg in node.args.items()}
-    stream = streams.resolve(node.stream)
-    if stream is not None and op.kind == "local":
+class Interpreter:
+    """Calls MLX for nodes, with arrays for the values in an environment.
+
+    Within one interpreter an op with several results runs once for the same arguments.  Tracing
+    several equal ones under `mx.compile` (0.32.4) can fail with "IndexError: _Map_base::at".
+    """
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._several: dict[Any, tuple[list[mx.array], Sequence[mx.array]]] = {}
+
+    def run(self, node: Node, env: Env) -> None:
+        """Add the results of `node` to `env`."""
+        if node.op in LOOPS:
+            self._unroll(node, env)
+        elif node.op == "constant":
+            env[node.output] = node.args["data"].array
+        elif len(node.outputs) == 1:
+            result = self._call(node, env)
+            env[node.output] = result if isinstance(result, mx.array) else result[0]
+        else:
+            inputs = [env[v] for v in node.inputs]
+            key = (node.op, repr(node.attrs), repr(node.stream), *map(id, inputs))
+            if key not in self._several:
+                # The inputs are kept with the results, so that their identities stay theirs.
+                self._several[key] = (inputs, self._call(node, env))
+            env.update(zip(node.outputs, self._several[key][1], strict=True))
+
+    def _call(self, node: Node, env: Env) -> Any:
+        op = OPS[node.op]
+        args = {name: map_values(arg, env.__getitem__) for name, arg in node.args.items()}
+        stream = self._streams.resolve(node.stream)
+        if stream is None or op.kind != "local":
+            return op.call(args, stream)
         with mx.stream(stream):
-            result = op.call(args)
-    else:
-        result = op.call(args, stream)
-    if isinstance(result, mx.array):
-        env[node.outputs[0]] = result
-    else:
-        env.update(zip(node.outputs, result, strict=True))
+            return op.call(args)
 
+    def _run_body(self, body: Graph, inputs: Arrays) -> list[mx.array]:
+        env: Env = dict(zip(body.inputs, inputs, strict=True))
+        for node in body.nodes:
+            self.run(node, env)
+        return [env[value] for value in body.outputs]
 
-def _run_body(body: Graph, inputs: Arrays, streams: Streams) -> list[mx.array]:
-    env: Env = dict(zip(body.inputs, inputs, strict=True))
-    for node in body.nodes:
-        run_node(node, env, streams)
-    return [env[value] for value in body.outputs]
+    def _unroll(self, node: Node, env: Env) -> None:
+        carried = [env[v] for v in node.args["carried"]]
+        invariants = [env[v] for v in node.args["invariants"]]
+        body = node.bodies[0]
+        if node.op == "fori_loop":
+            for i in range(node.args["lower"], node.args["upper"]):
+                carried = self._run_body(body, [mx.array(i, mx.int32), *carried, *invariants])
+            env.update(zip(node.outputs, carried, strict=True))
+            return
 
+        def turn(i: int, carried: Arrays) -> list[mx.array]:
+            slices = [env[v][i] for v in node.args["xs"]]
+            return self._run_body(body, [*carried, *slices, *invariants])
 
-def _unroll(node: Node, env: Env, streams: Streams) -> None:
-    carried = [env[v] for v in node.args["carried"]]
-    invariants = [env[v] for v in node.args["invariants"]]
-    body = node.bodies[0]
-    if node.op == "fori_loop":
-        for i in range(node.args["lower"], node.args["upper"]):
-            carried = _run_body(body, [mx.array(i, mx.int32), *carried, *invariants], streams)
-        env.update(zip(node.outputs, carried, strict=True))
-        return
-
-    def turn(i: int, carried: Arrays) -> list[mx.array]:
-        slices = [env[v][i] for v in node.args["xs"]]
-        return _run_body(body, [*carried, *slices, *invariants], streams)
-
-    env.update(zip(node.outputs, scan_turns(node, carried, turn), strict=True))
+        env.update(zip(node.outputs, scan_turns(node, carried, turn), strict=True))
 
 
 def scan_turns(

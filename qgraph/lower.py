@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from .interpret import Arrays, Env, Streams, run_node, scan_turns, unrolls
+from .interpret import Arrays, Env, Interpreter, Streams, scan_turns, unrolls
 from .ir import Graph, Node, Value
 from .names import body_inputs
 from .ops import CONTROL_FLOW
@@ -101,8 +101,9 @@ class Stretch(Step):
 
         def stretch(*arrays: mx.array) -> list[mx.array]:
             env: Env = {**captured, **dict(zip(needs, arrays, strict=True))}
+            interpreter = Interpreter(streams)
             for node in nodes:
-                run_node(node, env, streams)
+                interpreter.run(node, env)
             return [env[v] for v in gives]
 
         return Stretch(needs, gives, mx.compile(stretch))

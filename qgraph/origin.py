@@ -46,6 +46,22 @@ def _is_ours(file: str) -> bool:
 _ours: dict[str, bool] = {}
 
 
+def variable_name(thing: object) -> str:
+    """The variable that holds `thing` in the innermost frame of the user's, or an empty string."""
+    frame = sys._getframe(1)
+    while frame is not None and _is_ours(frame.f_code.co_filename):
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is None:
+        return ""
+    for name, value in frame.f_locals.items():
+        if value is thing:
+            return name
+    for name in frame.f_code.co_names:
+        if frame.f_globals.get(name) is thing:
+            return name
+    return ""
+
+
 def user_frame() -> Origin:
     """The innermost frame that is not qgraph's own."""
     frame = sys._getframe(1)

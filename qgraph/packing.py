@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .interpret import Env, Streams, run_node
+from .interpret import Env, Interpreter, Streams
 from .ir import Graph, Node, Value
 from .lower import captured_constants
 
@@ -108,7 +108,7 @@ def pack(
             for value in node.inputs:
                 if value not in env:
                     env[value] = value.node.args["data"].array
-            run_node(node, env, streams)
+            Interpreter(streams).run(node, env)
             arrays = [env[v] for v in node.outputs]
             mx.eval(arrays)
             if any(v in staged.wanted for v in node.outputs):

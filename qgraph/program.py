@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import InputError, TraceError
-from .interpret import Env, Streams, run_node
+from .interpret import Env, Interpreter, Streams
 from .ir import Graph, Value, reachable
 from .lower import LoweredGraph, Stretch
 from .packing import PackCache, Prepared, Progress, Staged, pack
@@ -72,7 +72,7 @@ class Executable:
         last_reader = {v: node for node in self._prepare.nodes for v in node.inputs}
         with self.on_device():
             for node in self._prepare.nodes:
-                run_node(node, env, self._streams)
+                Interpreter(self._streams).run(node, env)
                 mx.eval([env[v] for v in node.outputs])
                 for value in node.inputs:
                     if last_reader[value] is node and value not in self.prepared:

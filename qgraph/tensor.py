@@ -14,7 +14,7 @@ import numpy as np
 from .errors import QGraphError, ShapeError, TraceError
 from .ir import Node, StreamLike, Value, constant_value, map_values
 from .ops import ALIASES, OPS, RANDOM, Op
-from .origin import user_frame
+from .origin import user_frame, variable_name
 from .types import TensorType, type_of
 
 
@@ -315,7 +315,7 @@ def constant_for(array: mx.array, name: str = "") -> Value:
     if known is None:
         return constant_value(array, name, user_frame())
     if id(array) not in known.values:
-        name = name or known.names.get(id(array), "")
+        name = name or known.names.get(id(array)) or variable_name(array)
         known.values[id(array)] = (array, constant_value(array, name, user_frame()))
     return known.values[id(array)][1]
 
