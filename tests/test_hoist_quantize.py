@@ -125,7 +125,8 @@ def test_text_before_and_after() -> None:
     assert plan.graph.format(origins=False) == (
         "graph f(x: f32[2,64]) -> f32[2,64]\n"
         "  pack (once):\n"
-        "    W_q: u32[64,8], W_s: f32[64,1], W_b: f32[64,1] = quantize(@W) {bits=4, group_size=64}\n"
+        "    W_q: u32[64,8], W_s: f32[64,1], W_b: f32[64,1] = "
+        "quantize(@W) {bits=4, group_size=64}\n"
         "  %h: f32[2,64] = fori_loop[2](x; W_q, W_s, W_b)\n"
         "    body(i: i32[], h: f32[2,64]; W_q, W_s, W_b)\n"
         "      %0: f32[2,64] = quantized_matmul(h, W_q, W_s, W_b) {bits=4, group_size=64}\n"
