@@ -7,6 +7,7 @@ from .fold_constants import FoldConstants
 from .fuse_quantized_matmul import FuseQuantizedMatmul
 from .hoist_quantize import HoistQuantize
 from .sink_dequantize import SinkDequantize
+from .widen_half import WidenHalf
 
 __all__ = [
     "AssignStreams",
@@ -16,4 +17,5 @@ __all__ = [
     "FuseQuantizedMatmul",
     "HoistQuantize",
     "SinkDequantize",
+    "WidenHalf",
 ]

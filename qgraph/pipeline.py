@@ -42,6 +42,7 @@ def default_passes(target: Target | None = None) -> list[Pass]:
         FuseQuantizedMatmul,
         HoistQuantize,
         SinkDequantize,
+        WidenHalf,
     )
 
     return [
@@ -50,6 +51,7 @@ def default_passes(target: Target | None = None) -> list[Pass]:
         EliminateCommonSubexpressions(),
         SinkDequantize(),
         FuseQuantizedMatmul(),
+        WidenHalf(target),
         HoistQuantize(),
         EliminateCommonSubexpressions(),
         EliminateDeadCode(),

@@ -74,8 +74,10 @@ class Writer:
         mode, bits, group = form
         parts, w = self.packed[which, form], WEIGHTS[which]
         settings = {"group_size": group, "bits": bits, "mode": mode}
-        dense: Callable[[], Any] = lambda: qg.dequantize(*parts[:2], *parts[2:], **settings,
-                                                         dtype=mx.float32)  # fmt: skip
+
+        def dense() -> Any:
+            return qg.dequantize(*parts[:2], *parts[2:], **settings, dtype=mx.float32)
+
         forms: list[Callable[[Any], Any]] = [
             lambda h: qg.quantized_matmul(h, w, **settings),
             lambda h: qg.quantized_matmul(h, *parts, **settings),
