@@ -5,7 +5,7 @@ than in float32, and its error is some 10 times that of dequantize and matmul.  
 is that of rounding x and the result alone.
 
 Rewrites:
-    1. `quantized_matmul` and `gather_qmm` with x of float16 or bfloat16: x and affine scales are cast
+    1. `quantized_matmul` and `gather_qmm` with x of half precision: x and affine scales are cast
        up, the result down.  The casts of scales are packed, by `hoist-quantize`.
 Leaves alone:
     1. float32.
