@@ -65,7 +65,8 @@ def names_to_try(problem: Problem) -> list[str]:
     in_mlx = [wide + base for base in ("qmm", "dequantize+matmul", "dense")]
     shards = [f"shard{problem.cores}+{name}" for name in in_mlx] if problem.cores > 1 else []
     halves = [] if not half else ["dequantize+matmul"]
-    return ["qmm", *halves, *dict.fromkeys([*in_mlx, *shards]), "host-blas", "dense+host-blas"]
+    names = ["qmm", *halves, *in_mlx, *shards, "host-blas", "dense+host-blas"]
+    return list(dict.fromkeys(names))
 
 
 def refusal(name: str, problem: Problem, *, budget: int = 0, exact: bool = False) -> str | None:

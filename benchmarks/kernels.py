@@ -1,0 +1,225 @@
+"""Kernels for quantized matmuls: which is fastest where, and does qgraph choose it?
+
+python -m benchmarks.kernels             what the shipped table and the cost model choose, checked
+python -m benchmarks.kernels --table F   measure the table that ships with the package
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import mlx.core as mx
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.machine import describe, floors, save
+from qgraph.kernels import Problem, candidates
+from qgraph.target import Target, as_target
+from qgraph.tuner import choose, measure
+from qgraph.types import DTYPES, SHORT_NAMES
+
+MODES = {
+    "affine4": ("affine", 4, 64),
+    "affine8": ("affine", 8, 64),
+    "mxfp4": ("mxfp4", 4, 32),
+    "nvfp4": ("nvfp4", 4, 16),
+    "mxfp8": ("mxfp8", 8, 32),
+}
+ROWS = [1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 512, 2048]
+SIZES = {
+    "cpu": ["576x576", "2048x2048", "4096x4096"],
+    "cuda": ["2048x2048", "4096x4096", "14336x4096", "4096x14336", "151936x896", "1536x4096"],
+}
+ODD_SIZES = ["1500x4096", "4x4096", "2048x2080"]
+"""N not a multiple of 8, N below 8 (MLX issue 4498), K not a multiple of 64."""
+
+UNLIMITED = 1 << 60
+
+
+@dataclass
+class Grid:
+    """Problems, those of one weight by growing rows."""
+
+    rows: list[int]
+    sizes: list[str]
+    modes: list[str]
+    dtypes: list[str]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int, str, str]]]:
+        for dtype, mode, size in itertools.product(self.dtypes, self.modes, self.sizes):
+            n, k = map(int, size.split("x"))
+            if k % MODES[mode][2] == 0:
+                yield [(m, n, k, mode, dtype) for m in self.rows]
+
+
+def problem_of(m: int, n: int, k: int, mode: str, dtype: str, target: Target) -> Problem:
+    name, bits, group = MODES[mode]
+    x = DTYPES[dtype]
+    scales = x if name == "affine" else mx.uint8
+    return Problem(
+        m, n, k, x, name, bits, group, True, scales, target.backend, target.arch, target.cores
+    )
+
+
+@dataclass
+class Bench:
+    """Measures problem after problem; what a slow candidate takes at more rows is extrapolated.
+
+    Attributes:
+        limit: seconds; a candidate predicted to take longer for one call is not run.
+    """
+
+    target: Target
+    limit: float
+    repeats: int
+    rates: tuple[float, float]
+    before: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def row(self, problem: Problem) -> dict[str, Any]:
+        names = candidates(problem, budget=UNLIMITED)
+        predicted = {
+            name: 1e6 * seconds * problem.m / m
+            for name, (m, seconds) in self.before.items()
+            if seconds * problem.m / m > self.limit
+        }
+        wanted = [name for name in names if name not in predicted]
+        timings = measure(problem, wanted, repeats=self.repeats, target=self.target)
+        for name, timing in timings.items():
+            self.before[name] = (problem.m, timing.median)
+        bandwidth, rate = self.rates
+        return {
+            "problem": str(problem),
+            **{key: getattr(problem, key) for key in ("m", "n", "k", "mode", "bits", "transpose")},
+            "dtype": SHORT_NAMES[problem.dtype],
+            "us": {name: round(1e6 * t.median, 1) for name, t in timings.items()},
+            "spread": {name: round(t.spread, 3) for name, t in timings.items()},
+            "extrapolated_us": {n: round(us, 1) for n, us in predicted.items() if n in names},
+            "floor_us": {
+                "bytes": round(1e6 * problem.moved_bytes / bandwidth, 1),
+                "operations": round(1e6 * problem.flops / rate, 1),
+            },
+            "chosen": _decisions(problem),
+        }
+
+
+def _decisions(problem: Problem) -> dict[str, list[str]]:
+    """What qgraph chooses without a cache: with no budget and with any, kernel and source."""
+    free = choose(problem, cache=NO_CACHE)
+    dense = choose(problem, budget=UNLIMITED, cache=NO_CACHE)
+    return {"packed": [free.kernel, free.source], "dense": [dense.kernel, dense.source]}
+
+
+class _NoCache:
+    """Stands for the user's cache, so that a benchmark tells what ships."""
+
+    def get(self, problem: Problem) -> dict[str, float]:
+        return {}
+
+
+NO_CACHE: Any = _NoCache()
+
+
+def show(rows: list[dict[str, Any]], console: Console) -> None:
+    table = Table(title="quantized matmul, ratios of one run", title_justify="left")
+    for heading in ("problem", "chosen", "by"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("µs", "plain / it", "it / best", "best", "dense", "bytes", "operations"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_cells(row))
+    console.print(table)
+    console.print(
+        "it / best: over the fastest kernel without extra memory; dense: the best with any budget; "
+        "bytes, operations: floors in µs; ~ extrapolated by rows, not run"
+    )
+
+
+def summary(row: dict[str, Any]) -> dict[str, Any]:
+    """Of one row: the chosen kernel's time, plain's over it, and its own over the best one's."""
+    us: dict[str, float] = row["us"]
+    everything = {**us, **row["extrapolated_us"]}
+    chosen, source = row["chosen"]["packed"]
+    best = min((name for name in us if "dense" not in name), key=us.__getitem__)
+    return {
+        "chosen": chosen,
+        "source": source,
+        "us": everything[chosen],
+        "gain": everything["qmm"] / everything[chosen],
+        "extrapolated": "qmm" in row["extrapolated_us"],
+        "regret": everything[chosen] / us[best],
+        "best": best,
+        "dense_us": min(us.values()),
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    s = summary(row)
+    return [
+        row["problem"],
+        s["chosen"],
+        s["source"],
+        f"{s['us']:.0f}",
+        f"{'~' if s['extrapolated'] else ''}{s['gain']:.1f}",
+        f"{s['regret']:.2f}",
+        s["best"],
+        f"{s['dense_us']:.0f}",
+        f"{row['floor_us']['bytes']:.0f}",
+        f"{row['floor_us']['operations']:.0f}",
+    ]
+
+
+def main(
+    device: Annotated[str, typer.Option(help="cpu or gpu")] = "cpu",
+    rows: Annotated[str, typer.Option(help="values of M, by commas")] = "1,4,16,128",
+    sizes: Annotated[str, typer.Option(help="NxK by commas; 'all' for the target's list")] = "all",
+    odd: Annotated[bool, typer.Option(help="add sizes that are awkward for MLX")] = False,
+    modes: str = ",".join(MODES),
+    dtypes: str = "f32",
+    repeats: int = 5,
+    limit: Annotated[float, typer.Option(help="seconds one call may take")] = 1.0,
+    table: Annotated[Path | None, typer.Option(help="add to this table of the package")] = None,
+    name: Annotated[str, typer.Option(help="of the file of results")] = "kernels",
+) -> None:
+    """Measure the kernels and what qgraph chooses among them."""
+    target = as_target(device)
+    chosen_sizes = SIZES.get(target.backend, SIZES["cuda"]) if sizes == "all" else sizes.split(",")
+    grid = Grid(
+        ROWS if rows == "all" else [int(m) for m in rows.split(",")],
+        chosen_sizes + (ODD_SIZES if odd else []),
+        modes.split(","),
+        dtypes.split(","),
+    )
+    rates = floors(target)
+    found = []
+    for column in track(list(grid), "measuring", console=Console(stderr=True)):
+        bench = Bench(target, limit, repeats, rates)
+        found += [bench.row(problem_of(*point, target)) for point in column]
+    machine = {**describe(target), "bandwidth": rates[0], "rate": rates[1]}
+    if table is None:
+        path = save(f"{name}_{target.backend}", {"machine": machine, "rows": found})
+        show(found, Console(width=160))
+    else:
+        path = save_table(table, machine, found)
+    print(f"written to {path}")
+
+
+def save_table(path: Path, machine: dict[str, Any], found: list[dict[str, Any]]) -> Path:
+    """Merge rows into a shipped table; newer rows replace those of the same problem."""
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    keep = ("problem", "m", "n", "k", "mode", "bits", "transpose", "dtype", "us")
+    rows = {row["problem"]: row for row in old}
+    for row in found:
+        rows[row["problem"]] = {key: row[key] for key in keep}
+        rows[row["problem"]]["us"] = {**row["extrapolated_us"], **row["us"]}
+    return save("", {"machine": machine, "rows": list(rows.values())}, path)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,59 @@
+"""A rough cost model of MLX 0.32 on Hopper GPUs, for want of a measured table.
+
+Five figures were measured on one H200 (mlx 0.32.4) and are in the comments; the rest is the
+structure of MLX's kernels (see `plain.py`).  Its estimates rank candidates; they are no promise.
+"""
+
+from __future__ import annotations
+
+from .base import Problem
+from .plain import cuda_kernel
+
+LAUNCH_US = 2.5
+QMV_US = 0.72
+"""`qmv`, per million weights and row: gate and up of Llama-8B, two of 14336×4096, 87 µs."""
+TILE_US = 0.63
+"""`qmm_sm80`, up to 16 rows, per million weights: the two merged and padded to 16, 76 µs."""
+TILE_RATE = 0.24
+"""`qmm_sm80` on many rows, million million operations a millisecond: a third of the matmul's."""
+MATMUL_RATE = 0.75
+"""Dense bf16 of cuBLAS, in the same unit: 8192×8192×8192 at 770 to 790 teraflops."""
+BANDWIDTH = 4.3e6
+"""Bytes a microsecond, read plus written."""
+NAIVE_SLOWDOWN = 3.0
+"""`qmm_naive` over `qmm_sm80`: a guess, not measured."""
+
+
+def estimate(name: str, problem: Problem) -> float | None:
+    """Microseconds of a kernel, or None for one that the model does not know."""
+    first, _, rest = name.partition("+")
+    if first.startswith("pad"):
+        rows = int(first.removeprefix("pad"))
+        inner = estimate(rest, problem.replace(m=-(-problem.m // rows) * rows))
+        return None if inner is None else inner + LAUNCH_US
+    if first.startswith("chunk"):
+        rows = int(first.removeprefix("chunk"))
+        inner = estimate(rest, problem.replace(m=min(rows, problem.m)))
+        return None if inner is None else inner * -(-problem.m // rows) + LAUNCH_US
+    if name == "qmm":
+        return _plain(problem)
+    if name == "dense":
+        return _matmul(problem)
+    if name == "dequantize+matmul":
+        written = problem.packed_bytes + problem.weights * problem.out_dtype.size
+        return LAUNCH_US + written / BANDWIDTH + _matmul(problem)
+    return None
+
+
+def _plain(problem: Problem) -> float:
+    millions = problem.weights / 1e6
+    runs = cuda_kernel(problem)
+    if runs == "qmv":
+        return LAUNCH_US + QMV_US * millions * problem.m
+    tiles = max(TILE_US * millions, problem.flops / (TILE_RATE * 1e9))
+    return LAUNCH_US + tiles * (NAIVE_SLOWDOWN if runs == "qmm_naive" else 1.0)
+
+
+def _matmul(problem: Problem) -> float:
+    moved = problem.weights * problem.out_dtype.size
+    return LAUNCH_US + max(moved / BANDWIDTH, problem.flops / (MATMUL_RATE * 1e9))

@@ -1,0 +1,192 @@
+"""The tuner: where a choice comes from, the cache, the cost model."""
+
+import json
+import math
+
+import mlx.core as mx
+import pytest
+
+from qgraph.kernels import Problem, kernel
+from qgraph.kernels.cache import Cache, device_key
+from qgraph.kernels.cost import CostTable, problem_key
+from qgraph.target import as_target
+from qgraph.tuner import choose, choose_together, estimate, measure
+
+CPU = as_target("cpu")
+
+
+def problem(m=1, n=64, k=128, **changes):
+    p = Problem(m, n, k, mx.float32, "affine", 4, 64, True, mx.float32, "cpu", "toy", 2)
+    return p.replace(**changes)
+
+
+def table(*rows):
+    """Of (problem, microseconds by kernel)."""
+    return CostTable.of(
+        {
+            "machine": {"backend": "cpu", "arch": "toy", "cores": 2},
+            "rows": [
+                {
+                    "problem": problem_key(p), "m": p.m, "n": p.n, "k": p.k, "mode": p.mode,
+                    "bits": p.bits, "dtype": "f32", "transpose": p.transpose, "us": us,
+                }
+                for p, us in rows
+            ],
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "folder" / "kernels.json")
+
+
+def test_cache_is_asked_first(cache):
+    p, names = problem(), ["qmm", "shard2+qmm"]
+    known = table((p, {"qmm": 9, "shard2+qmm": 5}))
+    assert choose(p, names=names, cache=cache, table=known).source == "table"
+    cache.put(p, {"qmm": 3.0, "shard2+qmm": 4.0})
+    choice = choose(p, names=names, cache=cache, table=known)
+    assert (choice.kernel, choice.source, choice.estimate_us) == ("qmm", "cache", 3.0)
+    assert choice.others == (("shard2+qmm", 4.0),)
+
+
+def test_cache_survives_the_process_and_keeps_others(cache):
+    cache.put(problem(1), {"qmm": 1.0})
+    other = Cache(cache.path)
+    other.put(problem(2), {"qmm": 2.0})
+    cache.put(problem(1), {"host-blas": 3.0})
+    assert Cache(cache.path).get(problem(1)) == {"qmm": 1.0, "host-blas": 3.0}
+    assert Cache(cache.path).get(problem(2)) == {"qmm": 2.0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "\x00\xff", '{"format": 99}', '{"format": 1, "devices": [1]}', "null"],
+)
+def test_unreadable_cache_is_ignored_with_a_word(tmp_path, text):
+    path = tmp_path / "kernels.json"
+    path.write_text(text)
+    with pytest.warns(UserWarning, match="is ignored"):
+        cache = Cache(path)
+    assert cache.get(problem()) == {}
+    with pytest.warns(UserWarning, match="is ignored"):
+        cache.put(problem(), {"qmm": 1.0})
+    assert json.loads(path.read_text())["format"] == 1
+
+
+def test_other_devices_and_nonsense_times_are_not_used(cache):
+    p = problem()
+    cache.put(p, {"qmm": 1.0, "host-blas": -1.0, "dense": "fast"})
+    assert cache.get(p) == {"qmm": 1.0}
+    assert cache.get(p.replace(cores=4)) == {}
+    assert "mlx" in device_key(p)
+    data = json.loads(cache.path.read_text())
+    data["devices"] = {"another machine": data["devices"][device_key(p)]}
+    cache.path.write_text(json.dumps(data))
+    assert Cache(cache.path).get(p) == {}
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="not saved"):
+        Cache(tmp_path / "file" / "kernels.json").put(problem(), {"qmm": 1.0})
+
+
+def test_measuring_fills_the_cache(cache):
+    p = problem(arch=CPU.arch, cores=CPU.cores)
+    choice = choose(p, names=["qmm", "host-blas"], tune=True, cache=cache)
+    assert choice.source == "measured"
+    assert set(cache.get(p)) == {"qmm", "host-blas"}
+    assert cache.get(p)[choice.kernel] == min(cache.get(p).values())
+    assert choose(p, names=["qmm", "host-blas"], tune=True, cache=cache).source == "cache"
+
+
+def test_measure_times_every_kernel_it_is_given():
+    timings = measure(problem(), ["qmm", "dense", "host-blas"], repeats=2, target=CPU)
+    assert set(timings) == {"qmm", "dense", "host-blas"}
+    assert all(t.median > 0 for t in timings.values())
+
+
+def test_model_interpolates_powers_exactly(cache):
+    rows = [
+        (problem(m, n=n), {"qmm": 2.0 * m * n, "host-blas": 500.0 * n**0.5})
+        for m in (1, 4, 64)
+        for n in (64, 1024)
+    ]
+    known = table(*rows)
+    p = problem(m=16, n=256)
+    assert known.estimate("qmm", p) == pytest.approx(2.0 * 16 * 256)
+    assert known.estimate("host-blas", p) == pytest.approx(500.0 * 16)
+    beyond = problem(m=128, n=4096)
+    assert known.estimate("qmm", beyond) == pytest.approx(2.0 * 128 * 4096)
+    few = choose(problem(1, n=256), names=["qmm", "host-blas"], cache=cache, table=known)
+    many = choose(p, names=["qmm", "host-blas"], cache=cache, table=known)
+    assert [(few.kernel, few.source), (many.kernel, many.source)] == [
+        ("qmm", "model"),
+        ("host-blas", "model"),
+    ]
+
+
+def test_shards_of_another_number_of_cores_are_derived(cache):
+    known = table((problem(), {"qmm": 1000.0}))
+    p = problem(cores=8)
+    assert known.measured("qmm", p) is None
+    assert known.estimate("shard8+qmm", p) == pytest.approx(1000 / 8 + 30)
+
+
+def test_half_precision_in_float32_is_read_off_the_float32_rows():
+    known = table((problem(), {"qmm": 100.0, "host-blas": 70.0}))
+    half = problem(dtype=mx.float16, scales_dtype=mx.float16)
+    assert known.estimate("f32+qmm", half) == pytest.approx(100)
+    assert known.estimate("host-blas", half) == pytest.approx(70)
+
+
+def test_unknown_target_runs_the_plain_kernel(cache):
+    choice = choose(problem(arch="unheard of"), cache=cache)
+    assert (choice.kernel, choice.source) == ("qmm", "default")
+    assert math.isnan(choice.estimate_us)
+
+
+def test_exactness_and_budget_limit_the_choice(cache):
+    everything = {"qmm": 9.0, "shard2+qmm": 5.0, "host-blas": 3.0, "dense+host-blas": 1.0}
+    everything |= dict.fromkeys(["dequantize+matmul", "shard2+dequantize+matmul"], 20.0)
+    everything |= dict.fromkeys(["dense", "shard2+dense"], 30.0)
+    p = problem()
+    known = table((p, everything))
+    picks = [
+        choose(p, cache=cache, table=known, **options).kernel
+        for options in ({"exact": True}, {}, {"budget": p.weights * 4})
+    ]
+    assert picks == ["shard2+qmm", "host-blas", "dense+host-blas"]
+
+
+def test_buckets_share_one_layout(cache):
+    few, many = problem(1), problem(64)
+    us = {"dequantize+matmul": 5000.0, "shard2+dequantize+matmul": 5000.0}
+    known = table(
+        (few, {"qmm": 100.0, "shard2+qmm": 50.0, "host-blas": 80.0, **us}),
+        (many, {"qmm": 6400.0, "shard2+qmm": 3200.0, "host-blas": 200.0, **us}),
+    )
+    choices = choose_together([few, many], cache=cache, table=known)
+    assert [c.kernel for c in choices] == ["shard2+qmm", "shard2+host-blas"]
+    assert len({kernel(c.kernel).layout for c in choices}) == 1
+
+
+@pytest.mark.parametrize("m", [3, 4])
+def test_hopper_model_pads_few_rows(cache, m):
+    p = Problem(
+        m, 14336, 4096, mx.bfloat16, "affine", 4, 64, True, mx.bfloat16, "cuda", "sm_90", 16
+    )
+    choice = choose(p, cache=cache)
+    assert choice.source == "model"
+    assert choice.kernel.startswith("pad")
+    assert estimate("qmm", p) > 2 * choice.estimate_us
+
+
+def test_hopper_model_dequantizes_for_prefill(cache):
+    p = Problem(
+        2048, 14336, 4096, mx.bfloat16, "affine", 4, 64, True, mx.bfloat16, "cuda", "sm_90", 16
+    )
+    assert choose(p, cache=cache).kernel == "dequantize+matmul"
+    assert choose(p, cache=cache, exact=True).kernel == "qmm"
