@@ -1,14 +1,16 @@
-"""Give independent work to the streams of the target, and keep to the devices users asked for.
+"""Spread products over the streams of the target, and keep to the devices users asked for.
+
+On CPUs MLX has one thread a stream, so as many streams as there are cores share the work.
 
 Assigns:
-    1. on CPUs, where MLX has one thread a stream: products of one generation (which do not depend
-       on one another) to different streams, the costly ones first, if they are worth a
-       synchronisation.
+    1. products that do not depend on one another to different streams, where that balances.
+    2. else each quantized product in shards: rows of the weight, which `hoist-quantize` then slices
+       once, in the pack step; the results are concatenated.  Exact: each output is one row's sum.
 Leaves alone:
     1. nodes with a stream or device of their own.
     2. GPUs: several streams were measured slower than one there.
-    3. element-wise ops: they stay on the default stream, as `mx.compile` fuses only within one.
-    4. graphs in which no two products worth it are independent.
+    3. products too small to be worth handing over.
+    4. element-wise ops: they stay on the default stream, as `mx.compile` fuses only within one.
 """
 
 from __future__ import annotations
@@ -17,10 +19,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qgraph.ir import Graph, Node, Value
-from qgraph.rewrite import Visit, rewrite
+from qgraph.ledger import Entry, record
+from qgraph.rewrite import Visit, rewrite, setting
 from qgraph.target import Target, as_target
+from qgraph.tensor import Tensor, apply
 
+_NAME = "assign-streams"
 _PRODUCTS = frozenset({"matmul", "addmm", "quantized_matmul", "gather_mm", "gather_qmm"})
+_BALANCED = 1.1
+"""Load of the busiest stream over the average, up to which whole products are as good as shards."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,14 @@ class AssignStreams:
 
     Args:
         target: device and number of cores.
-        min_flops: work below which another stream costs more than it gives (a hand-over between
-            CPU streams takes some 20 microseconds).
+        min_flops: work below which another stream costs more than it gives.  Waking the thread of
+            a stream took some 75 microseconds, there and back again 150, in which one core does
+            half a million multiplications and additions of a quantized product.
     """
 
     target: Target | None = None
-    min_flops: float = 4e5
-    name: str = "assign-streams"
+    min_flops: float = 1e6
+    name: str = _NAME
     contract: str = "exact"
 
     def __call__(self, graph: Graph) -> Graph:
@@ -45,11 +53,14 @@ class AssignStreams:
         return rewrite(graph, lambda inner: self._visitor(inner, target.cores), self.name)
 
     def _visitor(self, graph: Graph, cores: int) -> Visit:
-        chosen = _by_generation(graph, cores, self.min_flops)
+        whole, sharded = _schedule(graph, cores, self.min_flops)
         places = iter(graph.nodes)
 
         def visit(node: Node) -> Sequence[Value] | None:
-            stream = chosen.get(next(places))
+            old = next(places)
+            if old in sharded:
+                return _shards(node, cores)
+            stream = whole.get(old)
             return None if stream is None else node.replace(stream=stream).outputs
 
         return visit
@@ -64,8 +75,11 @@ def flops(node: Node) -> float:
     return 2.0 * node.output.type.size * x.type.shape[-1]
 
 
-def _by_generation(graph: Graph, cores: int, min_flops: float) -> dict[Node, int]:
-    """Streams for products with the same number of costly products before them."""
+def _schedule(graph: Graph, cores: int, min_flops: float) -> tuple[dict[Node, int], set[Node]]:
+    """Streams for whole products, and the products to shard.
+
+    Products with the same number of costly products before them do not depend on one another.
+    """
     before: dict[Value, int] = {}
     generations: dict[int, list[Node]] = {}
     for node in graph.nodes:
@@ -76,14 +90,53 @@ def _by_generation(graph: Graph, cores: int, min_flops: float) -> dict[Node, int
             generations.setdefault(depth, []).append(node)
             depth += 1
         before.update(dict.fromkeys(node.outputs, depth))
-    chosen: dict[Node, int] = {}
+    whole: dict[Node, int] = {}
+    sharded: set[Node] = set()
     for nodes in generations.values():
-        load = [0.0] * cores
-        if len(nodes) < 2:
+        streams, load = _spread(nodes, cores)
+        if max(load) <= _BALANCED * sum(load) / cores:
+            whole.update(streams)
             continue
-        for node in sorted(nodes, key=lambda n: (-flops(n), n.serial)):
-            stream = load.index(min(load))
-            load[stream] += flops(node)
-            if stream:
-                chosen[node] = stream
-    return chosen
+        shardable = {node for node in nodes if _can_shard(node, cores)}
+        sharded |= shardable
+        rest = [node for node in nodes if node not in shardable]
+        whole.update(_spread(rest, cores)[0] if len(rest) > 1 else {})
+    return {node: stream for node, stream in whole.items() if stream}, sharded
+
+
+def _spread(nodes: Sequence[Node], cores: int) -> tuple[dict[Node, int], list[float]]:
+    """Streams for whole products, the costliest first to the stream with the least to do."""
+    load = [0.0] * cores
+    streams = {}
+    for node in sorted(nodes, key=lambda n: (-flops(n), n.serial)):
+        streams[node] = load.index(min(load))
+        load[streams[node]] += flops(node)
+    return streams, load
+
+
+def _can_shard(node: Node, cores: int) -> bool:
+    plain = node.op == "quantized_matmul" and setting(node, "transpose") and not node.kernel
+    return bool(plain) and node.operand("w").ndim == 2 and node.output.shape[-1] >= 8 * cores
+
+
+def _shards(node: Node, cores: int) -> list[Value]:
+    """The product in `cores` parts, each with its rows of the weight and its stream."""
+    rows = node.output.shape[-1]
+    # Whole blocks of 8 rows: kernels take them fastest.
+    ends = [8 * (rows // 8 * i // cores) for i in range(cores)] + [rows]
+    results = []
+    for stream in range(cores):
+        part = slice(ends[stream], ends[stream + 1])
+        args = dict(node.args)
+        for name in ("w", "scales", "biases"):
+            value = node.value(name)
+            if value is not None:
+                args[name] = apply("getitem", (Tensor(value), part)).value
+        x = node.operand("x")
+        types = [type(x.type)((*x.shape[:-1], part.stop - part.start), node.output.dtype)]
+        shard = node.replace(args=args, types=types, stream=stream or None)
+        results.append(Tensor(shard.output))
+    what = f"{node.op} with {rows} rows"
+    record(Entry(_NAME, "chosen", what, node.origin, f"in {cores} shards, a stream each"))
+    joined: Tensor = apply("concatenate", (results, node.output.ndim - 1))
+    return [joined.value]

@@ -1,8 +1,7 @@
-"""The command line: `qgraph show`, `diff`, `dump`, `lint`, `demo` and `doctor`."""
+"""The command line: `qgraph show | diff | dump | lint | ledger | profile | tune | demo | doctor`."""
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,28 +10,37 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .errors import QGraphError
+from .errors import InputError, QGraphError, UnsupportedError
 from .ir import Graph
 from .pipeline import optimize
 from .plan import Plan
 from .program import Program
-from .trace import trace
-from .types import DTYPES, Spec, spec
+from .sources import example_inputs, find, graph_of
+
+HELP = """A graph compiler for quantized inference on MLX: see what it does to a model.
+
+Every command takes **WHERE**, one of
+
+* `module:name` or `path/to/file.py:name`: a graph, a plan, a program, or a function. A function
+  is traced; say what it takes with one `--spec` for each argument, such as `--spec "f16[1,4096]"`
+  (dtype and shape as prints show them). A function without parameters may also return a graph
+  or a program that it builds itself: the way for models that take trees of arrays.
+* a graph saved by `graph.save("g.json")`.
+* an artefact saved by `program.save(path)`.
+
+Try `qgraph show qgraph.examples.first_program:graph`, then `qgraph diff` on the same.
+"""
+EPILOG = """Exit status: **0** done; **1** it found something (`lint`, `doctor`, `diff --exit-code`);
+**2** it could not: wrong use, or an error in the model. `qgraph --install-completion` completes
+commands and options in your shell."""
 
 app = typer.Typer(
-    name="qgraph",
-    help="A graph compiler for quantized inference on MLX.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
+    name="qgraph", help=HELP, epilog=EPILOG, no_args_is_help=True, rich_markup_mode="markdown"
 )
 console = Console()
 
 Where = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODULE:NAME",
-        help="A graph, a program, or a function; a function needs a --spec for each argument.",
-    ),
+    str, typer.Argument(metavar="WHERE", help="module:name, a graph in .json, or an artefact.")
 ]
 Specs = Annotated[
     list[str] | None,
@@ -41,53 +49,18 @@ Specs = Annotated[
 TargetName = Annotated[
     str | None, typer.Option("--target", "-t", help='"cpu" or "gpu"; by default MLX\'s own choice.')
 ]
+Colour = Annotated[
+    bool | None,
+    typer.Option("--colour/--no-colour", help="By default where the output is a terminal."),
+]
 
 
-def parse_spec(text: str) -> Spec:
-    """A type as prints show it: `f32[2,3]`, `i32[]`.
-
-    >>> parse_spec("bf16[1,4096]").type
-    bf16[1,4096]
-
-    Raises:
-        QGraphError: the text is no type.
-    """
-    name, bracket, rest = text.strip().partition("[")
-    if name not in DTYPES or not bracket or not rest.endswith("]"):
-        raise QGraphError(
-            f"--spec {text!r} is no type", hint='write dtype and shape, such as "f32[1,64]"'
-        )
-    try:
-        return spec([int(size) for size in rest[:-1].split(",") if size.strip()], DTYPES[name])
-    except ValueError:
-        raise QGraphError(f"--spec {text!r}: sizes are whole numbers") from None
-
-
-def load(where: str, specs: list[str] | None) -> Graph:
-    """The graph that `module:name` stands for; functions are traced on `specs`."""
-    module_name, _, name = where.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name.removesuffix(".py").replace("/", "."))
-    except ModuleNotFoundError as error:
-        raise QGraphError(
-            f"no module {error.name!r}", hint="write module:name; run where it can be imported"
-        ) from None
-    found: Any = getattr(module, name, None)
-    if isinstance(found, Graph):
-        return found
-    if isinstance(found, Program):
-        return found.plan.source
-    if callable(found):
-        return trace(found, *[parse_spec(text) for text in specs or []])
-    raise QGraphError(
-        f"{module_name} has no graph, program or function {name!r}",
-        hint=f"it has {', '.join(n for n in vars(module) if not n.startswith('_')) or 'nothing'}",
-    )
-
-
-def _plan(where: str, specs: list[str] | None, target: str | None) -> Plan:
-    return optimize(load(where, specs), target=target)
+def plan_of(where: str, specs: list[str] | None, target: str | None) -> Plan:
+    """The plan behind `where`: its own, if it has one and no target is asked for."""
+    found = find(where, specs or [])
+    if target is None and isinstance(found, Plan | Program):
+        return found if isinstance(found, Plan) else found.plan
+    return optimize(graph_of(found), target=target)
 
 
 @app.command()
@@ -95,20 +68,76 @@ def show(
     where: Where,
     specs: Specs = None,
     target: TargetName = None,
-    written: Annotated[bool, typer.Option("--written", help="As written, no passes.")] = False,
-    report: Annotated[bool, typer.Option(help="Add the table of passes.")] = False,
+    written: Annotated[bool, typer.Option("--written", help="As written: no passes run.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Add the table of passes.")] = False,
+    op: Annotated[str | None, typer.Option(help="Only this op; `*` stands for anything.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only values so named, such as `*q_proj*`.")] = (
+        None
+    ),
+    line: Annotated[str | None, typer.Option(help="Only from here: `model.py` or `12`.")] = None,
+    feeds: Annotated[str | None, typer.Option(help="Only what feeds this value: `%42`.")] = None,
+    reads: Annotated[str | None, typer.Option(help="Only what comes of this value: `%42`.")] = None,
+    depth: Annotated[int | None, typer.Option(min=0, help="So many steps from it.")] = None,
+    costs: Annotated[bool, typer.Option("--costs", help="Bytes and FLOPs beside nodes.")] = False,
+    fold: Annotated[bool, typer.Option("--fold", help="Repeated layers once.")] = False,
+    colour: Colour = None,
 ) -> None:
-    """Print a graph, optimized or as written.
+    """Print a graph: optimized, or as written, or the part of it that you ask for.
 
-    Example: `qgraph show examples.mlp:program`
+    `qgraph show qgraph.examples.first_program:graph`
+
+    `qgraph show model.py:layer -s "f16[1,4096]" --op "*matmul*" --costs`
+
+    `qgraph show plan.json --feeds %42 --depth 2`
     """
-    if written:
-        typer.echo(str(load(where, specs)))
-        return
-    plan = _plan(where, specs, target)
-    typer.echo(str(plan.graph))
-    if report:
+    graph = graph_of(find(where, specs or [])) if written else None
+    plan = None if graph is not None and not report else plan_of(where, specs, target)
+    shown = graph if graph is not None else plan.graph if plan else None
+    assert shown is not None
+    in_colour = console.is_terminal if colour is None else colour
+    typer.echo(
+        shown.format(
+            op=op, name=name, line=line, feeds=feeds, reads=reads, depth=depth, costs=costs,
+            fold=fold, colour=in_colour,
+        ),
+        color=in_colour,
+    )  # fmt: skip
+    if report and plan is not None:
         typer.echo(plan.report())
+
+
+@app.command()
+def diff(
+    where: Where,
+    other: Annotated[
+        str | None, typer.Argument(metavar="[OTHER]", help="A second graph: the one after.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--pass", "-p", help="What this pass did; by default all.")
+    ] = None,
+    specs: Specs = None,
+    target: TargetName = None,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Status 1 if they differ.")] = (
+        False
+    ),
+    colour: Colour = None,
+) -> None:
+    """Say what the passes did, node by node, with the reasons; or how two graphs differ.
+
+    `qgraph diff qgraph.examples.first_program:graph --pass hoist-quantize`
+
+    `qgraph diff before.json after.json --exit-code`
+    """
+    from .diff import diff_graphs
+
+    if other is not None:
+        before, after = graph_of(find(where, specs or [])), graph_of(find(other, specs or []))
+        found = diff_graphs(before, after)
+    else:
+        found = plan_of(where, specs, target).diff(run)
+    in_colour = console.is_terminal if colour is None else colour
+    typer.echo(found.format(colour=in_colour), color=in_colour)
+    raise typer.Exit(int(exit_code and not found.is_empty))
 
 
 @app.command()
@@ -118,15 +147,62 @@ def dump(
     specs: Specs = None,
     target: TargetName = None,
 ) -> None:
-    """Write the graph after every pass, the report and the ledger to a folder."""
-    typer.echo(f"written to {_plan(where, specs, target).dump(folder)}/")
+    """Write the graph after every pass, the report and the ledger to a folder.
+
+    `qgraph dump qgraph.examples.first_program:graph plan/`
+    """
+    typer.echo(f"written to {plan_of(where, specs, target).dump(folder)}/")
 
 
 @app.command()
 def ledger(where: Where, specs: Specs = None, target: TargetName = None) -> None:
     """Print every decision about a quantize, a dequantize or a product, with its reason."""
-    for entry in _plan(where, specs, target).ledger():
+    for entry in plan_of(where, specs, target).ledger():
         typer.echo(str(entry))
+
+
+@app.command()
+def lint(where: Where, specs: Specs = None) -> None:
+    """Name what is costly in the model as written; status 1 if there is something.
+
+    `qgraph lint model.py:step --spec "f16[1,4096]"`
+    """
+    findings: list[Any] = list(_part("lint", "lint")(graph_of(find(where, specs or []))))
+    for finding in findings:
+        typer.echo(str(finding))
+    if not findings:
+        typer.echo("nothing costly found")
+    raise typer.Exit(int(bool(findings)))
+
+
+@app.command()
+def profile(
+    where: Where,
+    specs: Specs = None,
+    target: TargetName = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; medians are shown.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Show so many of the costliest nodes.")] = 20,
+) -> None:
+    """Time each node on made-up inputs, beside an estimate and this machine's copy bandwidth.
+
+    `qgraph profile qgraph.examples.first_program:graph`
+    """
+    program = _program(where, specs, target)
+    measured = program.profile(*_example_call(program.plan.graph), repeats=repeats)
+    typer.echo(measured.format(top=top))
+
+
+@app.command()
+def tune(where: Where, specs: Specs = None, target: TargetName = None) -> None:
+    """Time every way of carrying out the products of a model here, and keep the results.
+
+    Later compiles of the same shapes on this machine use them.
+
+    `qgraph tune model.py:step --spec "f16[1,4096]" --target gpu`
+    """
+    tune_graph = _part("tuner", "tune_graph")
+    graph = graph_of(find(where, specs or []))
+    typer.echo(str(tune_graph(graph, target=target, console=console)))
 
 
 @app.command()
@@ -149,19 +225,51 @@ def demo(
 
 @app.command()
 def doctor() -> None:
-    """Print versions, devices and caches, and what is wrong; exit status 1 if something is."""
+    """Print versions, devices and caches, and what is wrong; status 1 if something is."""
     from .doctor import examine
 
     raise typer.Exit(examine(console))
+
+
+def _part(module: str, name: str) -> Callable[..., Any]:
+    """A function of a part that this installation may lack."""
+    import importlib
+
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(f"qgraph.{module}"), name)
+    except (ImportError, AttributeError):
+        raise UnsupportedError(
+            f"this installation has no qgraph.{module}.{name}", hint="install a newer qgraph"
+        ) from None
+    return found
+
+
+def _program(where: str, specs: list[str] | None, target: str | None) -> Program:
+    found = find(where, specs or [])
+    if isinstance(found, Program) and target is None:
+        return found
+    return Program(None, plan_of(where, specs, target))
+
+
+def _example_call(graph: Graph) -> tuple[Any, ...]:
+    """Arguments in the form that the graph was traced with."""
+    arrays = example_inputs(graph)
+    if graph.in_tree is None:
+        return tuple(arrays)
+    args, kwargs = graph.in_tree.build(arrays)
+    if kwargs:
+        raise InputError("the graph takes keyword arguments", hint="trace it on positional ones")
+    return tuple(args)
 
 
 def main(run: Callable[[], Any] = app) -> None:
     """The `qgraph` command: errors about a user's program are words, not tracebacks."""
     try:
         run()
-    except QGraphError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
-        sys.exit(1)
+    except (QGraphError, ValueError) as error:
+        Console(stderr=True).print("[bold red]error:[/]", end=" ")
+        typer.echo(str(error), err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from .errors import InputError
 from .ir import Graph, Node, Value
 
 _PARTS = ("q", "s", "b")
@@ -42,6 +44,22 @@ class Names:
 
     def __getitem__(self, value: Value) -> str:
         return self._names.get(value, "<not in this graph>")
+
+    def find(self, name: str) -> Value:
+        """The value that prints call `name`; the `%` or `@` may be left out.
+
+        Raises:
+            InputError: there is none.
+        """
+        for mark in ("", "%", "@"):
+            for value, known in self._names.items():
+                if known == mark + name:
+                    return value
+        near = difflib.get_close_matches(name, self._names.values(), n=3)
+        raise InputError(
+            f"no value is called {name!r}",
+            hint=f"did you mean {' or '.join(near)}?" if near else "print the graph for its names",
+        )
 
     def _give(self, value: Value, wanted: str) -> None:
         name, n = wanted, 1

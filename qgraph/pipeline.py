@@ -52,10 +52,10 @@ def default_passes(target: Target | None = None) -> list[Pass]:
         SinkDequantize(),
         FuseQuantizedMatmul(),
         WidenHalf(target),
+        AssignStreams(target),
         HoistQuantize(),
         EliminateCommonSubexpressions(),
         EliminateDeadCode(),
-        AssignStreams(target),
     ]
 
 

@@ -151,8 +151,16 @@ class Program:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of packed weights and other constants that the program keeps."""
-        found = {id(a): int(a.nbytes) for e in self.executables for a in e.known.values()}
+        """Bytes of packed weights and other constants that the program keeps.
+
+        Rows sliced off a weight that is kept as well are views of it and count once.
+        """
+        found = {
+            id(array): int(array.nbytes)
+            for e in self.executables
+            for value, array in e.known.items()
+            if not (value.node.op == "getitem" and value.node.inputs[0] in e.known)
+        }
         return sum(found.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import builtins
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+from rich.console import Console
+from rich.text import Text
 
+from .estimate import estimate, total
+from .fold import repeats
 from .ir import Graph, Node, Value
 from .names import Names, body_inputs
 from .ops import OPS
+from .select import Selection
 from .types import SHORT_NAMES
 
 _INDEXED = {"getitem"} | {name for name in OPS if name.startswith("at_")}
@@ -18,17 +25,23 @@ _MARGIN = 88
 """Origins stand in one column, no further right than this unless a line is longer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """What to show.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format(Selection):
+    """What to show, and which nodes (the fields of `Selection`).
 
     Attributes:
         origins: the user's line beside each node.
         choices: kernel and stream, where a pass chose them.
+        costs: at least how many bytes each node moves and how many operations it does.
+        fold: repeated layers once, with their number.
+        colour: ANSI colours for terminals.
     """
 
     origins: bool = True
     choices: bool = True
+    costs: bool = False
+    fold: bool = False
+    colour: bool = False
 
 
 @dataclass(slots=True)
@@ -38,71 +51,163 @@ class Line:
     origin: str = ""
     choices: str = ""
     node: Node | None = None
+    cost: str = ""
 
 
 def format_graph(graph: Graph, options: Format | None = None) -> str:
     """The text of `graph`, the same from run to run."""
     options = options or Format()
-    lines = graph_lines(graph, Names(graph))
-    shown = [line for line in lines if options.origins and line.origin]
-    lengths = [len(line.text) + line.indent for line in shown]
+    names = Names(graph)
+    lines = graph_lines(graph, names, fold=options.fold, costs=options.costs)
+    chosen = options.nodes(graph, names)
+    if chosen is not None:
+        lines = _only(lines, chosen)
+    text = "\n".join(_in_columns(lines, options))
+    return coloured(text) if options.colour else text
+
+
+def _in_columns(lines: Sequence[Line], options: Format) -> Iterator[str]:
+    """Origins in one column, choices and costs after them."""
+    notes = [
+        [
+            line.origin if options.origins else "",
+            line.choices if options.choices else "",
+            line.cost,
+        ]
+        for line in lines
+    ]
+    lengths = [len(x.text) + x.indent for x, n in zip(lines, notes, strict=True) if any(n)]
     column = max((n for n in lengths if n <= _MARGIN), default=0) + 2
-    result = []
-    for line in lines:
+    width = max((len(n[0]) for n in notes if n[1] or n[2]), default=0)
+    for line, (origin, *rest) in zip(lines, notes, strict=True):
         text = " " * line.indent + line.text
-        notes = [line.origin] if options.origins and line.origin else []
-        notes += [line.choices] if options.choices and line.choices else []
-        gap = text.ljust(column - 2) + "  "
-        result.append((gap + "  ".join(notes)).rstrip() if notes else text)
-    return "\n".join(result)
+        right = "  ".join(filter(None, rest))
+        if right:
+            origin = f"{origin.ljust(width)}  {right}" if width else right
+        yield f"{text.ljust(column - 2)}  {origin}" if origin else text
 
 
-def graph_lines(graph: Graph, names: Names) -> list[Line]:
+def _only(lines: Sequence[Line], chosen: set[Node]) -> list[Line]:
+    """The lines of chosen nodes, with the heads of what they stand in; gaps are counted."""
+    kept: set[int] = set()
+    heads: list[int] = []
+    for i, line in enumerate(lines):
+        while heads and lines[heads[-1]].indent >= line.indent:
+            heads.pop()
+        if line.node in chosen and line.node is not None:
+            kept |= {i, *heads}
+        heads.append(i)
+    result: list[Line] = []
+    skipped = 0
+    for i, line in enumerate(lines):
+        if i in kept or line.indent == 0:
+            if skipped:
+                result.append(Line(line.indent or 2, f"... {skipped} not shown"))
+            result.append(line)
+            skipped = 0
+        elif line.node is not None:
+            skipped += 1
+    if skipped:
+        result.append(Line(2, f"... {skipped} not shown"))
+    return result
+
+
+def coloured(text: str) -> str:
+    """The text of a graph with ANSI colours."""
+    console = Console(
+        file=io.StringIO(), force_terminal=True, color_system="standard", width=10**6,
+        highlight=False, no_color=False,
+    )  # fmt: skip
+    result = Text(text)
+    for pattern, style in _COLOURS:
+        result.highlight_regex(pattern, style)
+    console.print(result, soft_wrap=True, end="")
+    shown = console.file
+    assert isinstance(shown, io.StringIO)
+    return shown.getvalue()
+
+
+_COLOURS = [
+    (r"(?m)^ *(graph|body|pack|prepare|yield|return)\b", "bold magenta"),
+    (r"\b(?:bool|u8|u16|u32|u64|i8|i16|i32|i64|f16|bf16|f32|f64|c64)\[[\d,]*\]", "cyan"),
+    (r"%[\w.]+", "yellow"),
+    (r"@[\w.]+", "green"),
+    (r"(?<== )[a-z_][\w.]*", "bold"),
+    (r"(?m) {2}\S+\.py:\d+", "dim"),
+    (r"kernel=\S+|stream=\S+", "blue"),
+]
+
+
+def graph_lines(
+    graph: Graph, names: Names, *, fold: bool = False, costs: bool = False
+) -> list[Line]:
     """The lines of `graph` with the node each belongs to."""
-    inputs = ", ".join(f"{names[v]}: {v.type}" for v in graph.inputs)
-    lines = [Line(0, f"graph {graph.name}({inputs}) -> {_types(graph.outputs)}")]
-    for stage, title in (("pack", "pack (once):"), ("prepare", "prepare (once for parameters):")):
-        staged = [node for node in graph.nodes if node.stage == stage]
-        if staged:
-            lines.append(Line(2, title))
-            lines += [line for node in staged for line in _node_lines(node, names, 4)]
-    lines += _body_lines(graph, names, 2, "return")
-    return lines
+    return _Writer(names, fold, costs).graph(graph)
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    names: Names
+    fold: bool
+    costs: bool
+
+    def graph(self, graph: Graph) -> list[Line]:
+        inputs = ", ".join(f"{self.names[v]}: {v.type}" for v in graph.inputs)
+        head = f"graph {graph.name}({inputs}) -> {_types(graph.outputs)}"
+        lines = [Line(0, head, cost=str(total(graph)) if self.costs else "")]
+        for stage, title in (
+            ("pack", "pack (once):"),
+            ("prepare", "prepare (once for parameters):"),
+        ):
+            staged = [node for node in graph.nodes if node.stage == stage]
+            if staged:
+                lines += [Line(2, title), *self.nodes(staged, 4)]
+        return [*lines, *self.body(graph, 2, "return")]
+
+    def body(self, graph: Graph, indent: int, last: str) -> list[Line]:
+        shown = [n for n in graph.nodes if n.op != "constant" and n.stage == "run"]
+        results = ", ".join(self.names[v] for v in graph.outputs)
+        return [*self.nodes(shown, indent), Line(indent, f"{last} {results}".rstrip())]
+
+    def nodes(self, nodes: Sequence[Node], indent: int) -> list[Line]:
+        if not self.fold:
+            return [line for node in nodes for line in self.node(node, indent)]
+        lines: list[Line] = []
+        for run in repeats(nodes):
+            block = nodes[run.start : run.start + run.size]
+            if run.count == 1:
+                lines += [line for node in block for line in self.node(node, indent)]
+                continue
+            lines.append(Line(indent, f"{run.count} \u00d7 block:"))
+            lines += [line for node in block for line in self.node(node, indent + 2)]
+            final = nodes[run.start + run.count * run.size - 1]
+            ends = ", ".join(self.names[v] for v in final.outputs)
+            lines.append(Line(indent + 2, f"... {run.count - 1} more like it, up to {ends}"))
+        return lines
+
+    def node(self, node: Node, indent: int) -> list[Line]:
+        names = self.names
+        results = ", ".join(f"{names[v]}: {v.type}" for v in node.outputs)
+        call = _loop_call(node, names) if node.bodies else _call(node, names)
+        choices = [f"kernel={node.kernel}"] if node.kernel else []
+        if node.stream is not None:
+            choices.append(f"stream={_stream(node.stream)}")
+        cost = str(estimate(node)) if self.costs else ""
+        text, origin = f"{results} = {call}", str(node.origin)
+        lines = [Line(indent, text, origin, " ".join(choices), node, cost)]
+        if not node.bodies:
+            return lines
+        for body, (own, shared) in zip(node.bodies, body_inputs(node), strict=True):
+            heads = ", ".join(f"{names[v]}: {v.type}" for v in own)
+            invariants = ", ".join(names[v] for v, _ in shared)
+            header = f"{body.name}({heads}{'; ' + invariants if invariants else ''})"
+            lines += [Line(indent + 2, header), *self.body(body, indent + 4, "yield")]
+        return lines
 
 
 def _types(values: tuple[Value, ...]) -> str:
     types = [str(v.type) for v in values]
     return types[0] if len(types) == 1 else f"({', '.join(types)})"
-
-
-def _body_lines(graph: Graph, names: Names, indent: int, last: str) -> list[Line]:
-    lines = [
-        line
-        for node in graph.nodes
-        if node.op != "constant" and node.stage == "run"
-        for line in _node_lines(node, names, indent)
-    ]
-    results = ", ".join(names[v] for v in graph.outputs)
-    return [*lines, Line(indent, f"{last} {results}".rstrip())]
-
-
-def _node_lines(node: Node, names: Names, indent: int) -> list[Line]:
-    results = ", ".join(f"{names[v]}: {v.type}" for v in node.outputs)
-    call = _loop_call(node, names) if node.bodies else _call(node, names)
-    choices = [f"kernel={node.kernel}"] if node.kernel else []
-    if node.stream is not None:
-        choices.append(f"stream={_stream(node.stream)}")
-    line = Line(indent, f"{results} = {call}", str(node.origin), " ".join(choices), node)
-    lines = [line]
-    if not node.bodies:
-        return lines
-    for body, (own, shared) in zip(node.bodies, body_inputs(node), strict=True):
-        heads = ", ".join(f"{names[v]}: {v.type}" for v in own)
-        invariants = ", ".join(names[v] for v, _ in shared)
-        header = f"{body.name}({heads}{'; ' + invariants if invariants else ''})"
-        lines.append(Line(indent + 2, header, node=node))
-        lines += _body_lines(body, names, indent + 4, "yield")
-    return lines
 
 
 def _stream(stream: Any) -> str:

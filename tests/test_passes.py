@@ -16,6 +16,7 @@ from qgraph.passes import (
     EliminateCommonSubexpressions,
     EliminateDeadCode,
     FoldConstants,
+    HoistQuantize,
 )
 from qgraph.target import Target
 from qgraph.verify import verify
@@ -188,6 +189,39 @@ def test_streams_for_independent_products() -> None:
     unchanged(AssignStreams(Target(mx.Device(mx.cpu, 0), "cuda", "sm_90", 8)), fn, x)
     asked = qg.trace(lambda x: (qg.matmul(x, a, stream="cpu"), x @ b), x)
     assert [n.stream for n in run(asked).nodes if n.op == "matmul"] == ["cpu", None]
+
+
+def test_products_in_shards() -> None:
+    q = mx.quantize(mx.random.normal((1000, 1024), key=mx.random.key(0)))
+    x = mx.random.normal((1, 1024), key=mx.random.key(1))
+
+    def fn(x: Any) -> Any:
+        return qg.fori_loop(0, 2, lambda i, h: h + qg.sum(qg.quantized_matmul(h, *q)) * 1e-3, x)
+
+    run = AssignStreams(TWO_CORES)
+    graph = qg.trace(fn, x, name="f")
+    plan = qg.optimize(graph, passes=[run, HoistQuantize(), EliminateDeadCode()])
+    products = [n for _, n in plan.graph.walk() if n.op == "quantized_matmul"]
+    assert [n.output.shape for n in products] == [(1, 496), (1, 504)]
+    assert [n.stream for n in products] == [None, 1]
+    sliced = [n.stage for n in plan.graph.nodes if n.op == "getitem"]
+    assert sliced == ["pack"] * 6
+    results = [qg.compile(g, passes=[], target="cpu")(x) for g in (graph, plan.graph)]
+    assert mx.array_equal(*results)
+    assert [e.decision for e in plan.ledger() if e.made_by == "assign-streams"] == ["chosen"]
+    small = mx.quantize(mx.random.normal((128, 64)))
+    unchanged(run, lambda x: qg.quantized_matmul(x, *small), mx.ones((1, 64)))
+    once = qg.trace(lambda x: qg.quantized_matmul(x, *q, stream="cpu"), x)
+    assert run(once) is once
+
+
+def test_balanced_products_stay_whole() -> None:
+    gate, up = (mx.quantize(mx.random.normal((1024, 1024), key=mx.random.key(i))) for i in (0, 1))
+    x = mx.ones((1, 1024))
+    graph = qg.trace(lambda x: qg.quantized_matmul(x, *gate) * qg.quantized_matmul(x, *up), x)
+    streams = [n.stream for n in AssignStreams(TWO_CORES)(graph).nodes
+               if n.op == "quantized_matmul"]  # fmt: skip
+    assert streams == [None, 1]
 
 
 def test_streams_inside_a_loop() -> None:

@@ -1,0 +1,154 @@
+"""What a word on the command line stands for: `module:name`, a saved graph or an artefact."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .errors import InputError, QGraphError
+from .ir import Graph
+from .plan import Plan
+from .program import Program
+from .trace import trace
+from .types import DTYPES, Spec, spec
+
+
+def parse_spec(text: str) -> Spec:
+    """A type as prints show it: `f32[2,3]`, `i32[]`; after a name and a colon, if it has one.
+
+    >>> parse_spec("bf16[1,4096]").type
+    bf16[1,4096]
+    >>> parse_spec("tokens: i32[16]").name
+    'tokens'
+
+    Raises:
+        InputError: the text is no type.
+    """
+    name, _, type_text = text.rpartition(":")
+    short, bracket, rest = type_text.strip().partition("[")
+    if short not in DTYPES or not bracket or not rest.endswith("]"):
+        raise InputError(
+            f"--spec {text!r} is no type",
+            hint=f'write dtype and shape, such as "f32[1,64]"; dtypes are {", ".join(DTYPES)}',
+        )
+    try:
+        sizes = [int(size) for size in rest[:-1].split(",") if size.strip()]
+        return spec(sizes, DTYPES[short], name.strip() or None)
+    except ValueError:
+        raise InputError(
+            f"--spec {text!r}: sizes are whole numbers of 0 or more", hint='such as "f32[1,64]"'
+        ) from None
+
+
+def find(where: str, specs: Sequence[str] = ()) -> Graph | Plan | Program:
+    """The thing that `where` names.
+
+    A file is loaded: a graph from `.json`, a program from anything else.  `module:name` is
+    imported, from the current folder too: a graph, a plan or a program is taken as it is; a
+    function is traced on `specs`; one without parameters may also return a graph, a plan or a
+    program that it made itself.
+
+    Raises:
+        InputError: there is nothing of that name, or it is nothing that can be shown.
+    """
+    path = Path(where)
+    if path.exists() and path.suffix != ".py":
+        return load_file(path)
+    module_name, colon, name = where.partition(":")
+    if not colon:
+        raise InputError(
+            f"there is no file {where!r}, and it is no module:name",
+            hint="write module:name, such as qgraph.examples.first_program:graph, or a saved file",
+        )
+    found = _attribute(_module(module_name), name)
+    if isinstance(found, Graph | Plan | Program):
+        return found
+    if not callable(found):
+        raise InputError(
+            f"{where} is a {type(found).__name__}", hint="name a function, a graph or a program"
+        )
+    if not specs and _takes_nothing(found):
+        made = found()
+        if isinstance(made, Graph | Plan | Program):
+            return made
+    return trace(found, *map(parse_spec, specs))
+
+
+def load_file(path: Path) -> Graph | Program:
+    """A graph saved as JSON, or an artefact."""
+    if path.suffix == ".json":
+        read: Any = getattr(Graph, "from_json")  # noqa: B009
+        graph: Graph = read(path.read_text())
+        return graph
+    package: Any = importlib.import_module("qgraph")
+    program: Program = package.load(path)
+    return program
+
+
+def _takes_nothing(fn: Any) -> bool:
+    import inspect
+
+    try:
+        inspect.signature(fn).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _module(name: str) -> Any:
+    dotted = name.removesuffix(".py").removeprefix("./").replace("/", ".")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(dotted)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{name!r} cannot be imported: there is no module {error.name!r}",
+            hint="run this where `import` finds it, or name the file: path/to/file.py:name",
+        ) from None
+
+
+def _attribute(module: Any, name: str) -> Any:
+    found = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            names = [n for n, v in vars(module).items() if _is_choice(module, n, v)]
+            raise InputError(
+                f"{module.__name__} has no {name!r}",
+                hint=f"it has {', '.join(names) or 'nothing that can be shown'}",
+            )
+        found = getattr(found, part)
+    return found
+
+
+def _is_choice(module: Any, name: str, thing: Any) -> bool:
+    if name.startswith("_") or isinstance(thing, type):
+        return False
+    own = getattr(thing, "__module__", None) == module.__name__
+    return isinstance(thing, Graph | Plan | Program) or (callable(thing) and own)
+
+
+def graph_of(found: Graph | Plan | Program) -> Graph:
+    """The graph as it was written."""
+    if isinstance(found, Graph):
+        return found
+    return found.source if isinstance(found, Plan) else found.plan.source
+
+
+def example_inputs(graph: Graph, seed: int = 0) -> list[mx.array]:
+    """Arrays of the graph's input types: floats are normal, integers and bools zero."""
+    keys = mx.random.split(mx.random.key(seed), max(1, len(graph.inputs)))
+    return [
+        mx.random.normal(v.shape, key=key).astype(v.dtype)
+        if mx.issubdtype(v.dtype, mx.floating)
+        else mx.zeros(v.shape, v.dtype)
+        for v, key in zip(graph.inputs, keys, strict=False)
+    ]
+
+
+__all__ = ["QGraphError", "example_inputs", "find", "graph_of", "load_file", "parse_spec"]
