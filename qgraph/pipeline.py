@@ -12,6 +12,7 @@ from .errors import VerifyError
 from .ir import Graph
 from .ledger import recording
 from .plan import Plan, PlanStep
+from .rewrite import recording_replacements
 from .target import Target, as_target
 from .verify import verify
 
@@ -100,10 +101,11 @@ def optimize(
     steps = []
     for run in default_passes(where) if passes is None else passes:
         start = time.perf_counter()
-        with recording() as entries:
+        with recording() as entries, recording_replacements() as replaced:
             after = run(graph)
         elapsed = 1000 * (time.perf_counter() - start)
-        step = PlanStep(run.name, graph, after, elapsed, tuple(entries))
+        contract = getattr(run, "contract", "tolerance")
+        step = PlanStep(run.name, graph, after, elapsed, tuple(entries), contract, replaced)
         if check and step.changed:
             _verify_after(run.name, after)
         steps.append(step)

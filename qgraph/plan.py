@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from .ir import Graph, Node
+from .ir import Graph, Node, Value
 from .ledger import Entry
 from .target import Target
 
 
 @dataclass(frozen=True)
 class PlanStep:
-    """One pass that ran: the graph before and after, the time it took, what it decided."""
+    """One pass that ran: the graph before and after, the time it took, what it decided.
+
+    Attributes:
+        contract: "exact", or "tolerance" where the pass promises no more.
+        replaced: which value took which one's place, where the pass used `rewrite`.
+    """
 
     name: str
     before: Graph
     after: Graph
     milliseconds: float
     entries: tuple[Entry, ...] = ()
+    contract: str = "tolerance"
+    replaced: Mapping[Value, Value] = field(default_factory=dict, repr=False)
 
     @property
     def changed(self) -> bool:
@@ -113,6 +121,47 @@ class Plan:
         if weights := self.weights():
             tables.append(_weight_table(weights))
         return "\n".join(_render(table, width) for table in tables)
+
+    def check(self, *inputs: Any) -> None:
+        """Run the graph after every pass on sample inputs and compare.
+
+        Raises:
+            ContractError: names the first pass, and node, that changes the result by more than
+                it promised.
+
+        >>> import mlx.core as mx, qgraph as qg
+        >>> plan = qg.optimize(qg.trace(lambda x: qg.exp(x) + 1, qg.spec((4,))))
+        >>> plan.check(mx.ones(4))
+        """
+        from .check import check_plan
+
+        check_plan(self, inputs)
+
+    def diff(self, run: str | int | None = None) -> Diff:
+        """What a pass did, node by node, with the ledger's reasons; print it.
+
+        Args:
+            run: name of a pass (the first time it changed something counts) or its position in
+                `steps`; by default what all of them did together.
+
+        Raises:
+            InputError: no such pass ran.
+
+        >>> import qgraph as qg
+        >>> graph = qg.trace(lambda x: (qg.exp(x), qg.exp(x)), qg.spec((4,)))
+        >>> qg.optimize(graph, target="cpu").diff("eliminate-common-subexpressions").summary()
+        '1 node out'
+        """
+        from .diff import Diff
+
+        if run is None:
+            return Diff(self.source, self.graph, self.ledger(), title="all passes")
+        named = [s for i, s in enumerate(self.steps) if run in (i, s.name)]
+        if not named:
+            known = ", ".join(dict.fromkeys(s.name for s in self.steps)) or "none"
+            raise InputError(f"no pass {run!r} ran", hint=f"these did: {known}", origin=NOWHERE)
+        step = next((s for s in named if s.changed), named[0])
+        return Diff(step.before, step.after, step.entries, title=step.name)
 
     def dump(self, folder: str | Path) -> Path:
         """Write every step as numbered text, the report and the ledger; returns the folder."""

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from .ir import Graph, Node, Value
 from .ops import OPS
+
+_replaced: ContextVar[dict[Value, Value] | None] = ContextVar("replaced", default=None)
+
+
+@contextmanager
+def recording_replacements() -> Iterator[dict[Value, Value]]:
+    """Collect which value took which one's place while this is open."""
+    pairs: dict[Value, Value] = {}
+    token = _replaced.set(pairs)
+    try:
+        yield pairs
+    finally:
+        _replaced.reset(token)
+
 
 Visit = Callable[[Node], Sequence[Value] | None]
 """Gets a node over the new graph's values; returns what replaces its outputs, or None."""
@@ -43,6 +59,9 @@ def rewrite(graph: Graph, visitor: Callable[[Graph], Visit], made_by: str) -> Gr
             )
     if not changed:
         return graph
+    pairs = _replaced.get()
+    if pairs is not None:
+        pairs.update(replace)
     outputs = [replace.get(v, v) for v in graph.outputs]
     return graph.replace(nodes=list(done)[skip:], outputs=outputs)
 
