@@ -1,4 +1,4 @@
-"""The command line: `qgraph show | diff | dump | lint | ledger | profile | tune | demo | doctor`."""
+"""The command line: `qgraph show`, `diff`, `dump`, `lint`, `profile`, `tune`, `demo`, `doctor`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Every command takes **WHERE**, one of
 
 Try `qgraph show qgraph.examples.first_program:graph`, then `qgraph diff` on the same.
 """
-EPILOG = """Exit status: **0** done; **1** it found something (`lint`, `doctor`, `diff --exit-code`);
-**2** it could not: wrong use, or an error in the model. `qgraph --install-completion` completes
-commands and options in your shell."""
+EPILOG = """Exit status: **0** done; **1** it found something (`lint`, `doctor`,
+`diff --exit-code`); **2** it could not: wrong use, or an error in the model.
+`qgraph --install-completion` completes commands and options in your shell."""
 
 app = typer.Typer(
     name="qgraph", help=HELP, epilog=EPILOG, no_args_is_help=True, rich_markup_mode="markdown"

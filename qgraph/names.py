@@ -131,7 +131,9 @@ def carried_inputs(node: Node) -> tuple[Value, ...]:
 
 def body_inputs(node: Node) -> list[tuple[tuple[Value, ...], list[tuple[Value, Value]]]]:
     """For each body: its own inputs, and pairs of (invariant input, the outer value)."""
-    result = []
+    result: list[tuple[tuple[Value, ...], list[tuple[Value, Value]]]] = []
+    if not node.bodies:
+        return result
     for body, name in zip(node.bodies, invariant_names(node), strict=True):
         outer: tuple[Any, ...] = node.args[name]
         split = len(body.inputs) - len(outer)

@@ -6,14 +6,19 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from .errors import InputError
 from .ir import Graph, Node, Value
-from .ledger import Entry
+from .ledger import Entry, unmentioned
+from .origin import NOWHERE
 from .target import Target
+
+if TYPE_CHECKING:
+    from .diff import Diff
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ class Plan:
 
     def ledger(self) -> list[Entry]:
         """Every decision about a quantize, a dequantize or a product, in order."""
-        return [entry for step in self.steps for entry in step.entries]
+        entries = [entry for step in self.steps for entry in step.entries]
+        return entries + unmentioned(self.source, self.graph, entries)
 
     def weights(self) -> list[PackedWeight]:
         """The weights that the pack and prepare steps quantize."""

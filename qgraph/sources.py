@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from .errors import InputError, QGraphError
+from .errors import InputError
 from .ir import Graph
+from .origin import NOWHERE
 from .plan import Plan
 from .program import Program
 from .trace import trace
 from .types import DTYPES, Spec, spec
+
+
+def _wrong(what: str, hint: str) -> InputError:
+    """An error about a word on the command line, which has no line in a file."""
+    return InputError(what, hint=hint, origin=NOWHERE)
 
 
 def parse_spec(text: str) -> Spec:
@@ -32,7 +40,7 @@ def parse_spec(text: str) -> Spec:
     name, _, type_text = text.rpartition(":")
     short, bracket, rest = type_text.strip().partition("[")
     if short not in DTYPES or not bracket or not rest.endswith("]"):
-        raise InputError(
+        raise _wrong(
             f"--spec {text!r} is no type",
             hint=f'write dtype and shape, such as "f32[1,64]"; dtypes are {", ".join(DTYPES)}',
         )
@@ -40,7 +48,7 @@ def parse_spec(text: str) -> Spec:
         sizes = [int(size) for size in rest[:-1].split(",") if size.strip()]
         return spec(sizes, DTYPES[short], name.strip() or None)
     except ValueError:
-        raise InputError(
+        raise _wrong(
             f"--spec {text!r}: sizes are whole numbers of 0 or more", hint='such as "f32[1,64]"'
         ) from None
 
@@ -61,7 +69,7 @@ def find(where: str, specs: Sequence[str] = ()) -> Graph | Plan | Program:
         return load_file(path)
     module_name, colon, name = where.partition(":")
     if not colon:
-        raise InputError(
+        raise _wrong(
             f"there is no file {where!r}, and it is no module:name",
             hint="write module:name, such as qgraph.examples.first_program:graph, or a saved file",
         )
@@ -69,7 +77,7 @@ def find(where: str, specs: Sequence[str] = ()) -> Graph | Plan | Program:
     if isinstance(found, Graph | Plan | Program):
         return found
     if not callable(found):
-        raise InputError(
+        raise _wrong(
             f"{where} is a {type(found).__name__}", hint="name a function, a graph or a program"
         )
     if not specs and _takes_nothing(found):
@@ -91,8 +99,6 @@ def load_file(path: Path) -> Graph | Program:
 
 
 def _takes_nothing(fn: Any) -> bool:
-    import inspect
-
     try:
         inspect.signature(fn).bind()
     except (TypeError, ValueError):
@@ -105,9 +111,10 @@ def _module(name: str) -> Any:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        return importlib.import_module(dotted)
+        with redirect_stdout(sys.stderr):  # what the module prints is no part of the answer
+            return importlib.import_module(dotted)
     except ModuleNotFoundError as error:
-        raise InputError(
+        raise _wrong(
             f"{name!r} cannot be imported: there is no module {error.name!r}",
             hint="run this where `import` finds it, or name the file: path/to/file.py:name",
         ) from None
@@ -118,7 +125,7 @@ def _attribute(module: Any, name: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             names = [n for n, v in vars(module).items() if _is_choice(module, n, v)]
-            raise InputError(
+            raise _wrong(
                 f"{module.__name__} has no {name!r}",
                 hint=f"it has {', '.join(names) or 'nothing that can be shown'}",
             )
@@ -149,6 +156,3 @@ def example_inputs(graph: Graph, seed: int = 0) -> list[mx.array]:
         else mx.zeros(v.shape, v.dtype)
         for v, key in zip(graph.inputs, keys, strict=False)
     ]
-
-
-__all__ = ["QGraphError", "example_inputs", "find", "graph_of", "load_file", "parse_spec"]

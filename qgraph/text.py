@@ -12,7 +12,7 @@ import mlx.core as mx
 from rich.console import Console
 from rich.text import Text
 
-from .estimate import estimate, total
+from .estimate import VIEWS, estimate, total
 from .fold import repeats
 from .ir import Graph, Node, Value
 from .names import Names, body_inputs
@@ -188,11 +188,13 @@ class _Writer:
     def node(self, node: Node, indent: int) -> list[Line]:
         names = self.names
         results = ", ".join(f"{names[v]}: {v.type}" for v in node.outputs)
-        call = _loop_call(node, names) if node.bodies else _call(node, names)
+        call = call_text(node, names)
         choices = [f"kernel={node.kernel}"] if node.kernel else []
         if node.stream is not None:
             choices.append(f"stream={_stream(node.stream)}")
-        cost = str(estimate(node)) if self.costs else ""
+        cost = ""
+        if self.costs:
+            cost = "view" if node.op in VIEWS else str(estimate(node))
         text, origin = f"{results} = {call}", str(node.origin)
         lines = [Line(indent, text, origin, " ".join(choices), node, cost)]
         if not node.bodies:
@@ -203,6 +205,13 @@ class _Writer:
             header = f"{body.name}({heads}{'; ' + invariants if invariants else ''})"
             lines += [Line(indent + 2, header), *self.body(body, indent + 4, "yield")]
         return lines
+
+
+def call_text(node: Node, names: Names) -> str:
+    """The right-hand side of a node's line: its op, operands and settings."""
+    if node.op == "constant":
+        return "constant"
+    return _loop_call(node, names) if node.bodies else _call(node, names)
 
 
 def _types(values: tuple[Value, ...]) -> str:
