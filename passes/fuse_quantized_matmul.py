@@ -55,6 +55,9 @@ def _fuse(node: Node) -> Sequence[Value] | None:
         weight = resolve(product.weight.value)
         if weight is None:
             continue
+        if isinstance(weight, str):
+            _note(node, "refused", f"not fused: {weight}")
+            continue
         packed = as_operand(weight)
         if isinstance(packed, str):
             _note(node, "refused", f"not fused: {packed}", weight)
@@ -99,6 +102,9 @@ def _fuse_gather(node: Node) -> Sequence[Value] | None:
     weight = resolve(node.operand("b"))
     if weight is None:
         return None
+    if isinstance(weight, str):
+        _note(node, "refused", f"not fused: {weight}")
+        return None
     packed = as_operand(weight)
     if isinstance(packed, str):
         _note(node, "refused", f"not fused: {packed}", weight)
@@ -124,7 +130,11 @@ def _fuse_gather(node: Node) -> Sequence[Value] | None:
     return [cast(y, dtype).value]
 
 
-def _note(node: Node, decision: Decision, reason: str, weight: WeightView, case: int = 0) -> None:
-    name = str(weight.source.operand("w").node.args.get("name", ""))
-    what = f"{node.op} with {weight.source.output.type}"
+def _note(
+    node: Node, decision: Decision, reason: str, weight: WeightView | None = None, case: int = 0
+) -> None:
+    what, name = f"{node.op} of {node.inputs[0].type}", ""
+    if weight is not None:
+        name = str(weight.source.operand("w").node.args.get("name", ""))
+        what = f"{node.op} with {weight.source.output.type}"
     record(Entry(_NAME, decision, what, node.origin, reason, case, name))

@@ -37,8 +37,8 @@ class WeightView:
     dtype: mx.Dtype
 
 
-def resolve(value: Value) -> WeightView | None:
-    """The weight that `value` is a view of, or None."""
+def resolve(value: Value) -> WeightView | str | None:
+    """The weight that `value` is a view of; None if there is none, or why it cannot be used."""
     chain: list[Node] = []
     node = value.node
     while node.op in _VIEWS or node.op in _SAME:
@@ -46,8 +46,10 @@ def resolve(value: Value) -> WeightView | None:
             return None
         chain.append(node)
         node = node.inputs[0].node
-    if node.op != "dequantize" or node.value("global_scale") is not None:
+    if node.op != "dequantize":
         return None
+    if node.value("global_scale") is not None:
+        return "quantized products take no global scale; multiply the result by it instead"
     shape = node.output.shape
     strides = [prod(shape[i + 1 :]) for i in range(len(shape))]
     view: Strided = np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), shape, strides)
@@ -56,7 +58,10 @@ def resolve(value: Value) -> WeightView | None:
             if step.op in _VIEWS:
                 view = _VIEWS[step.op](view, step)
     except (ValueError, IndexError):
-        return None
+        return (
+            f"{step.op} between dequantize and the product is no view of whole rows; "
+            "index or reshape the packed weight instead"
+        )
     return WeightView(node, view, value.dtype)
 
 
