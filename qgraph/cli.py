@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .errors import InputError, QGraphError, UnsupportedError
+from .errors import InputError, QGraphError
 from .ir import Graph
 from .pipeline import optimize
 from .plan import Plan
@@ -167,7 +167,9 @@ def lint(where: Where, specs: Specs = None) -> None:
 
     `qgraph lint model.py:step --spec "f16[1,4096]"`
     """
-    findings: list[Any] = list(_part("lint", "lint")(graph_of(find(where, specs or []))))
+    from .lint import lint as costly
+
+    findings = costly(graph_of(find(where, specs or [])))
     for finding in findings:
         typer.echo(str(finding))
     if not findings:
@@ -200,9 +202,18 @@ def tune(where: Where, specs: Specs = None, target: TargetName = None) -> None:
 
     `qgraph tune model.py:step --spec "f16[1,4096]" --target gpu`
     """
-    tune_graph = _part("tuner", "tune_graph")
-    graph = graph_of(find(where, specs or []))
-    typer.echo(str(tune_graph(graph, target=target, console=console)))
+    from rich.progress import track
+
+    from .profile import product_problem
+    from .tuner import choose
+
+    plan = plan_of(where, specs, target)
+    found = [product_problem(node, plan.target) for _, node in plan.graph.walk()]
+    problems = list(dict.fromkeys(problem for problem in found if problem is not None))
+    if not problems:
+        typer.echo("there is no quantized product to tune")
+    for problem in track(problems, "measuring", console=Console(stderr=True)):
+        typer.echo(f"{problem}: {choose(problem, tune=True)}")
 
 
 @app.command()
@@ -229,19 +240,6 @@ def doctor() -> None:
     from .doctor import examine
 
     raise typer.Exit(examine(console))
-
-
-def _part(module: str, name: str) -> Callable[..., Any]:
-    """A function of a part that this installation may lack."""
-    import importlib
-
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(f"qgraph.{module}"), name)
-    except (ImportError, AttributeError):
-        raise UnsupportedError(
-            f"this installation has no qgraph.{module}.{name}", hint="install a newer qgraph"
-        ) from None
-    return found
 
 
 def _program(where: str, specs: list[str] | None, target: str | None) -> Program:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,6 +21,9 @@ from .tensor import Constants, Tensor
 from .tree import Tree, flatten
 from .types import type_of
 
+if TYPE_CHECKING:
+    from .profile import Profile
+
 Key = tuple[Any, ...]
 
 
@@ -33,10 +36,10 @@ class Executable:
         graph, device = plan.graph, plan.target.device
         self.plan = plan
         self.graph = graph
-        self._streams = Streams(device)
+        self.streams = Streams(device)
         self.on_device = _device_context(device)
         with self.on_device():
-            self.known = pack(graph, self._streams, release=release, cache=cache, progress=progress)
+            self.known = pack(graph, self.streams, release=release, cache=cache, progress=progress)
         self._prepare = Staged.of(graph, "prepare")
         self.parameters = [v for v in graph.inputs if v.node.args["parameter"]]
         read = {v for n in graph.nodes if n.stage == "run" for v in n.inputs} | set(graph.outputs)
@@ -50,7 +53,7 @@ class Executable:
             inputs=[*self.prepared, *self.free],
             nodes=[n for n in graph.nodes if n.stage == "run" and n.op != "constant"],
         )
-        self.run = _direct(LoweredGraph(body, self.known, self._streams))
+        self.run = _direct(LoweredGraph(body, self.known, self.streams))
         self.out_tree = graph.out_tree
         self._device = device
         self._one_result = graph.out_tree is None or graph.out_tree.kind == "leaf"
@@ -72,7 +75,7 @@ class Executable:
         last_reader = {v: node for node in self._prepare.nodes for v in node.inputs}
         with self.on_device():
             for node in self._prepare.nodes:
-                Interpreter(self._streams).run(node, env)
+                Interpreter(self.streams).run(node, env)
                 mx.eval([env[v] for v in node.outputs])
                 for value in node.inputs:
                     if last_reader[value] is node and value not in self.prepared:
@@ -233,6 +236,28 @@ class Program:
             f"{graph.name} was compiled for other types: {'; '.join(wrong)}. "
             "Compile it for these too, or use qg.jit, which compiles per input types",
         )
+
+    def profile(self, *args: Any, repeats: int = 5, **kwargs: Any) -> Profile:
+        """Time the program node by node and as it runs; print the result.
+
+        Args:
+            args, kwargs: as for a call.
+            repeats: timed rounds; medians are given.
+
+        >>> import mlx.core as mx, qgraph as qg
+        >>> program = qg.compile(lambda x: qg.tanh(x @ x), qg.spec((64, 64)))
+        >>> measured = program.profile(mx.ones((64, 64)), repeats=1)
+        >>> sorted(row.node.op for row in measured.rows)
+        ['matmul', 'tanh']
+        """
+        from .profile import profile
+
+        mx.eval(self(*args, **kwargs))  # compiles for these types
+        leaves, form = flatten((args, kwargs), static=True)
+        arrays = [a if isinstance(a, mx.array) else mx.array(a) for a in leaves]
+        found = self._executables[(form, *((a.shape, a.dtype) for a in arrays))]
+        given = self._split(found, arrays) if found.parameters else arrays
+        return profile(found, given, repeats=repeats)
 
     def prepare(self, *parameters: Any) -> Prepared:
         """Pack parameters once; pass the result in place of all of them.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import builtins
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -35,6 +35,7 @@ class Format(Selection):
         costs: at least how many bytes each node moves and how many operations it does.
         fold: repeated layers once, with their number.
         colour: ANSI colours for terminals.
+        notes: a word beside a node, such as `Profile.notes()` gives.
     """
 
     origins: bool = True
@@ -42,6 +43,7 @@ class Format(Selection):
     costs: bool = False
     fold: bool = False
     colour: bool = False
+    notes: Mapping[Node, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -73,12 +75,13 @@ def _in_columns(lines: Sequence[Line], options: Format) -> Iterator[str]:
             line.origin if options.origins else "",
             line.choices if options.choices else "",
             line.cost,
+            options.notes.get(line.node, "") if line.node is not None else "",
         ]
         for line in lines
     ]
     lengths = [len(x.text) + x.indent for x, n in zip(lines, notes, strict=True) if any(n)]
     column = max((n for n in lengths if n <= _MARGIN), default=0) + 2
-    width = max((len(n[0]) for n in notes if n[1] or n[2]), default=0)
+    width = max((len(n[0]) for n in notes if any(n[1:])), default=0)
     for line, (origin, *rest) in zip(lines, notes, strict=True):
         text = " " * line.indent + line.text
         right = "  ".join(filter(None, rest))
