@@ -19,7 +19,10 @@ class QGraphError(Exception):
     def _format(self) -> str:
         lines = [self.what]
         if self.origin is not NOWHERE and str(self.origin):
-            lines.append(f"  at {self.origin.file or self.origin.label}:{self.origin.line}")
+            place = (
+                f"{self.origin.file}:{self.origin.line}" if self.origin.line else self.origin.label
+            )
+            lines.append(f"  at {place}")
             if source := self.origin.source():
                 lines.append(f"    {source}")
         if self.hint:

@@ -137,6 +137,7 @@ def trace(
     for i, (leaf, path) in enumerate(zip(leaves, paths, strict=True)):
         found = _leaf_spec(leaf, path)
         inputs.append(input_value(found.type, found.name or path, found.parameter or i in held))
+    start = next_serial()
     with tracing():
         args, kwargs = tree.build([Tensor(v) for v in inputs])
         name_captured(fn)
@@ -145,7 +146,7 @@ def trace(
         values = [output_value(leaf, fn) for leaf in outputs]
     graph_name = name or getattr(fn, "__name__", type(fn).__name__).strip("<>")
     nodes = in_program_order(values, inputs)
-    _refuse_leaks(nodes)
+    _refuse_leaks(nodes, start)
     return Graph(graph_name, inputs, nodes, values, in_tree=tree, out_tree=out_tree)
 
 
@@ -201,10 +202,13 @@ def _argument_paths(tree: Tree, names: Sequence[str]) -> list[str]:
     return paths + keywords.paths()
 
 
-def _refuse_leaks(nodes: Sequence[Any]) -> None:
+def _refuse_leaks(nodes: Sequence[Any], start: int) -> None:
+    """Refuse what another trace made; `start` is the serial of the first node of this one."""
     for node in nodes:
         if node.op == "input":
-            user = next((n for n in nodes if node.output in n.inputs), None)
+            here = (n for n in nodes if n.serial > start)
+            user = next((n for n in here if any(v.node.serial < start for v in n.inputs
+                                                if v.node.op != "constant")), None)  # fmt: skip
             raise TraceError(
                 f"a tensor of another trace ({node.output.type}) was used after that trace ended",
                 hint="pass it in as an argument, or return it from the loop body that made it",
