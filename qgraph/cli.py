@@ -80,6 +80,7 @@ def show(
     depth: Annotated[int | None, typer.Option(min=0, help="So many steps from it.")] = None,
     costs: Annotated[bool, typer.Option("--costs", help="Bytes and FLOPs beside nodes.")] = False,
     fold: Annotated[bool, typer.Option("--fold", help="Repeated layers once.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Cut longer lists to so many.")] = None,
     colour: Colour = None,
 ) -> None:
     """Print a graph: optimized, or as written, or the part of it that you ask for.
@@ -98,7 +99,7 @@ def show(
     typer.echo(
         shown.format(
             op=op, name=name, line=line, feeds=feeds, reads=reads, depth=depth, costs=costs,
-            fold=fold, colour=in_colour,
+            fold=fold, limit=limit, colour=in_colour,
         ),
         color=in_colour,
     )  # fmt: skip

@@ -113,7 +113,7 @@ class Diff:
             if e.decision != "refused"
             and (e.origin.file, e.origin.line) in lines
             and (not e.name or e.name in read)
-            and any(op in e.what for op in ops)
+            and e.what.split(" ", 1)[0] in ops
         ]
         return Change(
             change.removed,

@@ -18,7 +18,7 @@ class Selection:
 
     Attributes:
         op: pattern for the op, where `*` stands for anything.
-        name: pattern for the names of results and of constants that are read.
+        name: pattern for the names of results, and of weights and inputs that are read.
         line: `file.py`, `12` or `file.py:12`: where the user wrote it.
         feeds: a value's name; only what it is computed from, and itself.
         reads: a value's name; only what is computed from it, and itself.
@@ -58,8 +58,10 @@ class Selection:
         if self.op is not None and not fnmatchcase(node.op, self.op):
             return False
         if self.name is not None:
-            values = [*node.outputs, *(v for v in node.inputs if v.node.op == "constant")]
-            if not any(fnmatchcase(names[v].lstrip("@"), self.name.lstrip("@")) for v in values):
+            found = [names[v] for v in node.outputs]
+            if not node.bodies:  # a loop is chosen for what it makes, not for all it passes on
+                found += [name for v in node.inputs if not (name := names[v]).startswith("%")]
+            if not any(fnmatchcase(name.lstrip("@"), self.name.lstrip("@")) for name in found):
                 return False
         return self.line is None or self._on_line(node)
 
