@@ -1,6 +1,7 @@
 """The optimizer: passes from graph to graph, one a file."""
 
 from .assign_streams import AssignStreams
+from .choose_kernel import ChooseKernel
 from .eliminate_common_subexpressions import EliminateCommonSubexpressions
 from .eliminate_dead_code import EliminateDeadCode
 from .fold_constants import FoldConstants
@@ -11,6 +12,7 @@ from .widen_half import WidenHalf
 
 __all__ = [
     "AssignStreams",
+    "ChooseKernel",
     "EliminateCommonSubexpressions",
     "EliminateDeadCode",
     "FoldConstants",

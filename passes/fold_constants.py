@@ -20,7 +20,7 @@ from qgraph.ir import Graph, Node, Value, constant_value, is_constant, map_value
 from qgraph.ops import OPS, RANDOM
 from qgraph.rewrite import rewrite
 
-_KEPT = RANDOM | {"quantize", "dequantize", "keep", "quantized_matmul", "gather_qmm"}
+_KEPT = RANDOM | {"quantize", "dequantize", "keep", "quantized_matmul", "gather_qmm", "pack_weight"}
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def _worth_moving(graph: Graph, free: set[Node]) -> set[Node]:
             size = sum(v.type.nbytes for v in node.outputs)
             small = size <= sum(v.type.nbytes for v in found)
             if (
-                node.op == "quantize"
+                node.op in ("quantize", "pack_weight")
                 or (node.op != "dequantize" and small)
                 or (node.op == "astype" and _are_scales(node.output, graph))
             ):

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from .ir import Graph, Node, Value, map_values
+from .kernel_ops import runs_on_host, streams_in_use
 from .ops import CONTROL_FLOW, LOOPS, OPS
 from .tensor import as_device
 
@@ -68,6 +69,12 @@ class Interpreter:
         op = OPS[node.op]
         args = {name: map_values(arg, env.__getitem__) for name, arg in node.args.items()}
         stream = self._streams.resolve(node.stream)
+        if op.kind == "chosen kernels":
+            token = streams_in_use.set(self._streams)
+            try:
+                return op.call(args)
+            finally:
+                streams_in_use.reset(token)
         if stream is None or op.kind != "local":
             return op.call(args, stream)
         with mx.stream(stream):
@@ -138,6 +145,8 @@ def unrolls(node: Node) -> bool:
     """Does this loop unroll inside `mx.compile`?"""
     count = turns(node)
     if count is None:
+        return False
+    if any(runs_on_host(n.op, n.args) for n in node.bodies[0].nodes):
         return False
     inner = [n for n in node.bodies[0].nodes if n.op in CONTROL_FLOW]
     return count * unrolled_size(node.bodies[0]) <= UNROLL_NODES and all(map(unrolls, inner))

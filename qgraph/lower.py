@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from .interpret import Arrays, Env, Interpreter, Streams, scan_turns, unrolls
 from .ir import Graph, Node, Value
+from .kernel_ops import runs_on_host
 from .names import body_inputs
 from .ops import CONTROL_FLOW
 from .tensor import as_int
@@ -42,7 +43,8 @@ class LoweredGraph:
         wanted = set(graph.outputs)
         for nodes in reversed(_stretches(graph, self.known)):
             if len(nodes) == 1 and _from_host(nodes[0]):
-                self.steps.append(_HOST[nodes[0].op](nodes[0], self.known, streams))
+                step = _HOST.get(nodes[0].op, HostKernel)
+                self.steps.append(step(nodes[0], self.known, streams))
             else:
                 self.steps.append(Stretch.of(nodes, wanted, self.known, streams))
             wanted.update(v for node in nodes for v in node.inputs)
@@ -57,7 +59,7 @@ class LoweredGraph:
 
 
 def _from_host(node: Node) -> bool:
-    return node.op in CONTROL_FLOW and not unrolls(node)
+    return runs_on_host(node.op, node.args) or (node.op in CONTROL_FLOW and not unrolls(node))
 
 
 def _stretches(graph: Graph, known: Mapping[Value, mx.array]) -> list[list[Node]]:
@@ -198,6 +200,15 @@ class HostCond(HostLoop):
         branch, outer = self.bodies[0 if true else 1]
         inputs = self.look_up(env, [*self.node.args["carried"], *outer])
         env.update(zip(self.node.outputs, branch(inputs), strict=True))
+
+
+class HostKernel(HostLoop):
+    """A product that Python carries out on evaluated arrays."""
+
+    def run(self, env: Env) -> None:
+        given = dict(zip(self.node.inputs, self.look_up(env, self.node.inputs), strict=True))
+        Interpreter(self.streams).run(self.node, given)
+        env[self.node.output] = given[self.node.output]
 
 
 _HOST: dict[str, type[HostLoop]] = {

@@ -12,6 +12,7 @@ from .errors import InputError
 from .ir import Graph, Node, Value
 
 _PARTS = ("q", "s", "b")
+_SUFFIX = {"pack_weight": "packed"}
 
 
 def literal(array: mx.array) -> str:
@@ -103,7 +104,7 @@ class Names:
             return
         base = source if source[:1].isalpha() else node.op
         for value in node.outputs:
-            self._give(value, f"{base}_{node.op}")
+            self._give(value, f"{base}_{_SUFFIX.get(node.op, node.op)}")
 
     def _name_loop(self, node: Node) -> None:
         results = [str(v.node.args["name"]) for v in carried_inputs(node)]

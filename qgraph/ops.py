@@ -16,6 +16,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from .kernel_ops import pack_weight, packed_matmul
+
 
 @dataclass(frozen=True)
 class Op:
@@ -57,7 +59,7 @@ class Op:
         if star is not None:
             given.extend(args[star])
         named = {n: args[n] for n, default in keywords if n in args and args[n] is not default}
-        if stream is not None and self.kind != "local":
+        if stream is not None and self.kind not in ("local", "chosen kernels"):
             named["stream"] = stream
         return self.fn(*given, **named)
 
@@ -99,6 +101,8 @@ _LOCAL: dict[str, Callable[..., Any]] = {
     "getitem": getitem,
     "at_set": at_set,
     "keep": keep,
+    "pack_weight": pack_weight,
+    "packed_matmul": packed_matmul,
     **{f"at_{m}": _at(m) for m in ("add", "subtract", "multiply", "divide", "maximum", "minimum")},
 }
 
@@ -255,6 +259,10 @@ _TABLE: dict[str, str] = {
         at_subtract(a, index, updates)
         getitem(a, index)
         keep(x)
+    """,
+    "chosen kernels": """
+        pack_weight(parts, problem, kernel)
+        packed_matmul(x, packed, problem, kernel)
     """,
     "indexing": """
         diag(a, /, k=0)

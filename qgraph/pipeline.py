@@ -37,6 +37,7 @@ def default_passes(target: Target | None = None) -> list[Pass]:
     """
     from .passes import (
         AssignStreams,
+        ChooseKernel,
         EliminateCommonSubexpressions,
         EliminateDeadCode,
         FoldConstants,
@@ -52,6 +53,7 @@ def default_passes(target: Target | None = None) -> list[Pass]:
         EliminateCommonSubexpressions(),
         SinkDequantize(),
         FuseQuantizedMatmul(),
+        ChooseKernel(target),
         WidenHalf(target),
         AssignStreams(target),
         HoistQuantize(),

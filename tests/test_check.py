@@ -63,8 +63,10 @@ def test_parameters() -> None:
         )
 
 
-@pytest.mark.parametrize(("op", "line"), [("sigmoid", "h = qg.sigmoid(h) + 1"),
-                                          ("tanh", "qg.tanh(qg.quantized_matmul(h, W))")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("op", "line"),
+    [("sigmoid", "h = qg.sigmoid(h) + 1"), ("tanh", "qg.tanh(qg.quantized_matmul(h, W))")],
+)
 def test_it_names_pass_and_node(op: str, line: str) -> None:
     passes = [*qg.default_passes(), Slightly(op, 1e-3), *qg.default_passes()]
     with pytest.raises(ContractError) as caught:

@@ -1,0 +1,55 @@
+"""The two ops that a chosen kernel becomes: one packs the weight, the other multiplies by it.
+
+`pack_weight` runs once, in the pack or the prepare step; `packed_matmul` at every call.  Kernels
+themselves are in `qgraph/kernels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+if TYPE_CHECKING:
+    from .kernels import Problem
+
+
+class _DefaultStream:
+    def resolve(self, stream: Any) -> Any:
+        return None
+
+
+streams_in_use: ContextVar[Any] = ContextVar("streams_in_use", default=None)
+"""The streams of the program that runs; types are inferred without."""
+
+
+def pack_weight(parts: Sequence[mx.array], problem: Problem, kernel: str) -> list[mx.array]:
+    """What kernel `kernel` reads at each call, of (w_q, scales) or (w_q, scales, biases)."""
+    from .kernels import kernel as named
+
+    return list(named(kernel).pack(parts, problem))
+
+
+def packed_matmul(
+    x: mx.array, packed: Sequence[mx.array], problem: Problem, kernel: str
+) -> mx.array:
+    """The product of x (..., K) with a packed weight, (..., N), by `kernel`."""
+    from .kernels import carry_out
+    from .kernels import kernel as named
+
+    chosen = named(kernel)
+    streams = streams_in_use.get()
+    if chosen.host and streams is None:  # only its type is asked for
+        return mx.zeros((*x.shape[:-1], problem.n), problem.out_dtype)
+    if chosen.host:
+        mx.eval(x)
+    return carry_out(chosen, x, packed, problem, streams or _DefaultStream())
+
+
+def runs_on_host(op: str, args: Any) -> bool:
+    """Must a node run from Python, between compiled stretches?"""
+    from .kernels import kernel as named
+
+    return op == "packed_matmul" and named(args["kernel"]).host

@@ -1,0 +1,151 @@
+"""`choose-kernel`: the kernel chosen becomes two ops, whose result is that of the product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import qgraph as qg
+from qgraph.kernels import Problem
+from qgraph.passes import (
+    ChooseKernel,
+    EliminateCommonSubexpressions,
+    EliminateDeadCode,
+    HoistQuantize,
+    choose_kernel,
+)
+from qgraph.target import Target
+from qgraph.tuner import Choice
+from tests import reference
+from tests.arrays import to_numpy
+
+CPU = Target(mx.Device(mx.cpu, 0), "cpu", "x86_64", 2)
+W = mx.random.normal((96, 64), key=mx.random.key(0)) / 8
+Q = mx.quantize(W, group_size=32)
+X = mx.random.normal((5, 64), key=mx.random.key(1))
+PASSES = [
+    ChooseKernel(CPU, min_flops=0),
+    HoistQuantize(),
+    EliminateCommonSubexpressions(),
+    EliminateDeadCode(),
+]
+OWN_LAYOUT = {"dense", "dense+host-blas", "shard2+qmm"}
+KERNELS = ["pad8+qmm", "chunk4+qmm", "dequantize+matmul", "host-blas", *sorted(OWN_LAYOUT)]
+
+
+@pytest.fixture(params=KERNELS)
+def forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The choice is taken from the tuner: these tests are of what becomes of it."""
+    name: str = request.param
+    force(monkeypatch, name)
+    return name
+
+
+def force(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    others = (("shard2+qmm", 5.0), ("qmm", 10.0))
+    monkeypatch.setattr(
+        choose_kernel, "choose", lambda problem, **_: Choice(name, "table", 1.0, others)
+    )
+
+
+def expected(x: mx.array) -> Any:
+    dense = reference.dequantize(*[to_numpy(p) for p in Q], 32, 4, "affine")
+    return to_numpy(x).astype(np.float64) @ dense.T
+
+
+def plan(fn: Any, *args: Any, **options: Any) -> qg.Plan:
+    return qg.optimize(qg.trace(fn, *args, name="f", **options), passes=PASSES, target="cpu")
+
+
+def test_numbers_and_places(forced: str) -> None:
+    made = plan(lambda x: qg.quantized_matmul(x, *Q, group_size=32), X)
+    (product,) = [n for n in made.graph.nodes if n.op == "packed_matmul"]
+    assert product.kernel == forced
+    packed = [n.stage for n in made.graph.nodes if n.op == "pack_weight"]
+    assert packed == (["pack"] if forced in OWN_LAYOUT else [])
+    program = qg.compile(made.graph, passes=[], target="cpu")
+    assert reference.relative_error(to_numpy(program(X)), expected(X)) < 2e-6
+    assert reference.relative_error(to_numpy(program(X * 2)), expected(X * 2)) < 2e-6
+    (entry,) = [e for e in made.ledger() if e.made_by == "choose-kernel"]
+    assert forced in entry.reason
+
+
+def test_float_weights_are_packed_from_their_quantize(forced: str) -> None:
+    made = plan(lambda x: qg.quantized_matmul(x, W, group_size=32), X)
+    stages = {n.op: n.stage for n in made.graph.nodes if n.op != "constant"}
+    own = {"pack_weight": "pack"} if forced in OWN_LAYOUT else {}
+    assert stages == {"quantize": "pack", **own, "packed_matmul": "run"}
+    program = qg.compile(made.graph, passes=[], target="cpu")
+    assert reference.relative_error(to_numpy(program(X)), expected(X)) < 2e-6
+
+
+def test_parameters_are_prepared(forced: str) -> None:
+    made = plan(lambda w, x: qg.quantized_matmul(x, w, group_size=32), W, X, parameters=[0])
+    assert {n.stage for n in made.graph.nodes if n.op == "quantize"} == {"prepare"}
+    program = qg.compile(made.graph, passes=[], target="cpu")
+    result = program(program.prepare(W), X)
+    assert reference.relative_error(to_numpy(result), expected(X)) < 2e-6
+
+
+def test_in_a_loop_nothing_runs_from_the_host(forced: str) -> None:
+    def fn(x: Any) -> Any:
+        def body(i: Any, h: Any) -> Any:
+            return qg.tanh(qg.quantized_matmul(h, *Q, group_size=32)[:, :64])
+
+        return qg.fori_loop(0, 2, lambda i, h: qg.fori_loop(0, 2, body, h), x)
+
+    made = plan(fn, X)
+    inside = [n.kernel for _, n in made.graph.walk() if n.op == "packed_matmul"]
+    assert inside == ["shard2+qmm" if "host" in forced else forced]
+    results = [qg.compile(g, passes=[], target="cpu")(X) for g in (made.source, made.graph)]
+    assert mx.allclose(*results, atol=1e-5)
+
+
+def test_host_kernels_between_stretches_and_in_long_loops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    force(monkeypatch, "host-blas")
+    made = plan(lambda x: qg.exp(qg.quantized_matmul(qg.tanh(x), *Q, group_size=32)) + 1, X)
+    program = qg.compile(made.graph, passes=[], target="cpu")
+    wanted = np.exp(expected(mx.tanh(X))) + 1
+    assert reference.relative_error(to_numpy(program(X)), wanted) < 1e-5
+
+
+def test_leaves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unchanged(fn: Any, *args: Any) -> None:
+        graph = qg.trace(fn, *args)
+        assert ChooseKernel(CPU, min_flops=0)(graph) is graph
+
+    force(monkeypatch, "shard2+qmm")
+    unchanged(lambda x, *q: qg.quantized_matmul(x, *q, group_size=32), X, *Q)
+    unchanged(lambda x: qg.quantized_matmul(x, *Q, group_size=32, stream="cpu"), X)
+    batch = mx.quantize(mx.random.normal((2, 96, 64)))
+    unchanged(lambda x: qg.quantized_matmul(x, *batch), mx.ones((2, 5, 64)))
+    small = qg.trace(lambda x: qg.quantized_matmul(x, *Q, group_size=32), X)
+    assert ChooseKernel(CPU)(small) is small
+    force(monkeypatch, "qmm")
+    unchanged(lambda x: qg.quantized_matmul(x, *Q, group_size=32), X)
+    others = (("qmm", 1.05),)
+    monkeypatch.setattr(
+        choose_kernel, "choose", lambda problem, **_: Choice("shard2+qmm", "table", 1.0, others)
+    )
+    unchanged(lambda x: qg.quantized_matmul(x, *Q, group_size=32), X)
+
+
+def test_the_problem_is_that_of_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Problem] = []
+
+    def note(problem: Problem, **_: Any) -> Choice:
+        seen.append(problem)
+        return Choice("qmm", "default", 1.0)
+
+    monkeypatch.setattr(choose_kernel, "choose", note)
+    w = mx.quantize(mx.ones((64, 128), mx.float16), mode="mxfp4")
+    x = qg.spec((2, 3, 64), mx.bfloat16)
+    plan(lambda x: qg.quantized_matmul(x, *w, transpose=False, mode="mxfp4"), x)
+    assert seen == [
+        Problem(6, 128, 64, mx.bfloat16, "mxfp4", 4, 32, False, mx.uint8, "cpu", "x86_64", 2)
+    ]
