@@ -44,8 +44,9 @@ def check_plan(plan: Plan, inputs: Sequence[Any]) -> None:
 
 
 def _run(graph: Graph, arrays: Sequence[mx.array], device: mx.Device) -> list[mx.array]:
+    from .packing import PackCache
     from .plan import Plan
-    from .program import Executable, PackCache
+    from .program import Executable
     from .target import as_target
 
     executable = Executable(

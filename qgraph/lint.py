@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .interpret import turns
-from .ir import Graph, Node
+from .ir import Graph, Node, Value
 from .ledger import PRODUCTS
 from .names import body_inputs
 from .ops import LOOPS
@@ -54,7 +54,7 @@ def lint(graph: Graph) -> list[Finding]:
     return sorted(findings, key=lambda f: -f.bytes)
 
 
-def _findings(graph: Graph, times: int, fixed: dict[object, bool]) -> Iterator[Finding]:
+def _findings(graph: Graph, times: int, fixed: dict[Value, bool]) -> Iterator[Finding]:
     """`fixed` says of each value whether it is the same at every turn and call."""
     for node in graph.nodes:
         same = node.op == "constant" or (
@@ -70,8 +70,9 @@ def _findings(graph: Graph, times: int, fixed: dict[object, bool]) -> Iterator[F
                 yield _finding(node, times, "a weight, dense, for a product")
         for body, (own, shared) in zip(node.bodies, body_inputs(node), strict=True):
             inner = times * (_turns(node) if node.op in LOOPS else 1)
-            known = dict.fromkeys(own, False) | {v: fixed[source] for v, source in shared}
-            yield from _findings(body, inner, dict(known))
+            known = dict.fromkeys(own, False)
+            known.update((v, fixed[source]) for v, source in shared)
+            yield from _findings(body, inner, known)
 
 
 def _turns(node: Node) -> int:
