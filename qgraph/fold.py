@@ -27,7 +27,8 @@ def repeats(nodes: Sequence[Node]) -> list[Run]:
 
     Two blocks are alike if their nodes have the same ops, static arguments, types, user lines,
     kernels and streams, and read each other at the same distances; weights and inputs of one type
-    are alike.  What the first block reads from before it may differ from what the others read.
+    are alike.  What the first block reads from before it, such as the input of the first layer,
+    stands for one value that the second reads instead, the same wherever it is read.
     """
     ids: dict[Any, int] = {}
     marks = [ids.setdefault(_signature(node), len(ids)) for node in nodes]
@@ -73,10 +74,11 @@ def _count(
 ) -> int:
     """How many blocks of `size` nodes from `start` on are alike."""
     at = start
+    entry: dict[Value, Value] = {}
     while at + 2 * size <= len(nodes):
         for i in range(at, at + size):
             if marks[i] != marks[i + size] or not _linked_alike(
-                nodes[i], nodes[i + size], index, size, at, start
+                nodes[i], nodes[i + size], index, size, start, entry
             ):
                 return (at - start) // size + 1
         at += size
@@ -84,16 +86,19 @@ def _count(
 
 
 def _linked_alike(
-    a: Node, b: Node, index: dict[Value, int], size: int, block: int, start: int
+    a: Node, b: Node, index: dict[Value, int], size: int, start: int, entry: dict[Value, Value]
 ) -> bool:
+    """Do nodes of two neighbouring blocks read each other's counterparts?
+
+    `entry` collects what the second block reads where the first reads a value from before both.
+    """
     for x, y in zip(a.inputs, b.inputs, strict=True):
-        if x is y:
-            continue
         i, j = index.get(x), index.get(y)
-        if block == start and (i is None or i < start):
-            continue
         if i is None and j is None:
             continue  # a layer's own weights and cache
-        if i is None or j is None or j - i != size:
+        if index[a.outputs[0]] < start + size and (i is None or i < start):
+            if entry.setdefault(x, y) is not y:
+                return False
+        elif x is not y and (i is None or j is None or j - i != size):
             return False
     return True
