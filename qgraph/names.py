@@ -56,7 +56,7 @@ class Names:
             for value, known in self._names.items():
                 if known == mark + name:
                     return value
-        near = difflib.get_close_matches(name, self._names.values(), n=3)
+        near = difflib.get_close_matches(name, self._names.values(), n=3, cutoff=0.4)
         raise InputError(
             f"no value is called {name!r}",
             hint=f"did you mean {' or '.join(near)}?" if near else "print the graph for its names",
