@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +13,11 @@ from rich.console import Console
 
 from .errors import InputError, QGraphError
 from .ir import Graph
-from .pipeline import optimize
+from .pipeline import default_passes, optimize
 from .plan import Plan
 from .program import Program
 from .sources import example_inputs, find, graph_of
+from .target import as_target
 
 HELP = """A graph compiler for quantized inference on MLX: see what it does to a model.
 
@@ -208,8 +210,12 @@ def tune(where: Where, specs: Specs = None, target: TargetName = None) -> None:
     from .profile import product_problem
     from .tuner import choose
 
-    plan = plan_of(where, specs, target)
-    found = [product_problem(node, plan.target) for _, node in plan.graph.walk()]
+    where_to = as_target(target)
+    # Up to where kernels are chosen: what comes after splits products over cores.
+    passes = takewhile(lambda p: p.name != "choose-kernel", default_passes(where_to))
+    graph = graph_of(find(where, specs or []))
+    graph = optimize(graph, target=where_to, passes=list(passes)).graph
+    found = [product_problem(node, where_to) for _, node in graph.walk()]
     problems = list(dict.fromkeys(problem for problem in found if problem is not None))
     if not problems:
         typer.echo("there is no quantized product to tune")

