@@ -207,7 +207,7 @@ def tune(where: Where, specs: Specs = None, target: TargetName = None) -> None:
     """
     from rich.progress import track
 
-    from .profile import product_problem
+    from .measuring import product_problem
     from .tuner import choose
 
     where_to = as_target(target)

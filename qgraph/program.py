@@ -250,7 +250,7 @@ class Program:
         >>> sorted(row.node.op for row in measured.rows)
         ['matmul', 'tanh']
         """
-        from .profile import profile
+        from .measuring import profile
 
         mx.eval(self(*args, **kwargs))  # compiles for these types
         leaves, form = flatten((args, kwargs), static=True)
