@@ -39,7 +39,8 @@ NOWHERE = Origin()
 _interned: dict[tuple[str, int], Origin] = {}
 
 
-def _is_ours(file: str) -> bool:
+def is_ours(file: str) -> bool:
+    """Is this a file of qgraph itself?  Examples are programs of a user."""
     return (file.startswith(_HERE) and not file.startswith(_EXAMPLES)) or file.startswith(_PASSES)
 
 
@@ -49,7 +50,7 @@ _ours: dict[str, bool] = {}
 def variable_name(thing: object) -> str:
     """The variable that holds `thing` in the innermost frame of the user's, or an empty string."""
     frame = sys._getframe(1)
-    while frame is not None and _is_ours(frame.f_code.co_filename):
+    while frame is not None and is_ours(frame.f_code.co_filename):
         frame = frame.f_back  # type: ignore[assignment]
     if frame is None:
         return ""
@@ -69,7 +70,7 @@ def user_frame() -> Origin:
         file = frame.f_code.co_filename
         ours = _ours.get(file)
         if ours is None:
-            ours = _ours[file] = _is_ours(file)
+            ours = _ours[file] = is_ours(file)
         if not ours:
             key = (file, frame.f_lineno)
             found = _interned.get(key)

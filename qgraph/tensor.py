@@ -284,6 +284,11 @@ class Tensor:
     def __index__(self) -> int:
         self._refuse("a Python index", "use qg.take, qg.slice or qg.slice_update")
 
+    def __format__(self, form: str) -> str:
+        if form:
+            self._refuse(f"the format {form!r}", "print its elements after the program has run")
+        return repr(self)
+
     def item(self) -> NoReturn:
         self._refuse(".item()", "keep it a tensor, or call .eval().item() on a lazy tensor")
 

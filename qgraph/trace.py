@@ -13,7 +13,8 @@ import numpy as np
 from .errors import TraceError
 from .ir import Graph, Value, input_value, reachable
 from .left_operand import left_operands
-from .origin import NOWHERE, user_frame
+from .misuse import explained, refuse_leaks
+from .origin import user_frame
 from .tensor import Constants, Tensor, as_tensor, constant_for, trace_constants
 from .tree import Tree, flatten
 from .types import Spec, TensorType, type_of
@@ -141,12 +142,13 @@ def trace(
     with tracing():
         args, kwargs = tree.build([Tensor(v) for v in inputs])
         name_captured(fn)
-        result = fn(*args, **kwargs)
+        with explained():
+            result = fn(*args, **kwargs)
         outputs, out_tree = flatten(result, static=True)
         values = [output_value(leaf, fn) for leaf in outputs]
     graph_name = name or getattr(fn, "__name__", type(fn).__name__).strip("<>")
     nodes = in_program_order(values, inputs)
-    _refuse_leaks(nodes, start)
+    refuse_leaks(nodes, start)
     return Graph(graph_name, inputs, nodes, values, in_tree=tree, out_tree=out_tree)
 
 
@@ -200,20 +202,6 @@ def _argument_paths(tree: Tree, names: Sequence[str]) -> list[str]:
     positional, keywords = tree.children
     paths = [p for n, arg in zip(names, positional.children, strict=True) for p in arg.paths(n)]
     return paths + keywords.paths()
-
-
-def _refuse_leaks(nodes: Sequence[Any], start: int) -> None:
-    """Refuse what another trace made; `start` is the serial of the first node of this one."""
-    for node in nodes:
-        if node.op == "input":
-            here = (n for n in nodes if n.serial > start)
-            user = next((n for n in here if any(v.node.serial < start for v in n.inputs
-                                                if v.node.op != "constant")), None)  # fmt: skip
-            raise TraceError(
-                f"a tensor of another trace ({node.output.type}) was used after that trace ended",
-                hint="pass it in as an argument, or return it from the loop body that made it",
-                origin=user.origin if user else NOWHERE,
-            )
 
 
 def trace_body(

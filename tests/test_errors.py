@@ -36,6 +36,19 @@ def with_mlx(x: Any) -> Any:
     return mx.tanh(x)
 
 
+def with_mlx_of_arrays_only(x: Any) -> Any:
+    y = x + 1
+    return mx.matmul(mx.ones((4, 2)), y)
+
+
+def in_an_array(x: Any) -> Any:
+    return mx.array([x, x])
+
+
+def in_a_format(x: Any) -> Any:
+    return f"{x:.2f}"
+
+
 def with_math(x: Any) -> Any:
     return math.sqrt(x.sum())
 
@@ -89,6 +102,9 @@ MISUSES: list[tuple[Callable[..., Any], type[Exception], str, str]] = [
     (in_a_loop, errors.TraceError, "iteration needs the elements", "qg.scan"),
     (with_numpy, errors.TraceError, "a NumPy function needs the elements", "in qgraph"),
     (with_mlx, errors.TraceError, "an mlx.core function", "in qgraph"),
+    (with_mlx_of_arrays_only, errors.TraceError, "mlx.core's matmul was called", "qg.matmul"),
+    (in_an_array, errors.TraceError, "an mx.array cannot be made", "qg.stack"),
+    (in_a_format, errors.TraceError, "the format '.2f' needs the elements", "after the program"),
     (with_math, errors.TraceError, "float() needs the elements", "keep it a tensor"),
     (as_an_index, errors.TraceError, "a Python index needs the elements", "qg.take"),
     (as_an_int, errors.TraceError, "int() needs the elements", "keep it a tensor"),
@@ -132,6 +148,22 @@ def test_leak_out_of_a_trace() -> None:
     assert "LEAKED[0]" in caught.value.origin.source()
     with pytest.raises(errors.TraceError, match="depends on x"):
         LEAKED[0].eval()
+
+
+def test_leak_out_of_a_loop_body() -> None:
+    kept: list[Any] = []
+
+    def body(i: Any, h: Any) -> Any:
+        kept.append(h * 2)
+        return h + 1
+
+    def fn(x: Any) -> Any:
+        y = qg.fori_loop(0, 3, body, x)
+        return y + kept[-1]
+
+    with pytest.raises(errors.TraceError, match="loop body") as caught:
+        qg.trace(fn, X)
+    assert caught.value.origin.source() == "return y + kept[-1]"
 
 
 def test_a_tensor_is_no_argument_of_a_program() -> None:
