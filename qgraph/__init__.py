@@ -20,6 +20,7 @@ del _mx
 
 from . import errors, tree
 from .api import compile, jit
+from .artefact import load
 from .control_flow import cond, fori_loop, scan, while_loop
 from .errors import QGraphError
 from .functions import FUNCTIONS
@@ -76,6 +77,7 @@ __all__ = [
     "jit",
     "keep",
     "linalg",
+    "load",
     "optimize",
     "quantize",
     "quantized_matmul",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -290,6 +291,32 @@ class Graph:
         from .text import Format, format_graph
 
         return format_graph(self, Format(**options))
+
+    def to_json(self) -> str:
+        """The graph as JSON, its arrays embedded; `from_json` reads it."""
+        from .serialize import to_json
+
+        return to_json(self)
+
+    @staticmethod
+    def from_json(text: str) -> Graph:
+        """The graph that `to_json` wrote."""
+        from .serialize import from_json
+
+        return from_json(text)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the graph in the format of the suffix: `.txt` or `.json`.
+
+        Raises:
+            ValueError: there is no format of that suffix.
+        """
+        place = Path(path)
+        formats = {".txt": self.format, ".json": self.to_json}
+        if place.suffix not in formats:
+            raise ValueError(f"no format {place.suffix!r}: a graph is saved as .txt or .json")
+        place.write_text(formats[place.suffix]() + "\n")
+        return place
 
     def __str__(self) -> str:
         return self.format()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -258,6 +259,16 @@ class Program:
         found = self._executables[(form, *((a.shape, a.dtype) for a in arrays))]
         given = self._split(found, arrays) if found.parameters else arrays
         return profile(found, given, repeats=repeats)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the program with its packed weights to a folder; `qg.load` reads it.
+
+        Raises:
+            QGraphError: it has parameters, or several specialisations.
+        """
+        from .artefact import save_program
+
+        return save_program(self, folder)
 
     def prepare(self, *parameters: Any) -> Prepared:
         """Pack parameters once; pass the result in place of all of them.
