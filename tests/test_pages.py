@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,16 @@ def test_the_reference_names_what_there_is() -> None:
             module, attribute = name, "__doc__"
         found = __import__(module, fromlist=["x"])
         assert getattr(found, attribute).__doc__ if attribute != "__doc__" else found.__doc__, name
+
+
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="pip install 'qgraph[docs]'")
+    pytest.importorskip("mkdocstrings", reason="pip install 'qgraph[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "WARNING" not in done.stderr
+    reference = (tmp_path / "reference" / "index.html").read_text()
+    for name in ("qgraph.api.compile", "qgraph.program.Program.profile", "qgraph.diff.Diff"):
+        assert f'id="{name}"' in reference
+    assert (tmp_path / "reading-a-plan" / "index.html").exists()
