@@ -89,13 +89,9 @@ def find(where: str, specs: Sequence[str] = ()) -> Graph | Plan | Program:
 
 def load_file(path: Path) -> Graph | Program:
     """A graph saved as JSON, or an artefact."""
-    if path.suffix == ".json":
-        read: Any = getattr(Graph, "from_json")  # noqa: B009
-        graph: Graph = read(path.read_text())
-        return graph
-    package: Any = importlib.import_module("qgraph")
-    program: Program = package.load(path)
-    return program
+    from .artefact import load
+
+    return Graph.from_json(path.read_text()) if path.suffix == ".json" else load(path)
 
 
 def _takes_nothing(fn: Any) -> bool:

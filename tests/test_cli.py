@@ -101,14 +101,21 @@ def test_show_a_part() -> None:
 
 
 def test_show_a_saved_graph(tmp_path: Path) -> None:
-    if not hasattr(qg.Graph, "to_json"):
-        pytest.skip("graphs cannot be saved yet")
     graph = qg.trace(lambda x: qg.tanh(x) * 2, qg.spec((4,)), name="saved")
     (tmp_path / "g.json").write_text(graph.to_json())
     shown = ok("show", "g.json", "--written")
     assert shown.splitlines()[0] == "graph saved(x: f32[4]) -> f32[4]"
     assert "tanh(x)" in shown
     ok("diff", "g.json", "g.json", "--exit-code")
+
+
+def test_an_artefact_is_as_good_as_a_module(tmp_path: Path) -> None:
+    program = find("users_model:compiled")
+    assert isinstance(program, qg.Program)
+    program.save(tmp_path / "saved")
+    assert "quantized_matmul(h, @w_q, @w_s, @w_b)" in ok("show", "saved")
+    assert "node by node" in ok("profile", "saved", "--repeats", "1")
+    assert "nothing costly" in ok("lint", "saved")
 
 
 def test_diff() -> None:
