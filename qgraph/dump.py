@@ -5,20 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .serialize import to_json
+
 if TYPE_CHECKING:
+    from .ir import Graph
     from .plan import Plan
 
 
 def dump_plan(plan: Plan, folder: Path) -> Path:
-    """Numbered text of the graph as written and after each pass that changed it, and its diff."""
+    """The graph as written and after each pass that changed it, as text and JSON, with its diff.
+
+    The JSON names the arrays of constants and does not hold them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "00-as-written.txt").write_text(f"{plan.source}\n")
+    _write(plan.source, folder / "00-as-written")
     for number, step in enumerate(plan.steps, 1):
         if step.changed:
-            (folder / f"{number:02}-{step.name}.txt").write_text(f"{step.after}\n")
-            diff = plan.diff(number - 1)
-            (folder / f"{number:02}-{step.name}.diff.txt").write_text(f"{diff}\n")
-    (folder / "plan.txt").write_text(f"{plan.graph}\n")
+            place = folder / f"{number:02}-{step.name}"
+            _write(step.after, place)
+            place.with_name(f"{place.name}.diff.txt").write_text(f"{plan.diff(number - 1)}\n")
+    _write(plan.graph, folder / "plan")
     (folder / "report.txt").write_text(f"{plan.report()}\n")
     (folder / "ledger.txt").write_text("".join(f"{entry}\n" for entry in plan.ledger()))
     return folder
+
+
+def _write(graph: Graph, place: Path) -> None:
+    place.with_name(f"{place.name}.txt").write_text(f"{graph}\n")
+    place.with_name(f"{place.name}.json").write_text(f"{to_json(graph, arrays={})}\n")

@@ -106,6 +106,9 @@ class _Writer:
         return result | ({"origin": origin} if origin else {})
 
     def _data(self, node: Node) -> Any:
+        if self._arrays is not None and node.args["data"].is_released:
+            self._count += 1
+            return {"$array": f"{self._count - 1}.{node.args['name']}"}
         array = node.args["data"].array
         if node.output.type.shape == () or self._arrays is None:
             wide = array.astype(mx.float32) if array.dtype == mx.bfloat16 else array

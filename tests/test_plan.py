@@ -9,6 +9,7 @@ import mlx.core as mx
 
 import qgraph as qg
 from qgraph.plan import node_changes
+from qgraph.serialize import from_json, to_json
 
 W = mx.ones((64, 64))
 
@@ -74,8 +75,19 @@ def test_a_dump_has_every_step(tmp_path: Path) -> None:
             diff = folder / f"{number:02}-{step.name}.diff.txt"
             assert diff.read_text() == f"{found.diff(number - 1)}\n"
     assert (folder / "plan.txt").read_text() == f"{found.graph}\n"
+    arrays: dict[str, mx.array] = {}
+    assert to_json(found.graph, arrays) + "\n" == (folder / "plan.json").read_text()
+    again = from_json((folder / "plan.json").read_text(), arrays)
+    assert str(again) == str(found.graph)
     assert (folder / "report.txt").read_text() == f"{found.report()}\n"
     assert len((folder / "ledger.txt").read_text().splitlines()) == len(found.ledger())
+
+
+def test_a_plan_can_be_dumped_after_its_weights_were_let_go(tmp_path: Path) -> None:
+    program = qg.compile(lambda x: model(x), qg.spec((1, 64)), target="cpu")
+    folder = program.plan.dump(tmp_path)
+    assert "hoisted" in (folder / "ledger.txt").read_text()
+    assert '"$array"' in (folder / "00-as-written.json").read_text()
 
 
 def test_dumps_are_the_same_every_time(tmp_path: Path) -> None:
