@@ -88,7 +88,7 @@ class Names:
                     self._number(value)
 
     def _name_constant(self, node: Node) -> None:
-        if node.output.type.shape == ():
+        if node.output.type.shape == () and not node.args["data"].is_released:
             self._names[node.output] = literal(node.args["data"].array)
             return
         name = str(node.args["name"])

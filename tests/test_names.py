@@ -74,3 +74,10 @@ def test_literals() -> None:
     words = [literal(mx.array(n)) for n in (3, True, 2.0, 0.5)]
     assert words == ["3", "True", "2", "0.5"]
     assert literal(mx.array(0.1, mx.bfloat16)) == "0.1001"
+
+
+def test_numbers_that_were_let_go_have_a_name() -> None:
+    found = qg.trace(lambda x: x * 2, qg.spec((4,)))
+    assert "multiply(x, 2)" in str(found)
+    found.constants()[0].args["data"].release()
+    assert "multiply(x, @c0)" in str(found)
