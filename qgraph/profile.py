@@ -93,6 +93,7 @@ class Profile:
             f"one by one {_time(self.total)}; a copy moves {self.copy_bandwidth / 1e9:.1f} GB/s"
         )
         parts = [head, _render(self._stretch_table(names), width)]
+        parts.append(_render(self._line_table(top), width))
         parts.append(_render(self._node_table(names, self.rows[:top]), width))
         left = len(self.rows) - len(self.rows[:top])
         if left:
@@ -108,6 +109,21 @@ class Profile:
         for s in self.stretches:
             last = names[s.nodes[-1].outputs[-1]] if s.nodes else ""
             table.add_row(s.label, last, str(len(s.nodes)), _time(s.seconds))
+        return table
+
+    def by_line(self) -> dict[tuple[str, str], list[NodeTime]]:
+        """Rows by the user's line and op, the costliest together first."""
+        groups: dict[tuple[str, str], list[NodeTime]] = {}
+        for row in self.rows:
+            groups.setdefault((str(row.node.origin), row.node.op), []).append(row)
+        return dict(sorted(groups.items(), key=lambda item: -sum(r.seconds for r in item[1])))
+
+    def _line_table(self, top: int | None) -> Table:
+        table = _table("by line and op", ("line", "op", "nodes", "time", "share"))
+        for (line, op), rows in list(self.by_line().items())[:top]:
+            seconds = sum(row.seconds for row in rows)
+            share = sum(map(self.share, rows))
+            table.add_row(line, op, str(len(rows)), _time(seconds), f"{share:.1%}")
         return table
 
     def _node_table(self, names: Names, rows: Sequence[NodeTime]) -> Table:
@@ -133,7 +149,7 @@ class Profile:
 def _table(title: str, headings: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in headings:
-        left = heading in ("node", "line", "stretch", "to")
+        left = heading in ("node", "line", "op", "stretch", "to")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     return table
 

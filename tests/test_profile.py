@@ -100,6 +100,20 @@ def test_text() -> None:
     assert sum(line.endswith("%") for line in notes.splitlines()) == 3
 
 
+def test_by_line() -> None:
+    def fn(x: Any) -> Any:
+        for _ in range(3):
+            x = qg.tanh(x)
+        return qg.exp(x)
+
+    found = profile(fn, X)
+    groups = found.by_line()
+    assert {op: len(rows) for (_, op), rows in groups.items()} == {"tanh": 3, "exp": 1}
+    sums = [sum(row.seconds for row in rows) for rows in groups.values()]
+    assert sums == sorted(sums, reverse=True)
+    assert math.isclose(sum(sums), found.total)
+
+
 def test_the_wrong_inputs_are_refused() -> None:
     program = qg.compile(lambda x: x + 1, X, target="cpu")
     with pytest.raises(qg.errors.InputError):
