@@ -7,6 +7,8 @@ from .eliminate_dead_code import EliminateDeadCode
 from .fold_constants import FoldConstants
 from .fuse_quantized_matmul import FuseQuantizedMatmul
 from .hoist_quantize import HoistQuantize
+from .legalize import Legalize
+from .simplify import Simplify
 from .sink_dequantize import SinkDequantize
 from .widen_half import WidenHalf
 
@@ -18,6 +20,8 @@ __all__ = [
     "FoldConstants",
     "FuseQuantizedMatmul",
     "HoistQuantize",
+    "Legalize",
+    "Simplify",
     "SinkDequantize",
     "WidenHalf",
 ]

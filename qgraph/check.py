@@ -10,6 +10,7 @@ import mlx.core as mx
 from .errors import ContractError
 from .interpret import Env, Interpreter, Streams, unrolls
 from .ir import Graph, Node, Value
+from .ledger import Entry
 from .lower import LoweredGraph
 from .tree import flatten
 
@@ -59,6 +60,25 @@ def _run(graph: Graph, arrays: Sequence[mx.array], device: mx.Device) -> list[mx
     return results
 
 
+def allowance(contract: str, dtype: mx.Dtype) -> float:
+    """The relative error that a contract allows.
+
+    Contracts: "exact"; "dtype-preserving" and "tolerance", what a dtype is good for; and a number
+    of their own, such as "tolerance 1e-3".
+
+    >>> allowance("exact", mx.float32), allowance("tolerance 1e-3", mx.float32)
+    (0.0, 0.001)
+    """
+    word, _, number = contract.partition(" ")
+    if word not in (EXACT, "dtype-preserving", "tolerance"):
+        raise ValueError(
+            f"contract {contract!r}: give 'exact', 'dtype-preserving' or 'tolerance 1e-3'"
+        )
+    if word == EXACT:
+        return 0.0
+    return float(number) if number else TOLERANCE.get(dtype, 1e-4)
+
+
 def difference(old: mx.array, new: mx.array, contract: str) -> str:
     """How two results differ beyond `contract`, in words; empty if they do not.
 
@@ -74,7 +94,7 @@ def difference(old: mx.array, new: mx.array, contract: str) -> str:
     size = mx.linalg.norm(old.astype(mx.float32).flatten())
     away = mx.linalg.norm((new.astype(mx.float32) - old.astype(mx.float32)).flatten())
     error = float(away / mx.maximum(size, 1e-30))
-    allowed = 0.0 if contract == EXACT else TOLERANCE.get(old.dtype, 1e-4)
+    allowed = allowance(contract, old.dtype)
     if error <= allowed:
         return ""
     promised = "exact was promised" if not allowed else f"at most {allowed:g} was promised"
@@ -88,11 +108,18 @@ def _broken(
     if found is None:
         return ContractError(f"the pass {step.name} changes the result: {error}")
     node, error = found
+    rule = next((e.reason for e in step.entries if _is_rule_of(e, node)), "")
+    by = f" (by {rule})" if rule else ""
     return ContractError(
-        f"the pass {step.name} changes what {node.op} gives: {error}",
+        f"the pass {step.name}{by} changes what {node.op} gives: {error}",
         hint=f"plan.diff({step.name!r}) shows what it made of that node",
         origin=node.origin,
     )
+
+
+def _is_rule_of(entry: Entry, node: Node) -> bool:
+    same = entry.origin == node.origin and entry.what.split()[0] == node.op
+    return entry.decision == "rewritten" and same
 
 
 def _first_node(

@@ -11,7 +11,9 @@ from typing import Literal
 from .ir import Graph, Node
 from .origin import NOWHERE, Origin
 
-Decision = Literal["fused", "hoisted", "packed", "prepared", "kept", "refused", "chosen", "merged"]
+Decision = Literal[
+    "fused", "hoisted", "packed", "prepared", "kept", "refused", "chosen", "merged", "rewritten"
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ def default_passes(target: Target | None = None) -> list[Pass]:
         FoldConstants,
         FuseQuantizedMatmul,
         HoistQuantize,
+        Legalize,
+        Simplify,
         SinkDequantize,
         WidenHalf,
     )
@@ -50,9 +52,11 @@ def default_passes(target: Target | None = None) -> list[Pass]:
     return [
         EliminateDeadCode(),
         FoldConstants(),
+        Simplify(),
         EliminateCommonSubexpressions(),
         SinkDequantize(),
         FuseQuantizedMatmul(),
+        Legalize(target),
         ChooseKernel(target),
         WidenHalf(target),
         AssignStreams(target),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -419,6 +419,11 @@ def as_device(stream: Any) -> Any:
     )
 
 
+Recorder = Callable[[Op, tuple[Any, ...], Mapping[str, Any]], Any]
+pattern_recorder: ContextVar[Recorder | None] = ContextVar("pattern_recorder", default=None)
+"""While a rule's pattern is read, calls of ops are noted by this instead of making nodes."""
+
+
 def apply(
     name: str,
     args: tuple[Any, ...],
@@ -432,6 +437,8 @@ def apply(
     """
     op = OPS[ALIASES.get(name, name)]
     kwargs = kwargs or {}
+    if (note := pattern_recorder.get()) is not None:
+        return note(op, args, kwargs)
     if isinstance(stream, str) and stream not in ("cpu", "gpu"):
         raise ShapeError(f"{name}: no stream {stream!r}", hint='give "cpu", "gpu" or an mx.Stream')
     if trace_constants.get() is None and not has_tensor(args) and not has_tensor(dict(kwargs)):

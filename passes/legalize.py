@@ -1,0 +1,117 @@
+"""Products that the target cannot carry out, or gets wrong, in a form that it can.
+
+Rewrites (facts of MLX 0.32, from its source and issues; the rest of its kernels take every shape):
+    1. CPU: `gather_mm` of half precision, which MLX has in float32 alone: cast up, and down after.
+    2. CUDA: packed weights that may not lie row by row, such as slices and transposed batches, for
+       which MLX raises "No implementation": made contiguous first, which costs nothing where they
+       already are.
+    3. Metal: `quantized_matmul` with `transpose=False`, K of 1024 or more and N no multiple of 64,
+       which leaves columns unwritten (MLX issue 4250): dequantize and matmul.
+Leaves alone:
+    1. K and N that CUDA's tiles do not divide: `qmv` takes every multiple of 8, so every group
+       size; it is `choose-kernel` that picks the fast form.
+    2. inputs and carried values that hold packed weights: nothing says how they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+
+from qgraph.ir import Graph, Node, Value
+from qgraph.ledger import Entry, record
+from qgraph.rewrite import rewrite, setting
+from qgraph.target import Target, as_target
+from qgraph.tensor import Tensor, apply
+
+_NAME = "legalize"
+_QUANTIZED = ("quantized_matmul", "gather_qmm")
+_PARTS = ("w", "scales", "biases")
+_VIEWS = frozenset(
+    {"getitem", "split", "transpose", "matrix_transpose", "swapaxes", "moveaxis", "broadcast_to",
+     "broadcast_arrays", "as_strided", "expand_dims", "squeeze", "slice", "diagonal"}
+)  # fmt: skip
+_WHOLE = 64
+_DEEP = 1024
+
+
+@dataclass(frozen=True)
+class Legalize:
+    """See the module."""
+
+    target: Target | None = None
+    name: str = _NAME
+    contract: str = "tolerance"
+
+    def __call__(self, graph: Graph) -> Graph:
+        rules: dict[str, Callable[[Node], Sequence[Value] | None]] = {
+            "cpu": _for_cpu,
+            "cuda": _for_cuda,
+            "metal": _for_metal,
+        }
+        rule = rules[(self.target or as_target()).backend]
+        return rewrite(graph, lambda _: partial(_unless_on_cpu, rule), self.name)
+
+
+def _unless_on_cpu(
+    rule: Callable[[Node], Sequence[Value] | None], node: Node
+) -> Sequence[Value] | None:
+    """A node that the user put on the CPU follows the CPU's rules."""
+    stream = node.stream.device if isinstance(node.stream, mx.Stream) else node.stream
+    on_cpu = (
+        stream == "cpu"
+        if isinstance(stream, str)
+        else (isinstance(stream, mx.Device) and stream.type == mx.cpu)
+    )
+    return _for_cpu(node) if on_cpu else rule(node)
+
+
+def _for_cpu(node: Node) -> Sequence[Value] | None:
+    dtype = node.output.dtype if node.outputs else None
+    if node.op != "gather_mm" or dtype == mx.float32:
+        return None
+    a, b = (_cast(Tensor(node.operand(name)), mx.float32) for name in ("a", "b"))
+    types = [type(node.output.type)(node.output.shape, mx.float32)]
+    args = {**node.args, "a": a.value, "b": b.value}
+    product = node.replace(args=args, types=types)
+    _note(node, "in float32: on CPUs MLX has no gather_mm of half precision")
+    return [_cast(Tensor(product.output), node.output.dtype).value]
+
+
+def _for_cuda(node: Node) -> Sequence[Value] | None:
+    if node.op not in _QUANTIZED:
+        return None
+    given = {name: v for name in _PARTS if (v := node.value(name)) is not None}
+    loose = {name: v for name, v in given.items() if v.node.op in _VIEWS}
+    if not loose:
+        return None
+    whole = {name: apply("contiguous", (Tensor(v),)).value for name, v in loose.items()}
+    _note(node, "the packed weight is made contiguous: CUDA kernels read whole rows one by one")
+    return [node.replace(args={**node.args, **whole}).output]
+
+
+def _for_metal(node: Node) -> Sequence[Value] | None:
+    if node.op != "quantized_matmul" or setting(node, "transpose"):
+        return None
+    n, k = node.output.shape[-1], node.operand("x").shape[-1]
+    if n % _WHOLE == 0 or k < _DEEP:
+        return None
+    settings = {s: setting(node, s) for s in ("group_size", "bits", "mode")}
+    dtype = node.output.dtype
+    parts = tuple(Tensor(v) for name in _PARTS if (v := node.value(name)) is not None)
+    dense = _cast(apply("dequantize", parts, settings, node.stream), dtype)
+    x = _cast(Tensor(node.operand("x")), dtype)
+    _note(node, f"dequantized: with N={n}, Metal's kernel leaves columns unwritten; pad N to 64")
+    return [apply("matmul", (x, dense), None, node.stream).value]
+
+
+def _cast(x: Tensor, dtype: mx.Dtype) -> Tensor:
+    result: Tensor = x if x.dtype == dtype else apply("astype", (x, dtype))
+    return result
+
+
+def _note(node: Node, reason: str) -> None:
+    record(Entry(_NAME, "chosen", f"{node.op} of {node.inputs[0].type}", node.origin, reason, 11))

@@ -1,0 +1,91 @@
+"""Remove what has no effect, which `mx.compile` leaves in place.
+
+Rewrites, exactly:
+    1. `x * 1`, `x / 1` and `x - 0`.
+    2. casts to the dtype that the tensor has.
+    3. transposes that move nothing, and two that are one.
+    4. reshapes and broadcasts to the same shape, and a reshape of a reshape.
+    5. `-(-x)`.
+Leaves alone:
+    1. `x + 0`, which turns -0 into 0.
+    2. casts there and back, which round.
+    3. whatever changes shape or dtype on the way, such as `x * 1` that broadcasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import qgraph.functions as functions
+from qgraph.ir import Graph
+from qgraph.rules import ApplyRules, Match, Rule
+
+F = functions.FUNCTIONS
+
+
+def _keeps_type(match: Match) -> str | None:
+    x = match["x"].value
+    return None if x.type == match.node.output.type else "it changes the type"
+
+
+def _itself(x: Any, **_: Any) -> Any:
+    return x
+
+
+def _axes(axes: Sequence[int] | None, ndim: int) -> list[int]:
+    return [a % ndim for a in axes] if axes else list(reversed(range(ndim)))
+
+
+def _moves_nothing(match: Match) -> str | None:
+    ndim = match["x"].ndim
+    return None if _axes(match["axes"], ndim) == list(range(ndim)) else "it moves axes"
+
+
+def _one_transpose(x: Any, first: Any, second: Any) -> Any:
+    inner, outer = _axes(first, x.ndim), _axes(second, x.ndim)
+    both = [inner[a] for a in outer]
+    return x if both == list(range(x.ndim)) else F["transpose"](x, tuple(both))
+
+
+def _reshaped(x: Any, shape: Any) -> Any:
+    made = F["reshape"](x, shape)
+    return x if made.shape == x.shape else made
+
+
+def _effectless(name: str, pattern: Any) -> Rule:
+    return Rule(name, pattern, _itself, _keeps_type)
+
+
+RULES = (
+    _effectless("times-one", lambda x: x * 1),
+    _effectless("over-one", lambda x: x / 1),
+    _effectless("minus-zero", lambda x: x - 0),
+    _effectless("same-cast", lambda x, dtype: F["astype"](x, dtype)),
+    Rule("identity-transpose", lambda x, axes: F["transpose"](x, axes), _itself, _moves_nothing),
+    Rule(
+        "transpose-of-transpose",
+        lambda x, first, second: F["transpose"](F["transpose"](x, first), second),
+        _one_transpose,
+    ),
+    _effectless("same-reshape", lambda x, shape: F["reshape"](x, shape)),
+    Rule(
+        "reshape-of-reshape",
+        lambda x, first, second: F["reshape"](F["reshape"](x, first), second),
+        lambda x, first, second: _reshaped(x, second),
+    ),
+    _effectless("same-broadcast", lambda x, shape: F["broadcast_to"](x, shape)),
+    Rule("negative-of-negative", lambda x: -(-x), _itself),
+)
+
+
+@dataclass(frozen=True)
+class Simplify:
+    """See the module."""
+
+    name: str = "simplify"
+    contract: str = "exact"
+
+    def __call__(self, graph: Graph) -> Graph:
+        return ApplyRules(RULES, explain=False, name=self.name)(graph)
