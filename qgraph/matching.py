@@ -1,7 +1,7 @@
 """Which node of one graph is which node of another: passes rebuild nodes, and nodes keep no name.
 
 A node that a pass did not touch is the very same object.  One that was rebuilt, because what it
-reads was, is found again by its op, settings, types and user line.
+reads was, is found again by its op, settings, types, user line and the pass that made it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def match(before: Graph, after: Graph) -> dict[Node, Node]:
 
 
 def _key(node: Node) -> Any:
-    where = (node.origin.file, node.origin.line, node.origin.label)
+    where = (node.origin.file, node.origin.line, node.origin.label, node.origin.made_by)
     if node.op in CONTROL_FLOW:
         return (node.op, *where)
     types = tuple(str(v.type) for v in node.outputs)
