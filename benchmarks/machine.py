@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +39,9 @@ def floors(target: Target) -> tuple[float, float]:
 
     On CPUs float32 through NumPy on all cores; on GPUs bfloat16 through MLX.
     """
-    return _cpu_floors(target.cores) if target.is_cpu else _gpu_floors()
+    rates = _cpu_floors(target.cores) if target.is_cpu else _gpu_floors()
+    time.sleep(0.1)  # BLAS's threads spin for a while after a call and would disturb what follows
+    return rates
 
 
 def _cpu_floors(cores: int) -> tuple[float, float]:

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+CHEAP = 0.02
+"""Seconds; a candidate that is faster is never hopeless."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -69,9 +72,10 @@ def interleaved(
     warm: dict[str, float] = {}
     for _ in range(max(warmup, 1 if hopeless else 0)):
         for name, run in candidates.items():
-            if not (hopeless and name in warm and warm[name] > hopeless * min(warm.values())):
+            slow = hopeless and name in warm and warm[name] > hopeless * min(warm.values())
+            if not slow or warm[name] < CHEAP:
                 warm[name] = once(run)
-    limit = hopeless * min(warm.values()) if hopeless else float("inf")
+    limit = max(hopeless * min(warm.values()), CHEAP) if hopeless else float("inf")
     seconds = {name: [warm[name]] if warm.get(name, 0) > limit else [] for name in candidates}
     running = [name for name, given in seconds.items() if not given]
     for _ in range(repeats):

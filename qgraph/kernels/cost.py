@@ -1,7 +1,7 @@
 """What a kernel takes on a target, without running it: a shipped table, interpolated.
 
 Times grow with rows and with the size of the weight about as powers do, so both are interpolated
-in log space, and beyond the table time grows with the work.
+in log space, and beyond the table time grows with the work; below its smallest weight it stays the same.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _between(sizes: Mapping[int, Curve], x: float, size: int) -> float:
     if size >= known[-1]:
         return _along(sizes[known[-1]], x) + math.log(size / known[-1])
     if size <= known[0]:
-        return _along(sizes[known[0]], x) + math.log(size / known[0])
+        return _along(sizes[known[0]], x)  # what is left there is overhead
     i = bisect.bisect_right(known, size)
     low, high = known[i - 1], known[i]
     share = math.log(size / low) / math.log(high / low)
