@@ -76,7 +76,7 @@ RULES = (
         lambda x, first, second: _reshaped(x, second),
     ),
     _effectless("same-broadcast", lambda x, shape: F["broadcast_to"](x, shape)),
-    Rule("negative-of-negative", lambda x: -(-x), _itself),
+    Rule("negative-of-negative", lambda x: F["negative"](F["negative"](x)), _itself),
 )
 
 
