@@ -24,6 +24,7 @@ from .artefact import load
 from .control_flow import cond, fori_loop, scan, while_loop
 from .errors import QGraphError
 from .functions import FUNCTIONS
+from .importer import call, from_mlx
 from .ir import Graph, Node, Value
 from .ops import namespace
 from .pipeline import Pass, default_passes, optimize
@@ -65,6 +66,7 @@ __all__ = [
     "TensorType",
     "Value",
     "as_target",
+    "call",
     "compile",
     "cond",
     "default_passes",
@@ -73,6 +75,7 @@ __all__ = [
     "fast",
     "fft",
     "fori_loop",
+    "from_mlx",
     "gather_qmm",
     "jit",
     "keep",

@@ -132,7 +132,7 @@ def trace(
     """
     names = parameter_names(fn, specs)
     leaves, tree = flatten((specs, keywords), static=True)
-    paths = _argument_paths(tree, names)
+    paths = argument_paths(tree, names)
     held = [i for i, top in enumerate(_owners(tree)) if top in set(parameters)]
     inputs = []
     for i, (leaf, path) in enumerate(zip(leaves, paths, strict=True)):
@@ -198,7 +198,7 @@ def _owners(tree: Tree) -> list[int]:
     return owners + [-1] * keywords.count()
 
 
-def _argument_paths(tree: Tree, names: Sequence[str]) -> list[str]:
+def argument_paths(tree: Tree, names: Sequence[str]) -> list[str]:
     positional, keywords = tree.children
     paths = [p for n, arg in zip(names, positional.children, strict=True) for p in arg.paths(n)]
     return paths + keywords.paths()
