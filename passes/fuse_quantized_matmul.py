@@ -51,23 +51,23 @@ class FuseQuantizedMatmul:
 def _fuse(node: Node) -> Sequence[Value] | None:
     if node.op == "gather_mm":
         return _fuse_gather(node)
+    misses: list[tuple[str, WeightView | None]] = []
     for product in as_contraction(node):
         weight = resolve(product.weight.value)
         if weight is None:
             continue
         if isinstance(weight, str):
-            _note(node, "refused", f"not fused: {weight}")
+            misses.append((weight, None))
             continue
         packed = as_operand(weight)
-        if isinstance(packed, str):
-            _note(node, "refused", f"not fused: {packed}", weight)
-            continue
-        result = _product(node, product, packed)
+        result = packed if isinstance(packed, str) else _product(node, product, packed)
         if isinstance(result, str):
-            _note(node, "refused", f"not fused: {result}", weight)
+            misses.append((result, weight))
             continue
         _note(node, "fused", "", weight, product.case)
         return [result.value]
+    for why, near in misses:
+        _note(node, "refused", f"not fused: {why}", near)
     return None
 
 

@@ -46,6 +46,11 @@ def resolve(value: Value) -> WeightView | str | None:
             return None
         chain.append(node)
         node = node.inputs[0].node
+    if node.op in _SCALINGS and any(v.node.op == "dequantize" for v in node.inputs):
+        return (
+            f"{node.op} stands between dequantize and the product; "
+            "scale x, the result or the packed scales instead"
+        )
     if node.op != "dequantize":
         return None
     if node.value("global_scale") is not None:
@@ -91,6 +96,7 @@ _VIEWS: dict[str, Callable[[Strided, Node], Strided]] = {
     "unflatten": _reshape,
     "getitem": _index,
 }
+_SCALINGS = frozenset({"multiply", "divide"})
 _SAME = frozenset({"astype", "contiguous", "stop_gradient", "positive"})
 
 

@@ -163,7 +163,7 @@ NEAR_MISSES: dict[str, tuple[Callable[[Any], Any], tuple[int, ...], str]] = {
         (5, K), "one row of the weight is broadcast",
     ),
     "columns are cut": (lambda w: w[:, :32].T, (5, 32), "groups run along the last axis"),
-    "arithmetic between": (lambda w: (w * 2.0).T, (5, K), ""),
+    "arithmetic between": (lambda w: (w * 2.0).T, (5, K), "scale x, the result"),
 }  # fmt: skip
 
 
@@ -525,3 +525,22 @@ def test_the_ledger_names_case_line_and_weight() -> None:
     assert (entry.decision, entry.case, entry.name) == ("fused", 1, "packed")
     assert str(entry.origin).startswith("test_fuse_quantized_matmul.py:")
     assert "f32[96,64]" in entry.what
+
+
+@pytest.mark.parametrize("mode", FORMATS)
+def test_case_3_scaled_products(mode: str) -> None:
+    weight = Weight(mode)
+    plan = optimized(lambda x: (x * 0.5) @ weight.dequantize().T * 3, X)
+    assert "quantized_matmul" in ops(plan.graph)
+    assert "dequantize" not in ops(plan.graph)
+    check(plan, [X], 1.5 * to_numpy(X).astype(np.float64) @ weight.dense.T)
+
+
+def test_case_3_a_scaled_weight_is_refused_in_words() -> None:
+    weight = Weight("affine")
+    plan = optimized(lambda x: x @ (weight.dequantize() * 2).T, X)
+    assert "dequantize" in ops(plan.graph)
+    assert "scale x, the result or the packed scales instead" in reasons(plan)
+    plan = optimized(lambda: (weight.dequantize() * 2) @ weight.dequantize().T)
+    assert "quantized_matmul" in ops(plan.graph)
+    assert reasons(plan) == ""
