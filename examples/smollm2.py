@@ -155,7 +155,17 @@ class Generator:
         self.decode = qg.jit(model.decode(chunk, temperature), **options)
 
     def tokens(self, prompt: Sequence[int], count: int, seed: int = 0) -> Iterator[int]:
-        """Up to `count` tokens after `prompt`, as they come; ends at the end token."""
+        """Up to `count` tokens after `prompt`, as they come; ends at the end token.
+
+        Raises:
+            ValueError: prompt and tokens do not fit the cache; MLX would write past its end.
+        """
+        needed = len(prompt) + -len(prompt) % 16 + count + self.chunk
+        if needed > self.model.length:
+            raise ValueError(
+                f"{len(prompt)} tokens of prompt and {count} more need a cache of {needed} "
+                f"positions, this one has {self.model.length}: make Llama(..., length={needed})"
+            )
         padded = -len(prompt) % 16
         ids = mx.array([[*prompt, *([0] * padded)]])
         length = mx.array(len(prompt), mx.int32)

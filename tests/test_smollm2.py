@@ -91,3 +91,11 @@ def test_sampling_follows_the_key() -> None:
     generator = Generator(Llama(toy.config, toy.weights, length=64), temperature=1.5, chunk=4)
     runs = [list(generator.tokens([1, 2, 3], 12, seed=seed)) for seed in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_cache_that_is_too_short_is_refused() -> None:
+    """MLX does not check where `slice_update` writes."""
+    toy = files.toy()
+    generator = Generator(Llama(toy.config, toy.weights, length=32), chunk=4)
+    with pytest.raises(ValueError, match=r"need a cache of 36 positions, this one has 32"):
+        next(generator.tokens([1, 2, 3], 16))
