@@ -84,11 +84,9 @@ class Bench:
 
     def row(self, problem: Problem) -> dict[str, Any]:
         names = candidates(problem, budget=UNLIMITED)
-        predicted = {
-            name: 1e6 * seconds * problem.m / m
-            for name, (m, seconds) in self.before.items()
-            if seconds * problem.m / m > self.limit
-        }
+        expected = {name: seconds * problem.m / m for name, (m, seconds) in self.before.items()}
+        limit = max(self.limit, 2 * min(expected.values(), default=0))
+        predicted = {name: 1e6 * s for name, s in expected.items() if s > limit}
         wanted = [name for name in names if name not in predicted]
         timings = measure(problem, wanted, repeats=self.repeats, target=self.target)
         for name, timing in timings.items():

@@ -1,7 +1,7 @@
 """What a kernel takes on a target, without running it: a shipped table, interpolated.
 
 Times grow with rows and with the size of the weight about as powers do, so both are interpolated
-in log space, and beyond the table time grows with the work; below its smallest weight it stays the same.
+in log space.  Beyond the table time grows with the work; below its smallest weight, it stays.
 """
 
 from __future__ import annotations
