@@ -8,6 +8,7 @@ from .fold_constants import FoldConstants
 from .fuse_quantized_matmul import FuseQuantizedMatmul
 from .hoist_quantize import HoistQuantize
 from .legalize import Legalize
+from .raise_dequantize import RaiseDequantize
 from .simplify import Simplify
 from .sink_dequantize import SinkDequantize
 from .widen_half import WidenHalf
@@ -21,6 +22,7 @@ __all__ = [
     "FuseQuantizedMatmul",
     "HoistQuantize",
     "Legalize",
+    "RaiseDequantize",
     "Simplify",
     "SinkDequantize",
     "WidenHalf",

@@ -44,6 +44,7 @@ def default_passes(target: Target | None = None) -> list[Pass]:
         FuseQuantizedMatmul,
         HoistQuantize,
         Legalize,
+        RaiseDequantize,
         Simplify,
         SinkDequantize,
         WidenHalf,
@@ -51,6 +52,7 @@ def default_passes(target: Target | None = None) -> list[Pass]:
 
     return [
         EliminateDeadCode(),
+        RaiseDequantize(),
         FoldConstants(),
         Simplify(),
         EliminateCommonSubexpressions(),
