@@ -8,6 +8,7 @@ from .fold_constants import FoldConstants
 from .fuse_quantized_matmul import FuseQuantizedMatmul
 from .hoist_quantize import HoistQuantize
 from .legalize import Legalize
+from .quantize_weights import QuantizeWeights
 from .raise_dequantize import RaiseDequantize
 from .simplify import Simplify
 from .sink_dequantize import SinkDequantize
@@ -22,6 +23,7 @@ __all__ = [
     "FuseQuantizedMatmul",
     "HoistQuantize",
     "Legalize",
+    "QuantizeWeights",
     "RaiseDequantize",
     "Simplify",
     "SinkDequantize",

@@ -31,6 +31,7 @@ from .pipeline import Pass, default_passes, optimize
 from .plan import Plan
 from .program import Program
 from .quantization import dequantize, gather_qmm, quantize, quantized_matmul
+from .quantize_config import Quantize
 from .target import Target, as_target
 from .tensor import Tensor
 from .trace import keep, tensor, trace
@@ -61,6 +62,7 @@ __all__ = [
     "Plan",
     "Program",
     "QGraphError",
+    "Quantize",
     "Target",
     "Tensor",
     "TensorType",

@@ -12,6 +12,7 @@ from .packing import Progress
 from .pipeline import Pass, optimize
 from .plan import Plan
 from .program import Program
+from .quantize_config import Quantize
 from .target import Target, as_target
 from .tensor import Constants
 from .trace import sharing, trace
@@ -21,6 +22,7 @@ def compile(
     fn: Graph | Callable[..., Any],
     *specs: Any,
     target: Target | str | mx.Device | None = None,
+    quantize: Quantize | None = None,
     passes: Sequence[Pass] | None = None,
     parameters: Sequence[int] = (),
     release: bool | None = None,
@@ -33,6 +35,7 @@ def compile(
         fn: a graph, or a function to trace on `specs`.
         specs, keywords: as for `trace`.
         target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
+        quantize: which float weights to quantize, and how.
         passes: instead of the default ones; `[]` runs the graph as written.
         parameters: as for `trace`.
         release: let float weights go once they are packed; by default True for a function, and
@@ -49,7 +52,7 @@ def compile(
         graph, release = fn, bool(release)
     else:
         graph, release = trace(fn, *specs, parameters=parameters, **keywords), release is not False
-    plan = optimize(graph, target=target, passes=passes)
+    plan = optimize(graph, target=target, quantize=quantize, passes=passes)
     return Program(None, plan, release=release, progress=progress)
 
 
@@ -57,6 +60,7 @@ def jit(
     fn: Callable[..., Any],
     *,
     target: Target | str | mx.Device | None = None,
+    quantize: Quantize | None = None,
     passes: Sequence[Pass] | None = None,
     parameters: Sequence[int] = (),
     progress: Progress | None = None,
@@ -76,6 +80,6 @@ def jit(
     def specialise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         with sharing(constants):
             graph = trace(fn, *args, parameters=parameters, **kwargs)
-        return optimize(graph, target=where, passes=passes)
+        return optimize(graph, target=where, quantize=quantize, passes=passes)
 
     return Program(specialise, progress=progress)

@@ -12,6 +12,7 @@ from .errors import VerifyError
 from .ir import Graph
 from .ledger import recording
 from .plan import Plan, PlanStep
+from .quantize_config import Quantize
 from .rewrite import recording_replacements
 from .target import Target, as_target
 from .verify import verify
@@ -68,6 +69,12 @@ def default_passes(target: Target | None = None) -> list[Pass]:
     ]
 
 
+def _quantizing(config: Quantize | None) -> list[Pass]:
+    from .passes import EliminateDeadCode, QuantizeWeights
+
+    return [] if config is None else [EliminateDeadCode(), QuantizeWeights(config)]
+
+
 def _verify_after(name: str, graph: Graph) -> None:
     try:
         verify(graph)
@@ -79,6 +86,7 @@ def optimize(
     graph: Graph,
     *,
     target: Target | str | mx.Device | None = None,
+    quantize: Quantize | None = None,
     passes: Sequence[Pass] | None = None,
     check: bool = True,
     on_pass: Callable[[PlanStep], None] | None = None,
@@ -88,6 +96,7 @@ def optimize(
     Args:
         graph: as traced or imported.
         target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
+        quantize: which float weights to quantize first, and how.
         passes: instead of the default ones; `[]` runs none.
         check: verify the graph after every pass.
         on_pass: called after each pass, with its step.
@@ -107,7 +116,7 @@ def optimize(
     if check:
         verify(graph)
     steps = []
-    for run in default_passes(where) if passes is None else passes:
+    for run in [*_quantizing(quantize), *(default_passes(where) if passes is None else passes)]:
         start = time.perf_counter()
         with recording() as entries, recording_replacements() as replaced:
             after = run(graph)

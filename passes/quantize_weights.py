@@ -1,0 +1,187 @@
+"""Quantize float weights, as a `Quantize` says: `w` becomes `dequantize(quantize(w))`.
+
+The passes after this one fuse that into the products and look-ups that read the weight, and move
+`quantize` to the pack step.
+
+Quantizes:
+    1. weights of products: `matmul`, `addmm`, `gather_mm` and what else is a product, read through
+       transposes, reshapes and casts.
+    2. tables whose rows are looked up by `take` along the first axis.
+    3. weights that loops take as they are: inside their bodies, `quantize` is hoisted later.
+    4. parameters, in the prepare step.
+Leaves alone, with the reason in the ledger:
+    1. weights whose last axis the group size does not divide.
+    2. weights that anything else reads too: they would be made dense at every call.
+    3. what `where` does not want; rules that match nothing are reported.
+Weights that are packed already are not floats, and stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from qgraph.ir import Graph, Node, Value
+from qgraph.ledger import Decision, Entry, record
+from qgraph.names import body_inputs
+from qgraph.quantization import FLOATS, dequantize, quantize
+from qgraph.quantize_config import Quantize
+from qgraph.rewrite import setting
+from qgraph.tensor import Tensor
+
+from .contraction import as_contraction
+
+_NAME = "quantize-weights"
+_VIEWS = frozenset({
+    "transpose", "matrix_transpose", "swapaxes", "moveaxis", "expand_dims", "squeeze", "reshape",
+    "flatten", "unflatten", "astype", "broadcast_to", "stop_gradient",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class QuantizeWeights:
+    """See the module."""
+
+    config: Quantize
+    name: str = _NAME
+    contract: str = "tolerance inf"
+
+    def __call__(self, graph: Graph) -> Graph:
+        weights = [n.output for n in graph.constants()]
+        weights += [v for v in graph.inputs if v.node.args["parameter"]]
+        chosen: dict[Value, Quantize] = {}
+        used: set[str] = set()
+        for value in weights:
+            if value.ndim >= 2 and value.dtype in FLOATS:
+                self._choose(graph, value, chosen, used)
+        for pattern in self.config.patterns():
+            if pattern not in used:
+                reason = "this rule matched no weight; see the names in print(graph)"
+                record(Entry(_NAME, "refused", f"rule {pattern!r}", reason=reason))
+        return _insert(graph, chosen) if chosen else graph
+
+    def _choose(
+        self, graph: Graph, value: Value, chosen: dict[Value, Quantize], used: set[str]
+    ) -> None:
+        roles = _roles(graph, value)
+        if not roles & {"product", "rows", "head"}:
+            return
+        name = str(value.node.args["name"])
+        pattern = self.config.matching(name)
+        if pattern is not None:
+            used.add(pattern)
+        answer = self.config.answer(
+            name, value.shape, is_embedding="rows" in roles, is_head="head" in roles
+        )
+        others = roles - {"product", "rows", "head"}
+        if answer is None:
+            _note(value, "kept", "no rule wants it quantized")
+        elif value.shape[-1] % (size := answer.settings["group_size"]):
+            _note(value, "refused", f"group_size={size} does not divide {value.shape[-1]}")
+        elif others:
+            _note(value, "refused", f"{', '.join(sorted(others))} reads it too and needs it dense")
+        else:
+            _note(value, "chosen", f"{answer.bits} bits, groups of {size}, {answer.mode}")
+            chosen[value] = answer
+
+
+def _note(value: Value, decision: Decision, reason: str) -> None:
+    name = str(value.node.args["name"])
+    record(Entry(_NAME, decision, f"{name} {value.type}", value.node.origin, reason, name=name))
+
+
+def _roles(graph: Graph, weight: Value) -> set[str]:
+    """What the weight is to those that read it: "product", "rows", "head", or other ops' names."""
+    found: set[str] = set()
+    pending = [(graph, weight, weight, True)]
+    while pending:
+        where, value, start, outer = pending.pop()
+        if value in where.outputs:
+            found.add("output")
+        for node in where.users.get(value, ()):
+            if node.bodies:
+                passed = _inner_values(node, value)
+                found |= set() if passed else {node.op}
+                pending += [(body, inner, inner, False) for body, inner in passed]
+            elif node.op in _VIEWS:
+                pending.append((where, node.output, start, outer))
+            elif any(p.weight.value is value for p in as_contraction(node)):
+                found.add("head" if outer and _is_result(graph, node) else "product")
+            elif node.op == "gather_mm" and node.operand("b") is value:
+                found.add("product")
+            elif node.op == "take" and value is start and setting(node, "axis") == 0:
+                found.add("rows")
+            else:
+                found.add(node.op)
+    return found
+
+
+def _inner_values(node: Node, value: Value) -> list[tuple[Graph, Value]]:
+    """The invariants of a loop that stand for `value`; none if it is carried or indexed."""
+    if any(value in node.args.get(name, ()) for name in ("carried", "xs")):
+        return []
+    return [
+        (body, inner)
+        for body, (_, shared) in zip(node.bodies, body_inputs(node), strict=True)
+        for inner, source in shared
+        if source is value
+    ]
+
+
+def _is_result(graph: Graph, node: Node) -> bool:
+    """Is the product an output of the graph, but for views, casts and an added bias?"""
+    value = node.output
+    while value not in graph.outputs:
+        readers = graph.users.get(value, ())
+        if len(readers) != 1 or readers[0].op not in _VIEWS | {"add"}:
+            return False
+        value = readers[0].output
+    return True
+
+
+def _insert(graph: Graph, chosen: Mapping[Value, Quantize]) -> Graph:
+    """The graph with `dequantize(quantize(w))` where it reads the chosen weights itself."""
+    nodes: list[Node] = []
+    replace: dict[Value, Value] = {}
+    for value in graph.inputs:
+        if value in chosen and _read_here(graph, value):
+            nodes += _through_quantize(value, chosen[value], replace)
+    for node in graph.nodes:
+        if node.bodies:
+            new = _in_bodies(node, chosen).with_inputs(
+                {old: by for old, by in replace.items() if old not in chosen}
+            )
+        else:
+            new = node.with_inputs(replace)
+        nodes.append(new)
+        replace.update(zip(node.outputs, new.outputs, strict=True))
+        if node.op == "constant" and node.output in chosen and _read_here(graph, node.output):
+            nodes += _through_quantize(node.output, chosen[node.output], replace)
+    return graph.replace(nodes=nodes, outputs=[replace.get(v, v) for v in graph.outputs])
+
+
+def _read_here(graph: Graph, value: Value) -> bool:
+    return any(not reader.bodies for reader in graph.users.get(value, ()))
+
+
+def _through_quantize(
+    value: Value, config: Quantize, replace: dict[Value, Value]
+) -> Sequence[Node]:
+    parts = quantize(Tensor(value), **config.settings)
+    settings = {**config.settings, "dtype": value.dtype}
+    dense: Value = dequantize(*parts, **settings).value
+    replace[value] = dense
+    added = [parts[0].value.node, dense.node]
+    for node in added:
+        node.origin = value.node.origin.by(_NAME)
+    return added
+
+
+def _in_bodies(node: Node, chosen: Mapping[Value, Quantize]) -> Node:
+    bodies = []
+    for body, (_, shared) in zip(node.bodies, body_inputs(node), strict=True):
+        inner = {value: chosen[source] for value, source in shared if source in chosen}
+        bodies.append(_insert(body, inner) if inner else body)
+    if all(new is old for new, old in zip(bodies, node.bodies, strict=True)):
+        return node
+    return node.replace(bodies=tuple(bodies))

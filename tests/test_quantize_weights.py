@@ -1,0 +1,189 @@
+"""`quantize=`: the same as `mlx.nn.quantize`, and rules for what to quantize."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+
+import qgraph as qg
+from qgraph.errors import QuantizationError
+from qgraph.passes import (
+    EliminateDeadCode,
+    FuseQuantizedMatmul,
+    HoistQuantize,
+    QuantizeWeights,
+    SinkDequantize,
+)
+from tests.test_import import SIZES
+
+PLAIN = [SinkDequantize(), FuseQuantizedMatmul(), HoistQuantize(), EliminateDeadCode()]
+"""What packs and fuses, and leaves each product to MLX."""
+
+EXTRA: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "granite": {"logits_scaling": 1.0, "attention_multiplier": 0.25, "embedding_multiplier": 1.0,
+                "residual_multiplier": 1.0, "attention_bias": False, "mlp_bias": False},
+    "starcoder2": {"norm_epsilon": 1e-5},
+}  # fmt: skip
+MODELS = ["llama", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "mixtral", "granite",
+          "starcoder2"]  # fmt: skip
+IDS = mx.array([[1, 7, 3, 99, 4]])
+
+
+def model(name: str) -> Any:
+    pytest.importorskip("mlx_lm")
+    module = importlib.import_module(f"mlx_lm.models.{name}")
+    config = {"model_type": name, **SIZES, **EXTRA.get(name, {})}
+    mx.random.seed(3)
+    lm = module.Model(module.ModelArgs.from_dict(config))
+    lm.eval()
+    mx.eval(lm.parameters())
+    return lm
+
+
+def packed_weights(program: qg.Program) -> dict[str, tuple[mx.array, ...]]:
+    known = program.executables[0].known
+    return {
+        str(node.operand("w").node.args["name"]): tuple(known[v] for v in node.outputs)
+        for node in program.plan.graph.nodes
+        if node.op == "quantize"
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_equals_mlx_nn_quantize(name: str) -> None:
+    """The same set of weights, the same bytes, the same outputs."""
+    lm = model(name)
+    graph = qg.from_mlx(lm, IDS)
+    program = qg.compile(graph, target="cpu", quantize=qg.Quantize(4), passes=PLAIN)
+    default = qg.compile(graph, target="cpu", quantize=qg.Quantize(4))
+    nn.quantize(lm, group_size=64, bits=4)
+    wanted = dict(tree_flatten(lm.parameters()))
+    packed = packed_weights(program)
+    assert set(packed) == {k for k, a in wanted.items() if a.dtype == mx.uint32}
+    for path, (w, scales, biases) in packed.items():
+        stem = path.removesuffix(".weight")
+        assert mx.array_equal(w, wanted[path]).item()
+        assert mx.array_equal(scales, wanted[f"{stem}.scales"]).item()
+        assert mx.array_equal(biases, wanted[f"{stem}.biases"]).item()
+    for tokens in (IDS, IDS[:, ::-1] + 0):
+        expected = lm(tokens)
+        assert mx.array_equal(program(tokens), expected).item()
+        error = mx.abs(default(tokens) - expected).max() / mx.abs(expected).max()
+        assert error.item() < 1e-4
+
+
+W = {n: mx.random.normal(s, key=mx.random.key(i)) for i, (n, s) in enumerate(
+    {"table": (50, 64), "up": (128, 64), "down": (64, 128), "odd": (64, 40)}.items())}  # fmt: skip
+mx.eval(W)
+
+
+def written(ids: Any) -> Any:
+    h = qg.take(W["table"], ids, 0)
+    h = qg.tanh(h @ qg.transpose(W["up"])) @ qg.transpose(W["down"])
+    return (h @ W["odd"]) @ qg.transpose(W["odd"])
+
+
+def quantized(config: qg.Quantize, fn: Any = written) -> tuple[dict[str, int], qg.Plan]:
+    graph = qg.trace(fn, qg.spec((5,), mx.int32))
+    plan = qg.optimize(graph, target="cpu", quantize=config, passes=PLAIN)
+    assert all(node.op != "dequantize" or node.inputs[0].node.op == "take"
+               for node in plan.graph.nodes)  # fmt: skip
+    return {w.name: w.bits for w in plan.weights()}, plan
+
+
+def reasons(plan: qg.Plan) -> dict[str, str]:
+    return {e.name or e.what: e.reason for e in plan.ledger() if e.made_by == "quantize-weights"}
+
+
+def test_without_rules_all_but_what_the_group_does_not_divide() -> None:
+    bits, plan = quantized(qg.Quantize(8))
+    assert bits == {"table": 8, "up": 8, "down": 8}
+    assert reasons(plan)["odd"] == "group_size=64 does not divide 40"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (qg.Quantize(4, where="*u*"), {"up": 4}),
+        (qg.Quantize(4, where=lambda name, shape: shape[0] > 100), {"up": 4}),
+        (qg.Quantize(4, where={"d*": {"bits": 6}, "t*": False, "*": True}), {"up": 4, "down": 6}),
+        (qg.Quantize(4, where={"up": {"mode": "mxfp8"}}), {"up": 8}),
+        (qg.Quantize(4, embeddings=qg.Quantize(8)), {"table": 8, "up": 4, "down": 4}),
+        (qg.Quantize(4, embeddings=False), {"up": 4, "down": 4}),
+    ],
+)
+def test_rules(config: qg.Quantize, expected: dict[str, int]) -> None:
+    assert quantized(config)[0] == expected
+
+
+def test_the_head_has_its_own_rule() -> None:
+    def fn(ids: Any) -> Any:
+        h = qg.tanh(qg.take(W["table"], ids, 0) @ qg.transpose(W["up"]))
+        return h @ qg.transpose(W["down"])
+
+    assert quantized(qg.Quantize(4, head=False), fn)[0] == {"table": 4, "up": 4}
+    assert quantized(qg.Quantize(4, head={"bits": 8}), fn)[0]["down"] == 8
+
+
+def test_a_rule_that_matches_nothing_is_reported() -> None:
+    plan = quantized(qg.Quantize(4, where={"nothing.*": True, "up": True}))[1]
+    assert "matched no weight" in reasons(plan)["rule 'nothing.*'"]
+    assert "rule 'up'" not in reasons(plan)
+
+
+def test_what_else_reads_a_weight_keeps_it_dense() -> None:
+    def fn(ids: Any) -> Any:
+        return qg.take(W["up"], ids, 0) @ qg.transpose(W["up"]), qg.sum(W["up"])
+
+    bits, plan = quantized(qg.Quantize(4), fn)
+    assert bits == {}
+    assert "sum reads it too" in reasons(plan)["up"]
+
+
+def test_in_loops_and_for_parameters() -> None:
+    square = mx.random.normal((64, 64), key=mx.random.key(9))
+    mx.eval(square)
+    x = mx.ones((2, 64))
+
+    def fn(v: Any, x: Any) -> Any:
+        return qg.fori_loop(0, 3, lambda i, h: qg.tanh(h @ qg.transpose(square)), x) @ v.T
+
+    v = mx.random.normal((128, 64), key=mx.random.key(10))
+    graph = qg.trace(fn, v, x, parameters=[0])
+    program = qg.compile(graph, quantize=qg.Quantize(8), target="cpu")
+    stages = {n.stage for n in program.plan.graph.nodes if n.op == "quantize"}
+    assert stages == {"pack", "prepare"}
+    h = x
+    for _ in range(3):
+        h = mx.tanh(mx.quantized_matmul(h, *mx.quantize(square, bits=8), bits=8))
+    expected = mx.quantized_matmul(h, *mx.quantize(v, bits=8), bits=8)
+    assert mx.allclose(program(v, x), expected, rtol=1e-4, atol=1e-4).item()
+    program.plan.check(v, x)
+
+
+def test_what_is_packed_stays_as_it_is() -> None:
+    lm = model("llama")
+    nn.quantize(lm, group_size=32, bits=8)
+    graph = qg.from_mlx(lm, IDS)
+    program = qg.compile(graph, target="cpu", quantize=qg.Quantize(4), passes=PLAIN)
+    assert not packed_weights(program)
+    assert mx.array_equal(program(IDS), lm(IDS)).item()
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(QuantizationError, match="bits=7"):
+        qg.Quantize(7)
+    with pytest.raises(QuantizationError, match="answered 'four'"):
+        quantized(qg.Quantize(where=lambda name, shape: "four"))
+
+
+def test_a_graph_without_weights_is_returned_as_it_is() -> None:
+    graph = qg.trace(lambda x: qg.tanh(x), qg.spec((4,)))
+    assert QuantizeWeights(qg.Quantize())(graph) is graph
