@@ -14,8 +14,7 @@ Leaves alone:
     1. views that break a group or a row, with the reason in the ledger.
     2. products of two weights' contents with more than one summed axis.
     3. a `quantize` of a dequantized weight: the pair is not the identity.
-Cases 6 and 8, indexing rows, are `sink-dequantize`'s; case 10 is
-`raise-dequantize`'s; case 11 is
+Cases 6 and 8, indexing rows, are `sink-dequantize`'s; case 10 is `raise-dequantize`'s; case 11 is
 `legalize`'s.
 """
 

@@ -1,7 +1,7 @@
 """Recognize the many primitives into which MLX expands `dequantize` on CPUs as the one op again.
 
 Rewrites:
-    10. the expansion of an affine `dequantize` of a packed weight, which an import on a CPU delivers
+    10. the expansion of an affine `dequantize` of a packed weight, which an import on a CPU gives
         as some 40 primitives, exactly: the pattern is MLX's own expansion for the same shapes,
         recorded as the graph itself was.
 Leaves alone:
