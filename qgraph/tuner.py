@@ -8,6 +8,7 @@ now ("measured"); the shipped table, where it holds this very problem ("table");
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,23 +155,39 @@ def random_operands(problem: Problem, seed: int = 0) -> tuple[mx.array, list[mx.
 def runs(
     problem: Problem, names: Iterable[str], x: mx.array, parts: Sequence[mx.array], target: Target
 ) -> dict[str, Callable[[], Any]]:
-    """For each kernel a call that carries out the product on x and waits for it."""
+    """For each kernel a function that carries out the product on x and waits for it.
+
+    On GPUs it does so `calls_at_once(problem)` times, each on a copy of x and of the weight: one
+    product is over before the next is sent, and a weight used again would be in the cache.
+    """
     from .interpret import Streams  # here, so that choosing needs no lowering
 
     streams = Streams(target.device)
+    copies = [(x, list(parts))]
+    for _ in range(1, calls_at_once(problem)):
+        copies.append((x + 0, [part + 0 for part in parts]))
+    mx.eval(copies)
 
     def prepared(name: str) -> Callable[[], Any]:
         chosen = kernel(name)
-        packed = chosen.pack(parts, problem)
+        packed = [chosen.pack(own, problem) for _, own in copies]
         mx.eval(packed)
 
-        def call(x: mx.array) -> mx.array:
-            return carry_out(chosen, x, packed, problem, streams)
+        def call(*xs: mx.array) -> list[mx.array]:
+            pairs = zip(xs, packed, strict=True)
+            return [carry_out(chosen, x, own, problem, streams) for x, own in pairs]
 
         function = call if chosen.host else mx.compile(call)
-        return lambda: mx.eval(function(x))
+        return lambda: mx.eval(function(*(x for x, _ in copies)))
 
     return {name: prepared(name) for name in names}
+
+
+def calls_at_once(problem: Problem) -> int:
+    """Products in one run of what `runs` gives."""
+    if problem.backend == "cpu":
+        return 1
+    return 20 if problem.m <= 128 else 5
 
 
 def measure(
@@ -183,6 +200,8 @@ def measure(
 ) -> dict[str, Timing]:
     """Time kernels on random operands, in turn; each under `mx.compile` as in a program.
 
+    A kernel that MLX fails to run is left out, with a warning that says why.
+
     Args:
         target: where to run, by default MLX's default device.
     """
@@ -190,4 +209,12 @@ def measure(
     with mx.stream(mx.default_stream(target.device)):
         x, parts = random_operands(problem)
         functions = runs(problem, names, x, parts, target)
-        return interleaved(functions, repeats, warmup, hopeless=HOPELESS)
+        for name in list(functions):
+            try:
+                functions[name]()
+            except (RuntimeError, ValueError) as error:
+                warnings.warn(f"{name} fails for {problem}: {error}", stacklevel=2)
+                del functions[name]
+        timings = interleaved(functions, repeats, warmup, hopeless=HOPELESS)
+    calls = calls_at_once(problem)
+    return {name: Timing(tuple(s / calls for s in t.seconds)) for name, t in timings.items()}

@@ -9,6 +9,7 @@ import pytest
 from qgraph.kernels import Problem, kernel
 from qgraph.kernels.cache import Cache, device_key
 from qgraph.kernels.cost import CostTable, problem_key
+from qgraph.kernels.cuda_model import estimate as cuda_estimate
 from qgraph.target import as_target
 from qgraph.tuner import choose, choose_together, estimate, measure
 
@@ -174,17 +175,20 @@ def test_buckets_share_one_layout(cache):
 
 
 @pytest.mark.parametrize("m", [3, 4])
-def test_hopper_model_pads_few_rows(cache, m):
+def test_hopper_pads_few_rows(cache, m):
     p = Problem(
         m, 14336, 4096, mx.bfloat16, "affine", 4, 64, True, mx.bfloat16, "cuda", "sm_90", 16
     )
     choice = choose(p, cache=cache)
-    assert choice.source == "model"
+    assert choice.source == "table"
     assert choice.kernel.startswith("pad")
     assert estimate("qmm", p) > 2 * choice.estimate_us
+    odd = choose(p.replace(n=14335), cache=cache)
+    assert odd.source == "model"
+    assert cuda_estimate("qmm", p) > 2 * cuda_estimate("pad8+qmm", p)
 
 
-def test_hopper_model_dequantizes_for_prefill(cache):
+def test_hopper_dequantizes_for_prefill(cache):
     p = Problem(
         2048, 14336, 4096, mx.bfloat16, "affine", 4, 64, True, mx.bfloat16, "cuda", "sm_90", 16
     )

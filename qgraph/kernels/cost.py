@@ -137,7 +137,13 @@ def shipped_tables() -> Sequence[CostTable]:
 
 
 def table_for(problem: Problem) -> CostTable | None:
-    """The shipped table of the problem's backend and architecture."""
+    """The shipped table of the problem's backend and architecture.
+
+    None for CUDA sizes that MLX gives to other kernels than those of the sizes in the table.
+    """
+    tiled = problem.n % 128 == 0 and problem.k % max(64, problem.group_size) == 0
+    if problem.backend == "cuda" and not tiled:
+        return None
     for table in shipped_tables():
         if (table.machine["backend"], table.machine["arch"]) == (problem.backend, problem.arch):
             return table

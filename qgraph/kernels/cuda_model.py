@@ -1,4 +1,4 @@
-"""A rough cost model of MLX 0.32 on Hopper GPUs, for want of a measured table.
+"""A rough cost model of MLX 0.32 on Hopper GPUs, for what the measured table does not hold.
 
 Five figures were measured on one H200 (mlx 0.32.4) and are in the comments; the rest is the
 structure of MLX's kernels (see `plain.py`).  Its estimates rank candidates; they are no promise.
