@@ -13,12 +13,12 @@ import numpy as np
 
 from .errors import InputError, TraceError
 from .interpret import Env, Interpreter, Streams
-from .ir import Graph, Value, reachable
+from .ir import Graph, reachable
 from .lower import LoweredGraph, Stretch
 from .packing import PackCache, Prepared, Progress, Staged, pack
 from .plan import Plan
 from .target import Target, as_target
-from .tensor import Constants, Tensor
+from .tensor import Tensor
 from .tree import Tree, flatten
 from .types import type_of
 
@@ -329,6 +329,3 @@ def evaluate(tensor: Tensor, target: Target | None = None) -> mx.array:
         result = executable.run([])[0]
         mx.eval(result)
     return result
-
-
-__all__ = ["Constants", "Executable", "Program", "Value", "evaluate"]

@@ -14,7 +14,6 @@ from .errors import TraceError
 from .ir import Graph, Value, input_value, reachable
 from .left_operand import left_operands
 from .misuse import explained, refuse_leaks
-from .origin import user_frame
 from .tensor import Constants, Tensor, as_tensor, constant_for, trace_constants
 from .tree import Tree, flatten
 from .types import Spec, TensorType, type_of
@@ -133,7 +132,8 @@ def trace(
     names = parameter_names(fn, specs)
     leaves, tree = flatten((specs, keywords), static=True)
     paths = argument_paths(tree, names)
-    held = [i for i, top in enumerate(_owners(tree)) if top in set(parameters)]
+    weights = set(parameters)
+    held = {i for i, top in enumerate(_owners(tree)) if top in weights}
     inputs = []
     for i, (leaf, path) in enumerate(zip(leaves, paths, strict=True)):
         found = _leaf_spec(leaf, path)
@@ -288,6 +288,3 @@ def _hint(value: Value) -> str:
 def next_serial() -> int:
     """The serial of a node made now; what has a smaller one was there before."""
     return input_value(TensorType((), mx.int32)).node.serial
-
-
-__all__ = ["keep", "tensor", "trace", "user_frame"]
