@@ -9,7 +9,11 @@ from .fuse_quantized_matmul import FuseQuantizedMatmul
 from .hoist_quantize import HoistQuantize
 from .legalize import Legalize
 from .quantize_weights import QuantizeWeights
+from .raise_attention import RaiseAttention
 from .raise_dequantize import RaiseDequantize
+from .raise_layer_norm import RaiseLayerNorm
+from .raise_rms_norm import RaiseRmsNorm
+from .raise_rope import RaiseRope
 from .simplify import Simplify
 from .sink_dequantize import SinkDequantize
 from .widen_half import WidenHalf
@@ -24,7 +28,11 @@ __all__ = [
     "HoistQuantize",
     "Legalize",
     "QuantizeWeights",
+    "RaiseAttention",
     "RaiseDequantize",
+    "RaiseLayerNorm",
+    "RaiseRmsNorm",
+    "RaiseRope",
     "Simplify",
     "SinkDequantize",
     "WidenHalf",

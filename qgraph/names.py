@@ -142,6 +142,25 @@ def body_inputs(node: Node) -> list[tuple[tuple[Value, ...], list[tuple[Value, V
     return result
 
 
+def constants_behind(graph: Graph) -> dict[Value, Value]:
+    """The constant that an input of a loop's body stands for, at any depth.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> w = mx.ones((4,))
+    >>> graph = qg.trace(lambda x: qg.fori_loop(0, 2, lambda i, h: h * w, x), qg.spec((4,)))
+    >>> [str(v.type) for v in constants_behind(graph).values()]
+    ['f32[4]']
+    """
+    found: dict[Value, Value] = {}
+    for _, node in graph.walk():  # loops come before what is in their bodies
+        for _, shared in body_inputs(node):
+            for inner, outer in shared:
+                source = found.get(outer, outer)
+                if source.node.op == "constant":
+                    found[inner] = source
+    return found
+
+
 def invariant_names(node: Node) -> tuple[str, ...]:
     """The args that hold the invariant operands of each body."""
     return {

@@ -33,6 +33,8 @@ class Pass(Protocol):
 def default_passes(target: Target | None = None) -> list[Pass]:
     """The passes that `optimize` runs, in order.
 
+    Raising comes first, as it knows an expansion only as MLX wrote it; a layer norm is one of the
+    RMS norms of what it has centred, so it is raised before them.
     Fusing comes before hoisting: a `dequantize` of a constant does not change in a loop, but
     hoisting it would keep the dense weight alive.
     """
@@ -45,7 +47,11 @@ def default_passes(target: Target | None = None) -> list[Pass]:
         FuseQuantizedMatmul,
         HoistQuantize,
         Legalize,
+        RaiseAttention,
         RaiseDequantize,
+        RaiseLayerNorm,
+        RaiseRmsNorm,
+        RaiseRope,
         Simplify,
         SinkDequantize,
         WidenHalf,
@@ -54,6 +60,11 @@ def default_passes(target: Target | None = None) -> list[Pass]:
     return [
         EliminateDeadCode(),
         RaiseDequantize(),
+        RaiseLayerNorm(target),
+        RaiseRmsNorm(target),
+        RaiseRope(target),
+        RaiseAttention(target),
+        EliminateDeadCode(),
         FoldConstants(),
         Simplify(),
         EliminateCommonSubexpressions(),

@@ -1,0 +1,55 @@
+"""Recognize the primitives into which MLX expands `fast.rms_norm` on CPUs as the one op again.
+
+Rewrites, exactly on CPUs (on GPUs MLX has a kernel, within the tolerance of the dtype):
+    1. a norm with a weight, computed in float32 whatever the dtypes of x and weight.
+    2. a norm without one.
+    3. one normalized tensor read by several weights: a norm each.
+Leaves alone:
+    1. anything that differs from MLX's expansion in one op, setting or constant: a norm over
+       another axis, one computed in half precision, or with eps outside of the root.
+    2. what a model does to weight or result: `1 + weight` is the weight, and a factor beside a norm
+       without weight stays a product.
+    3. a normalized tensor that is also read without the weight: a norm without one, and a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qgraph.ir import Graph
+from qgraph.target import Target
+
+from .expansion import Expansion, contract, number, peel, raise_expansions
+from .norms import largest, scaled
+
+PARTS = (("multiply", "weight"),)
+
+
+@dataclass(frozen=True)
+class RaiseRmsNorm:
+    """See the module."""
+
+    target: Target | None = None
+    name: str = "raise-rms-norm"
+
+    @property
+    def contract(self) -> str:
+        return contract(self.target)
+
+    def __call__(self, graph: Graph) -> Graph:
+        return raise_expansions(graph, _find, self.name)
+
+
+def _find(graph: Graph) -> Iterator[Expansion]:
+    for node in graph.nodes:
+        if node.op != "rsqrt" or node.inputs[0].node.op != "add":
+            continue
+        mean, eps = node.inputs[0].node.inputs
+        square = peel(mean, "multiply", "sum").node
+        small = number(eps)
+        if square.op != "square" or small is None:
+            continue
+        x = square.inputs[0]
+        for end in scaled(graph, x, node.output):
+            yield from largest(graph, "fast.rms_norm", x, small, end, PARTS)
