@@ -11,32 +11,59 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
+from qgraph.errors import UnsupportedError
 from tests import zoo
 
 pytest.importorskip("mlx_lm")
 
 EXACT = [
-    "Klear", "afmoe", "bailing_hybrid", "bailing_moe", "bailing_moe_linear", "bailing_moe_v3",
-    "cohere", "cohere2", "deepseek", "deepseek_v3", "deepseek_v32", "deepseek_v41", "dots1",
-    "ernie4_5", "ernie4_5_moe", "exaone", "falcon_h1", "gear", "gemma", "gemma2", "gemma3",
-    "gemma3_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "gpt2", "gpt_bigcode", "gpt_neox",
-    "gpt_oss", "gptj", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "internlm2",
-    "internlm3", "iquestloopcoder", "laguna", "llama", "mamba", "mamba2", "mimo", "minicpm",
-    "mistral3", "mixtral", "muse_glimmer", "nanbeige", "nanochat", "nemotron", "olmo2", "olmoe",
-    "phi", "phi3", "phimoe", "pixtral", "plamo2", "plamo3", "qwen", "qwen2", "qwen2_moe",
-    "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_vl",
-    "qwen3_vl_moe", "seed_oss", "smollm3", "starcoder2", "telechat3", "youtu_llm",
+    "Klear", "afm7", "afmoe", "apertus", "baichuan_m1", "bailing_hybrid", "bailing_moe",
+    "bailing_moe_linear", "bailing_moe_v3", "cohere", "cohere2", "deepseek", "deepseek_v2",
+    "deepseek_v3", "deepseek_v32", "deepseek_v41", "dots1", "ernie4_5", "ernie4_5_moe",
+    "exaone", "exaone4", "exaone_moe", "falcon_h1", "gear", "gemma", "gemma2", "gemma3",
+    "gemma3_text", "gemma3n", "gemma4", "gemma4_text", "glm", "glm4", "glm4_moe",
+    "glm4_moe_lite", "glm_moe_dsa", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj",
+    "granite", "granitemoe", "granitemoehybrid", "helium", "hunyuan", "hunyuan_v1_dense",
+    "internlm2", "internlm3", "iquestloopcoder", "jamba", "kimi_k25", "kimi_linear",
+    "kimi_vl", "laguna", "lfm2-vl", "lfm2", "lfm2_moe", "lille-130m", "llama", "llama4",
+    "llama4_text", "longcat_flash", "longcat_flash_ngram", "mamba", "mamba2", "mellum",
+    "mimo", "mimo_v2_flash", "minicpm", "minicpm3", "minimax", "minimax_m3_vl", "ministral3",
+    "mistral3", "mistral4", "mixtral", "muse_glimmer", "nanbeige", "nanochat", "nemotron-nas",
+    "nemotron", "nemotron_h", "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "openelm",
+    "phi", "phi3", "phi3small", "phimoe", "phixtral", "pixtral", "plamo", "plamo2", "plamo3",
+    "prism_hadamard_qwen35", "qwen", "qwen2", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5",
+    "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_vl", "qwen3_vl_moe", "recurrent_gemma",
+    "rwkv7", "seed_oss", "smollm3", "spark2_5", "stablelm", "starcoder2", "step3p5", "talkie",
+    "telechat3", "youtu_llm",
 ]  # fmt: skip
+REFUSED = {
+    "bitnet": "CustomKernel",  # a Metal kernel of its own for three-valued weights
+    "dbrx": "evaluates an array",  # .tolist() on the experts that the router chose
+    "muse_spark": "CustomKernel",  # Metal kernels for routing and norms
+}
+"""What cannot be imported, and the words that say so."""
 FEW = EXACT if os.environ.get("QGRAPH_ZOO") == "all" else EXACT[::8]
+
+
+def test_every_architecture_is_listed() -> None:
+    assert set(zoo.architectures()) == {*EXACT, *REFUSED, "kimi_k3"}
+    assert len(EXACT) >= 100
 
 
 @pytest.mark.parametrize("name", FEW)
 def test_architecture(name: str) -> None:
     model = zoo.build(name)
-    assert zoo.equal(model)
-    program = qg.compile(qg.from_mlx(model, zoo.IDS), target="cpu")
-    expected = model(zoo.IDS)
+    assert zoo.equal(name, model)
+    ids, _ = zoo.inputs(name)
+    program = qg.compile(qg.from_mlx(model, ids), target="cpu")
+    expected = model(ids)
     scale = mx.abs(expected).max()
     assert mx.isfinite(scale).item()
     assert scale.item() > 0  # logits of zero would prove nothing
-    assert (mx.abs(program(zoo.IDS) - expected).max() / scale).item() < 1e-4
+    assert (mx.abs(program(ids) - expected).max() / scale).item() < 1e-4
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=REFUSED[name]):
+        qg.from_mlx(zoo.build(name), zoo.IDS)
