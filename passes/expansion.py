@@ -26,6 +26,8 @@ from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
 from qgraph.types import Spec, TensorType
 
+from .eliminate_dead_code import EliminateDeadCode
+
 Bindings = dict[Value, Value]
 
 
@@ -62,7 +64,10 @@ Find = Callable[[Graph], Iterable[Expansion]]
 
 
 def raise_expansions(graph: Graph, find: Find, made_by: str, case: int = 0) -> Graph:
-    """Put the one op in the place of each expansion that `find` gives; it must hold."""
+    """Put the one op in the place of each expansion that `find` gives; it must hold.
+
+    What only the expansion needed goes, so that the passes to come have less to do.
+    """
 
     def visitor(inner: Graph) -> Visit:
         found = {e.root.node.serial: e for e in find(inner)}
@@ -84,7 +89,8 @@ def raise_expansions(graph: Graph, find: Find, made_by: str, case: int = 0) -> G
 
         return visit
 
-    return rewrite(graph, visitor, made_by)
+    raised = rewrite(graph, visitor, made_by)
+    return raised if raised is graph else EliminateDeadCode()(raised)
 
 
 def _with_none(op: str, args: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,6 @@ def default_passes(target: Target | None = None) -> list[Pass]:
         RaiseRmsNorm(target),
         RaiseRope(target),
         RaiseAttention(target),
-        EliminateDeadCode(),
         FoldConstants(),
         Simplify(),
         EliminateCommonSubexpressions(),
