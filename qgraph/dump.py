@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def dump_plan(plan: Plan, folder: Path) -> Path:
-    """The graph as written and after each pass that changed it, as text and JSON, with its diff.
+    """The graph as written and after each pass that changed it, with its diff.
 
-    The JSON names the arrays of constants and does not hold them.
+    Each is written as text, JSON and DOT.  The JSON names the arrays of constants and does not hold them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(plan.source, folder / "00-as-written")
@@ -32,4 +32,5 @@ def dump_plan(plan: Plan, folder: Path) -> Path:
 
 def _write(graph: Graph, place: Path) -> None:
     place.with_name(f"{place.name}.txt").write_text(f"{graph}\n")
+    place.with_name(f"{place.name}.dot").write_text(f"{graph.to_dot()}\n")
     place.with_name(f"{place.name}.json").write_text(f"{to_json(graph, arrays={})}\n")

@@ -298,6 +298,12 @@ class Graph:
 
         return to_json(self)
 
+    def to_dot(self) -> str:
+        """The graph in the language of Graphviz."""
+        from .dot import to_dot
+
+        return to_dot(self)
+
     @staticmethod
     def from_json(text: str) -> Graph:
         """The graph that `to_json` wrote."""
@@ -306,15 +312,16 @@ class Graph:
         return from_json(text)
 
     def save(self, path: str | Path) -> Path:
-        """Write the graph in the format of the suffix: `.txt` or `.json`.
+        """Write the graph in the format of the suffix: `.txt`, `.json` or `.dot`.
 
         Raises:
             ValueError: there is no format of that suffix.
         """
         place = Path(path)
-        formats = {".txt": self.format, ".json": self.to_json}
+        formats = {".txt": self.format, ".json": self.to_json, ".dot": self.to_dot}
         if place.suffix not in formats:
-            raise ValueError(f"no format {place.suffix!r}: a graph is saved as .txt or .json")
+            known = ", ".join(formats)
+            raise ValueError(f"no format {place.suffix!r}: a graph is saved as one of {known}")
         place.write_text(formats[place.suffix]() + "\n")
         return place
 

@@ -167,3 +167,17 @@ def invariant_names(node: Node) -> tuple[str, ...]:
         "while_loop": ("cond_invariants", "invariants"),
         "cond": ("true_invariants", "false_invariants"),
     }.get(node.op, ("invariants",))
+
+
+def body_entries(node: Node) -> list[list[tuple[Value, Value | None]]]:
+    """For each body: its inputs, each with the outer value it starts from, None for a counter.
+
+    >>> import qgraph as qg
+    >>> graph = qg.trace(lambda x: qg.fori_loop(0, 2, lambda i, h: h * 2, x), qg.spec((4,)))
+    >>> [str(source) for _, source in body_entries(graph.nodes[-1])[0]]
+    ['None', '<input:0 f32[4]>']
+    """
+    given: tuple[Any, ...] = (*node.args.get("carried", ()), *node.args.get("xs", ()))
+    if node.op == "fori_loop":
+        given = (None, *given)
+    return [[*zip(own, given, strict=True), *shared] for own, shared in body_inputs(node)]
