@@ -7,7 +7,7 @@ for a suitable x, weight and finish, with either operand as the weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qgraph.ir import Node
 from qgraph.rewrite import setting
@@ -18,13 +18,15 @@ from qgraph.tensor import Tensor, apply
 class Contraction:
     """`finish(x @ weight)`, with the sum over the last axis of x and the next to last of weight.
 
-    `case` is the number under which `fuse-quantized-matmul` lists this spelling.
+    `case` is the number under which `fuse-quantized-matmul` lists this spelling; `on_left` says
+    that the weight is what stood on the left.
     """
 
     x: Tensor
     weight: Tensor
     finish: Callable[[Tensor], Tensor]
     case: int
+    on_left: bool = False
 
 
 def as_contraction(node: Node) -> Iterator[Contraction]:
@@ -59,9 +61,9 @@ def _matmul(a: Tensor, b: Tensor, shape: tuple[int, ...], case: int) -> Iterator
         yield Contraction(a, b, fit, case)
     if a.ndim >= 2:
         if b.ndim == 1:
-            yield Contraction(b, _swap(a), fit, 4)
+            yield Contraction(b, _swap(a), fit, 4, True)
         else:
-            yield Contraction(_swap(b), _swap(a), lambda y: fit(_swap(y)), 4)
+            yield Contraction(_swap(b), _swap(a), lambda y: fit(_swap(y)), 4, True)
 
 
 def _addmm(node: Node) -> Iterator[Contraction]:
@@ -73,7 +75,7 @@ def _addmm(node: Node) -> Iterator[Contraction]:
         return (y if alpha == 1 else y * alpha) + (c if beta == 1 else c * beta)
 
     for product in _matmul(a, b, node.output.shape, 3):
-        yield Contraction(product.x, product.weight, _then(product.finish, add), 3)
+        yield replace(product, finish=_then(product.finish, add), case=3)
 
 
 def _then(
@@ -98,7 +100,7 @@ def _one_axis(a: Tensor, b: Tensor, axis_a: int, axis_b: int) -> Iterator[Contra
         x = _permuted(b, [i for i in range(b.ndim) if i != axis_b] + [axis_b])
         last_first = [b.ndim - 1, *range(b.ndim - 1)]
         weight = _permuted(a, [axis_a, 1 - axis_a])
-        yield Contraction(x, weight, lambda y: _permuted(y, last_first), 3)
+        yield Contraction(x, weight, lambda y: _permuted(y, last_first), 3, True)
 
 
 def _tensordot(node: Node) -> Iterator[Contraction]:
@@ -130,6 +132,4 @@ def _einsum(node: Node) -> Iterator[Contraction]:
     made = left.replace(axis, "") + right.replace(axis, "")
     order = [made.index(letter) for letter in result]
     for product in _one_axis(a, b, left.index(axis), right.index(axis)):
-        yield Contraction(
-            product.x, product.weight, _then(product.finish, lambda y: _permuted(y, order)), 3
-        )
+        yield replace(product, finish=_then(product.finish, lambda y: _permuted(y, order)))

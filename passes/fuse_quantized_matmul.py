@@ -12,8 +12,9 @@ Fuses:
     9. fake quantization, `dequantize(quantize(w))`: the packed form of that very `quantize`.
 Leaves alone:
     1. views that break a group or a row, with the reason in the ledger.
-    2. products of two weights' contents with more than one summed axis.
+    2. `einsum` and `tensordot` that are no product of matrices with one summed axis.
     3. a `quantize` of a dequantized weight: the pair is not the identity.
+    4. rows of an embedding on the left of a float weight: they are few, and what is multiplied.
 Cases 6 and 8, indexing rows, are `sink-dequantize`'s; case 10 is `raise-dequantize`'s; case 11 is
 `legalize`'s.
 """
@@ -27,7 +28,7 @@ from typing import Any
 import mlx.core as mx
 
 from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import Decision, Entry, record
+from qgraph.ledger import PRODUCTS, Decision, Entry, record
 from qgraph.rewrite import rewrite, setting
 from qgraph.tensor import Tensor, apply
 
@@ -51,10 +52,16 @@ class FuseQuantizedMatmul:
 def _fuse(node: Node) -> Sequence[Value] | None:
     if node.op == "gather_mm":
         return _fuse_gather(node)
+    products = list(as_contraction(node))
+    if not products:
+        _explain(node)
+        return None
     misses: list[tuple[str, WeightView | None]] = []
-    for product in as_contraction(node):
+    for product in products:
         weight = resolve(product.weight.value)
-        if weight is None:
+        if weight is None or (
+            product.on_left and isinstance(weight, WeightView) and weight.is_looked_up
+        ):
             continue
         if isinstance(weight, str):
             misses.append((weight, None))
@@ -64,14 +71,46 @@ def _fuse(node: Node) -> Sequence[Value] | None:
         if isinstance(result, str):
             misses.append((result, weight))
             continue
-        _note(node, "fused", "", weight, product.case)
+        _note(node, "fused", "", weight, _case(product, weight, node.output.dtype))
         return [result.value]
     for why, near in misses:
         _note(node, "refused", f"not fused: {why}", near)
     return None
 
 
-def _compute_dtype(x: Tensor, packed: Packed, result: mx.Dtype) -> mx.Dtype:
+def _explain(node: Node) -> None:
+    """Why a weight that `node` reads does not fuse into it."""
+    if node.op not in PRODUCTS and node.op != "quantize":
+        return
+    found = [w for w in map(resolve, node.inputs) if isinstance(w, WeightView)]
+    if not found or node.op in ("quantized_matmul", "gather_qmm"):
+        return
+    why = "quantize of a dequantized weight is not the identity; use the packed weight itself"
+    if node.op != "quantize":
+        spelt = node.args.get("subscripts", "here")
+        why = (
+            f"{node.op} {spelt} is no product of matrices that sums one axis; "
+            "write it with matmul on the weight"
+        )
+    _note(node, "refused", f"not fused: {why}", found[0])
+
+
+def _case(product: Contraction, weight: WeightView, result: mx.Dtype) -> int:
+    """The number above that says most of how the product was written."""
+    w, scales = (weight.source.operand(name) for name in ("w", "scales"))
+    dtypes = {product.x.dtype, weight.dtype, weight.source.output.dtype, result}
+    if scales.dtype != mx.uint8:
+        dtypes.add(scales.dtype)
+    if w.node.op == "quantize":
+        return 9
+    if w.ndim > 2:
+        return 5
+    if product.case > 1:
+        return product.case
+    return 2 if len(dtypes) > 1 or product.x.value.node.op == "astype" else 1
+
+
+def _compute_dtype(packed: Packed, result: mx.Dtype) -> mx.Dtype:
     """The dtype to multiply in: wide enough for result and affine scales, so never less exact."""
     scales = packed.parts[1].dtype
     return result if scales == mx.uint8 else mx.result_type(result, scales)
@@ -86,7 +125,7 @@ def _product(node: Node, product: Contraction, packed: Packed) -> Tensor | str:
     dtype = node.output.dtype
     if not mx.issubdtype(dtype, mx.floating) or dtype == mx.float64:
         return f"the product is {dtype}; quantized products are float16, bfloat16 or float32"
-    wide = _compute_dtype(product.x, packed, dtype)
+    wide = _compute_dtype(packed, dtype)
     w, *scales = packed.parts
     if w.ndim > 2 and product.x.ndim < 2:
         return "a vector times a batch of weights; give x a row axis"
@@ -114,7 +153,7 @@ def _fuse_gather(node: Node) -> Sequence[Value] | None:
         return None
     dtype = node.output.dtype
     x = Tensor(node.operand("a"))
-    wide = _compute_dtype(x, packed, dtype)
+    wide = _compute_dtype(packed, dtype)
     w, *scales = packed.parts
     if scales[0].dtype != mx.uint8:
         scales = [cast(s, wide) for s in scales]

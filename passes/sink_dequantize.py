@@ -54,10 +54,15 @@ def _visitor(graph: Graph) -> Visit:
         if isinstance(result, str):
             _note(node, source, "refused", f"not fused: {result}")
             return None
-        _note(node, source, "fused", "", 6 if node.op in ("take", "getitem") else 8)
+        _note(node, source, "fused", "", 6 if _is_lookup(node) else 8)
         return result
 
     return visit
+
+
+def _is_lookup(node: Node) -> bool:
+    """Are rows picked by indices that only the run knows?"""
+    return node.op == "take" or len(node.inputs) > 1
 
 
 def _parts(source: Node) -> list[Tensor]:

@@ -36,23 +36,31 @@ class WeightView:
     view: Strided
     dtype: mx.Dtype
 
+    @property
+    def is_looked_up(self) -> bool:
+        """Are its rows picked from a table by indices, as those of an embedding are?"""
+        picked = self.source.operand("w").node
+        indices = [v for v in picked.inputs[1:] if not mx.issubdtype(v.dtype, mx.floating)]
+        return picked.op in ("take", "getitem") and bool(indices) and picked.inputs[0].ndim == 2
+
 
 def resolve(value: Value) -> WeightView | str | None:
     """The weight that `value` is a view of; None if there is none, or why it cannot be used."""
     chain: list[Node] = []
     node = value.node
-    while node.op in _VIEWS or node.op in _SAME:
-        if not node.inputs or not mx.issubdtype(node.output.dtype, mx.floating):
-            return None
+    while (node.op in _VIEWS or node.op in _SAME) and node.inputs:
         chain.append(node)
         node = node.inputs[0].node
-    if node.op in _SCALINGS and any(v.node.op == "dequantize" for v in node.inputs):
-        return (
-            f"{node.op} stands between dequantize and the product; "
-            "scale x, the result or the packed scales instead"
-        )
+    if node.op in _ARITHMETIC and any(isinstance(resolve(v), WeightView) for v in node.inputs):
+        return f"{node.op} stands between dequantize and the product; {_ARITHMETIC[node.op]}"
     if node.op != "dequantize":
         return None
+    for step in chain:
+        if not mx.issubdtype(step.output.dtype, mx.floating):
+            return (
+                f"a cast to {step.output.dtype} between dequantize and the product rounds the "
+                "weight; cast to a float dtype, or not at all".replace("mlx.core.", "")
+            )
     if node.value("global_scale") is not None:
         return "quantized products take no global scale; multiply the result by it instead"
     shape = node.output.shape
@@ -96,7 +104,11 @@ _VIEWS: dict[str, Callable[[Strided, Node], Strided]] = {
     "unflatten": _reshape,
     "getitem": _index,
 }
-_SCALINGS = frozenset({"multiply", "divide"})
+_SCALE = "scale x, the result or the packed scales instead"
+_ADD = "multiply by each of the terms and add the products instead"
+_ARITHMETIC = {
+    "multiply": _SCALE, "divide": _SCALE, "negative": _SCALE, "add": _ADD, "subtract": _ADD
+}  # fmt: skip
 _SAME = frozenset({"astype", "contiguous", "stop_gradient", "positive"})
 
 

@@ -50,6 +50,29 @@ def test_every_affine_format(bits: int, group: int, dtype: mx.Dtype) -> None:
     assert reference.relative_error(to_numpy(result), expected) < tolerance
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_mxfp4(dtype: mx.Dtype) -> None:
+    settings = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    parts = mx.quantize(W, **settings)
+    mx.eval(parts)
+    graph = qg.from_mlx(lambda: mx.dequantize(*parts, **settings, dtype=dtype))
+    assert len(ops(graph)) > 15
+    after = raised(graph)
+    assert ops(after) == ["dequantize"]
+    before, now = (qg.compile(g, passes=[], target="cpu")() for g in (graph, after))
+    assert now.dtype == dtype
+    assert mx.array_equal(before, now)
+
+
+@pytest.mark.parametrize(("mode", "group", "bits"), [("mxfp8", 32, 8), ("nvfp4", 16, 4)])
+def test_mlx_exports_no_other_mode(mode: str, group: int, bits: int) -> None:
+    """Evidence for the pass's docstring: a new MLX that does makes this fail."""
+    parts = mx.quantize(W, group, bits, mode=mode)
+    mx.eval(parts)
+    with pytest.raises(qg.errors.UnsupportedError, match="FromFP8"):
+        qg.from_mlx(lambda *p: mx.dequantize(*p, group_size=group, bits=bits, mode=mode), *parts)
+
+
 def test_text() -> None:
     w, s, b = mx.quantize(W)
     mx.eval(w, s, b)
