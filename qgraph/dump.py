@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def dump_plan(plan: Plan, folder: Path) -> Path:
     """The graph as written and after each pass that changed it, with its diff.
 
-    Each is written as text, JSON and DOT.  The JSON names the arrays of constants and does not hold them.
+    Each is written as text, JSON and DOT.  The JSON names the arrays of constants and does not
+    hold them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(plan.source, folder / "00-as-written")
