@@ -42,15 +42,19 @@ class Change:
 
 
 class Diff:
-    """How two graphs differ; `print` it, or read `changes` and `refused`."""
+    """How two graphs differ; `print` it, or read `changes` and `refused`.
+
+    Attributes:
+        same: nodes that live on, with what they are in the graph after.
+    """
 
     def __init__(
         self, before: Graph, after: Graph, entries: Sequence[Entry] = (), title: str = ""
     ) -> None:
         self.before, self.after, self.title = before, after, title
         self._entries = tuple(entries)
-        self._same = match(before, after)
-        self._back = {new: old for old, new in self._same.items()}
+        self.same = match(before, after)
+        self._back = {new: old for old, new in self.same.items()}
         self._homes = dict(in_order(before)), dict(in_order(after))
         self._names = Names(before), Names(after)
 
@@ -60,20 +64,20 @@ class Diff:
         found: dict[Value, Value] = {}
         readers: list[tuple[Iterable[Value], Iterable[Value]]] = [
             (old.inputs, new.inputs)
-            for old, new in self._same.items()
+            for old, new in self.same.items()
             if old is not new and len(old.inputs) == len(new.inputs)
         ]
         readers.append((self.before.outputs, self.after.outputs))
         for olds, news in readers:
             for old, new in zip(olds, news, strict=False):
-                if old.node not in self._same and old.node.op != "input":
+                if old.node not in self.same and old.node.op != "input":
                     found.setdefault(old, new)
         return found
 
     @cached_property
     def changes(self) -> tuple[Change, ...]:
         """What changed, in the order of the graph before; connected nodes together."""
-        removed = [n for n, _ in in_order(self.before) if n not in self._same and _is_shown(n)]
+        removed = [n for n, _ in in_order(self.before) if n not in self.same and _is_shown(n)]
         added = [n for n, _ in in_order(self.after) if n not in self._back and _is_shown(n)]
         links = nx.Graph()
         links.add_nodes_from([*removed, *added])
@@ -82,14 +86,13 @@ class Diff:
         for old, new in self.replaced.items():
             if old.node in links and new.node in links:
                 links.add_edge(old.node, new.node)
-        groups = [
-            Change(
-                tuple(n for n in removed if n in part),
-                tuple(n for n in added if n in part),
-            )
-            for part in map(set, nx.connected_components(links))
-        ]
-        for was, now in self._same.items():
+        parts = {n: i for i, part in enumerate(nx.connected_components(links)) for n in part}
+        together: dict[int, tuple[list[Node], list[Node]]] = {}
+        for side, nodes in enumerate((removed, added)):
+            for node in nodes:
+                together.setdefault(parts[node], ([], []))[side].append(node)
+        groups = [Change(tuple(out), tuple(into)) for out, into in together.values()]
+        for was, now in self.same.items():
             if self._moved(was, now):
                 groups.append(Change(moved=((was, now),)))
             elif (was.kernel, was.stream) != (now.kernel, now.stream):
@@ -100,7 +103,7 @@ class Diff:
 
     def _moved(self, old: Node, new: Node) -> bool:
         home, now = self._homes[0][old], self._homes[1][new]
-        same_home = home is now if home is None or now is None else self._same.get(home) is now
+        same_home = home is now if home is None or now is None else self.same.get(home) is now
         return old.op != "constant" and (not same_home or old.stage != new.stage)
 
     def _with_reasons(self, change: Change) -> Change:
