@@ -7,16 +7,21 @@ The table is `tests/fusion_cases.py`; what is worth a test of its own is in
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import qgraph as qg
 from qgraph.ir import Graph
 from qgraph.passes import Legalize
 from qgraph.plan import Plan
+from tests import reference
+from tests.arrays import to_numpy
 from tests.fusion import (
     COARSE,
     FORMATS,
@@ -31,6 +36,8 @@ from tests.fusion import (
     wide,
 )
 from tests.fusion_cases import CASES, NEAR_MISSES, Case, Given, NearMiss, target
+from tests.in_numpy import InNumPy
+from tests.random_graphs import ROWS, K, parameters, programs, run
 
 ORIGINS = ("constant", "parameter", "carried")
 TURNS = 2
@@ -146,3 +153,40 @@ def test_near_misses(miss: NearMiss, origin: str, form: str) -> None:
         ]
     for written, now in zip(*results, strict=True):
         assert mx.allclose(written, now, rtol=1e-5, atol=1e-4)
+
+
+MODES = {
+    mode: [form for form, settings in FORMATS.items() if settings["mode"] == mode]
+    for mode in ("affine", "mxfp4", "mxfp8", "nvfp4")
+} | {"all": list(FORMATS)}
+EXAMPLES = int(os.environ.get("QGRAPH_EXAMPLES", "110"))
+"""Of each mode: 550 in all, the same at every run.  Given a number, so many others."""
+IN_ALL = 2e-4
+"""Relative error of a whole program of float32 steps, some of them chained ten deep."""
+
+
+@pytest.mark.parametrize("mode", MODES)
+@settings(
+    max_examples=EXAMPLES,
+    derandomize="QGRAPH_EXAMPLES" not in os.environ,
+    print_blob=True,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(data=st.data())
+def test_random_graphs(mode: str, data: st.DataObject) -> None:
+    """As written, optimized, and in float64 the same; each pass keeps its contract."""
+    program = data.draw(programs(MODES[mode]), label="program")
+    x, weights = random(ROWS, K, seed=1), parameters(MODES[mode])
+    graph = qg.trace(lambda w, x: run(program, w, x), weights, x, parameters=[0])
+    plan = qg.optimize(graph, target="cpu")
+    arrays = qg.tree.flatten(((weights, x), {}), static=True)[0]
+    (expected,) = InNumPy().run(graph, [wide(a) for a in arrays])
+    with not_compiled():
+        for each in (graph, plan.graph):
+            actual = to_numpy(qg.compile(each, passes=[], target="cpu")(weights, x))
+            assert reference.relative_error(actual, expected) < IN_ALL, f"{each}"
+        plan.check(weights, x)
+    if "carried" not in repr(program):
+        stages = [n.stage for _, n in plan.graph.walk() if n.op == "quantize"]
+        assert "run" not in stages, f"a quantize was not hoisted\n{plan.graph}"
