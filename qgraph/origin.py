@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import os
 import sys
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -63,8 +64,14 @@ def variable_name(thing: object) -> str:
     return ""
 
 
+stated: ContextVar[Origin | None] = ContextVar("stated", default=None)
+"""Where nodes come from while they are made for somebody else, as by an import."""
+
+
 def user_frame() -> Origin:
     """The innermost frame that is not qgraph's own."""
+    if (origin := stated.get()) is not None:
+        return origin
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename

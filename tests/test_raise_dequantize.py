@@ -65,12 +65,14 @@ def test_mxfp4(dtype: mx.Dtype) -> None:
 
 
 @pytest.mark.parametrize(("mode", "group", "bits"), [("mxfp8", 32, 8), ("nvfp4", 16, 4)])
-def test_mlx_exports_no_other_mode(mode: str, group: int, bits: int) -> None:
-    """Evidence for the pass's docstring: a new MLX that does makes this fail."""
+def test_other_modes_arrive_whole(mode: str, group: int, bits: int) -> None:
+    """MLX hands over no part of them, so the importer carries the op itself through."""
     parts = mx.quantize(W, group, bits, mode=mode)
     mx.eval(parts)
-    with pytest.raises(qg.errors.UnsupportedError, match="FromFP8"):
-        qg.from_mlx(lambda *p: mx.dequantize(*p, group_size=group, bits=bits, mode=mode), *parts)
+    graph = qg.from_mlx(
+        lambda *p: mx.dequantize(*p, group_size=group, bits=bits, mode=mode), *parts
+    )
+    assert ops(graph) == ["dequantize"]
 
 
 def test_text() -> None:

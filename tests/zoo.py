@@ -78,13 +78,19 @@ _LONGCAT = {"attention_method": "MLA", "zero_expert_type": "identity", "moe_topk
             "mla_scale_kv_lora": True}  # fmt: skip
 _LINEAR = {"kda_layers": [1], "full_attn_layers": [2], "num_heads": 4, "head_dim": 16,
            "short_conv_kernel_size": 4}  # fmt: skip
-_GEMMA4 = {"layer_types": _MIXED * 2, "num_hidden_layers": 4, "num_kv_shared_layers": 1,
-           "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCABULARY}
+_GEMMA4 = {
+    "layer_types": _MIXED * 2,
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 1,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": VOCABULARY,
+}
 _LFM2 = {"layer_types": ["conv", "full_attention"]}
 OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite", "solar_open",
                      "kimi_k25", "kimi_vl"), _NO_AUX),
-    **dict.fromkeys(("gpt_oss", "olmo3"), {"layer_types": _MIXED}),
+    "gpt_oss": {"layer_types": _MIXED},
+    "olmo3": {"layer_types": _MIXED},
     **dict.fromkeys(("gemma4", "gemma4_text"), _GEMMA4),
     **dict.fromkeys(("lfm2", "lfm2-vl"), _LFM2),
     "afm7": {"hidden_dim": WIDTH, "num_kv_reuse_layers": 1, "num_kv_heads": 2},
@@ -111,7 +117,8 @@ OWN: dict[str, dict[str, Any]] = {
         "mamba_d_conv": 4, "mamba_n_groups": 1, "mamba_conv_bias": True,
     },
     "hunyuan": {"moe_topk": 2, "num_shared_expert": 1, "use_mixed_mlp_moe": True, "use_cla": True,
-                "cla_share_factor": 2, "rope_scaling": {"alpha": 1.0, "factor": 1.0, "type": "ntk"}},
+                "cla_share_factor": 2,
+                "rope_scaling": {"alpha": 1.0, "factor": 1.0, "type": "ntk"}},
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1,
               "expert_layer_period": 2, "mamba_d_conv": 4, "mamba_d_state": 16, "mamba_expand": 2},
     "kimi_k3": {"hidden_act": "situ", "activation_situ_beta": 4.0, "linear_attn_config": _LINEAR,
@@ -207,18 +214,26 @@ def build(name: str) -> Any:
     if sum(array.nbytes for _, array in tree_flatten(model.parameters())) > MOST_BYTES:
         raise ValueError("the common configuration leaves it large")
     model.eval()
-    model.update(tree_unflatten([(k, _filled(a)) for k, a in tree_flatten(model.parameters())]))
+    weights = dict(tree_flatten(model.parameters()))
+    model.update(tree_unflatten(list(_filled(weights).items())))
     mx.eval(model.parameters())
     return model
 
 
-def _filled(weight: mx.array) -> mx.array:
-    """Random numbers where the model starts with zeros, which would hide what reads them."""
-    if weight.size == 0 or mx.any(weight != 0).item():
-        return weight
-    if mx.issubdtype(weight.dtype, mx.floating):
-        return mx.random.normal(weight.shape, weight.dtype, scale=0.1)
-    return mx.random.randint(0, 2**31 - 1, weight.shape).astype(weight.dtype)
+def _filled(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Random numbers where the model starts with zeros, which would hide what reads them.
+
+    Tables of indices stay as they are.
+    """
+    filled = dict(weights)
+    for path, array in weights.items():
+        if array.size == 0 or mx.any(array != 0).item():
+            continue
+        if mx.issubdtype(array.dtype, mx.floating):
+            filled[path] = mx.random.normal(array.shape, array.dtype, scale=0.1)
+        elif f"{path.removesuffix('weight')}scales" in weights:
+            filled[path] = mx.random.randint(0, 2**31 - 1, array.shape).astype(array.dtype)
+    return filled
 
 
 def inputs(name: str) -> tuple[mx.array, mx.array]:

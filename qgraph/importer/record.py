@@ -1,0 +1,277 @@
+"""Recording an MLX function: what `mx.export_function` says of it, and what MLX does not say."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten, tree_unflatten
+
+from ..errors import UnsupportedError
+from ..origin import Origin, is_ours
+from ..tree import Tree, flatten
+from .patches import Marker, Markers, Notes, recorded, recording
+from .ways import way_round
+
+Primitive = dict[str, Any]
+
+
+@dataclass
+class Recording:
+    """A function's graph as MLX hands it over; arrays go by MLX's keys.
+
+    Attributes:
+        inputs: keys of the weights and then of the arguments.
+        constants: arrays that are neither.
+        primitives: in program order, each with its name, arguments, inputs and outputs.
+        outputs: keys of what the function returns.
+        origins: of the arrays whose making was noted.
+        captured: arrays that the function sees as variables, evaluated or not, and their names.
+        form: of the tree that the function returns.
+    """
+
+    inputs: list[str]
+    constants: dict[str, mx.array]
+    primitives: list[Primitive]
+    outputs: list[str]
+    origins: dict[str, Origin]
+    captured: dict[str, tuple[str, mx.array]]
+    form: Tree
+    markers: Markers
+
+    def marker(self, primitive: Primitive) -> Marker | None:
+        """The call that a kernel of the importer's own stands for."""
+        return self.markers.of(str(primitive["arguments"][0]))
+
+
+def title(fn: Any) -> str:
+    """What to call the function in a message."""
+    return str(getattr(fn, "__name__", fn.__class__.__name__)).strip("<>")
+
+
+@dataclass
+class Surroundings:
+    """Modules and arrays that a function uses besides its arguments, by the names it has for them.
+
+    The weights of modules are recorded as inputs, so that they keep their names and that nothing
+    of them is evaluated.
+    """
+
+    modules: dict[str, Module] = field(default_factory=dict)
+    arrays: dict[str, mx.array] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, fn: Any) -> Surroundings:
+        """What `fn` is, is bound to, or sees as a variable."""
+        found = cls()
+        if isinstance(fn, Module):
+            found.modules[""] = fn
+            return found
+        if isinstance(fn, functools.partial):
+            found._see([(f"x{i}", arg) for i, arg in enumerate(fn.args)])
+            found._see(fn.keywords.items())
+            fn = fn.func
+        if isinstance(getattr(fn, "__self__", None), Module):
+            found.modules[""] = fn.__self__
+        try:
+            seen = inspect.getclosurevars(inspect.unwrap(fn))
+        except (TypeError, ValueError):
+            return found
+        found._see([*seen.globals.items(), *seen.nonlocals.items()])
+        return found
+
+    def _see(self, variables: Iterable[tuple[str, Any]]) -> None:
+        for name, thing in variables:
+            if isinstance(thing, Module):
+                self.modules[name] = thing
+            elif isinstance(thing, mx.array | dict | list | tuple):
+                leaves, form = flatten(thing)
+                paths = form.paths("" if isinstance(thing, dict) else name)
+                pairs = zip(paths, leaves, strict=True)
+                self.arrays |= {p: a for p, a in pairs if isinstance(a, mx.array)}
+
+    @functools.cached_property
+    def weights(self) -> dict[str, mx.array]:
+        """Parameters of the modules by path."""
+        found: dict[str, mx.array] = {}
+        for name, module in self.modules.items():
+            dot = f"{name}." if name else ""
+            pairs: Any = tree_flatten(_parameters(module))
+            found |= {dot + path: array for path, array in pairs}
+        return found
+
+    def paths(self) -> dict[int, str]:
+        """The path of every module, by its identity."""
+        found: dict[int, str] = {}
+        for name, top in self.modules.items():
+            for path, module in reversed(top.named_modules()):  # type: ignore[no-untyped-call]
+                whole = ".".join(part for part in (name, path) if part)
+                found[id(module)] = whole or type(module).__name__
+        return found
+
+    @contextmanager
+    def holding(self, weights: Sequence[mx.array]) -> Iterator[None]:
+        """The modules with other arrays for their weights, and then again as they were."""
+        whole = [
+            (module, dict(module), dict(vars(module)))
+            for top in self.modules.values()
+            for module in top.modules()  # type: ignore[no-untyped-call]
+        ]
+        given = dict(zip(self.weights, weights, strict=True))
+        own = [(module, _parameters(module)) for module in self.modules.values()]
+        for name, module in self.modules.items():
+            dot = f"{name}." if name else ""
+            mine = [(k.removeprefix(dot), a) for k, a in given.items() if k.startswith(dot)]
+            module.update(tree_unflatten(mine), strict=False)
+        try:
+            yield
+        finally:
+            for module, parameters in own:
+                module.update(parameters)
+            # What the module kept of the recorded call, such as a cache, goes with it.
+            for module, items, attributes in whole:
+                dict.clear(module)
+                dict.update(module, items)
+                vars(module).clear()
+                vars(module).update(attributes)
+
+
+def _parameters(module: Module) -> Any:
+    return module.parameters()  # type: ignore[no-untyped-call]
+
+
+def record(fn: Callable[..., Any], arrays: Sequence[mx.array], tree: Tree) -> Recording:
+    """What `fn` does to arrays like `arrays`, which stand for the leaves of its arguments.
+
+    Raises:
+        UnsupportedError: MLX cannot hand the function over; names the primitive and the line.
+    """
+    around = Surroundings.of(fn)
+    random: Any = mx.random.state
+    high, low = random[0].tolist()
+    try:
+        try:
+            return _attempt(fn, around, arrays, tree, Notes(around.paths()))
+        except UnsupportedError as first:
+            if first.hint == _NO_EVAL:
+                raise
+            # With its notes the function keeps what it computes and throws away; without, not.
+            # What it captured may come from what MLX does not hand over, such as `mx.load`.
+            mx.eval(list(around.arrays.values()))
+            try:
+                return _attempt(fn, around, arrays, tree, None)
+            except UnsupportedError as error:
+                raise (first if first.what == error.what else error) from None
+    finally:
+        # A key is the two halves of a seed, so this is the state as it was.
+        mx.random.seed((high << 32) | low)
+
+
+def _attempt(
+    fn: Callable[..., Any],
+    around: Surroundings,
+    arrays: Sequence[mx.array],
+    tree: Tree,
+    notes: Notes | None,
+) -> Recording:
+    said: list[dict[str, Any]] = []
+    forms: list[Tree] = []
+    markers = Markers()
+    weights = list(around.weights.values())
+    captured = list(around.arrays.values())
+
+    def flat(*given: mx.array) -> list[mx.array]:
+        with around.holding(given[: len(weights)]):
+            args, kwargs = tree.build(given[len(weights) :])
+            leaves, form = flatten(fn(*args, **kwargs), static=True)
+        forms.append(form)
+        # Notes come first: MLX then hands the primitives over in the order of the program.
+        return [*(notes.arrays if notes else []), *captured, *leaves]
+
+    recorded(flat)
+    try:
+        with recording(notes, markers):
+            mx.export_function(said.append, flat, *weights, *arrays)
+    except (ValueError, RuntimeError) as error:
+        raise _refused(error, fn, said, notes, markers) from None
+    keys = [key for key, _, _ in _only(said, "outputs")]
+    count = len(notes.arrays) if notes else 0
+    end = count + len(captured)
+    return Recording(
+        inputs=[key for key, _, _ in _only(said, "inputs")],
+        constants=dict(_only(said, "constants")),
+        primitives=[r for r in said if r["type"] == "primitive"],
+        outputs=keys[end:],
+        origins=dict(zip(keys[:count], notes.origins, strict=True)) if notes else {},
+        captured=dict(zip(keys[count:end], around.arrays.items(), strict=True)),
+        form=forms[-1],
+        markers=markers,
+    )
+
+
+def _only(said: Sequence[Mapping[str, Any]], kind: str) -> Any:
+    return next(r[kind] for r in said if r["type"] == kind)
+
+
+_NO_EVAL = "leave out mx.eval, .item(), .tolist() and Python conditions on arrays"
+
+
+def _refused(
+    error: Exception,
+    fn: Any,
+    said: Sequence[dict[str, Any]],
+    notes: Notes | None,
+    markers: Markers,
+) -> UnsupportedError:
+    words = str(error)
+    found = re.search(r"primitive (\w+)", words)
+    if re.search(r"(vjp|jvp|vmap).*CustomKernel", words) and markers.calls:
+        calls = sorted({call.op for call in markers.calls})
+        return UnsupportedError(
+            f"from_mlx: {title(fn)} transforms {', '.join(calls)}, by grad, vjp, jvp or vmap",
+            hint="MLX does not hand it over, and its way in here has no transforms: leave them out",
+            origin=_last_line(error),
+        )
+    if found:
+        return UnsupportedError(
+            f"from_mlx: {title(fn)} uses {found[1]}, which MLX does not hand over",
+            hint=way_round(found[1]),
+            origin=_first_missing(said, notes) or _last_line(error),
+        )
+    if "eval" in words.lower():
+        return UnsupportedError(
+            f"from_mlx: {title(fn)} evaluates an array while it is imported",
+            hint=_NO_EVAL,
+            origin=_last_line(error),
+        )
+    return UnsupportedError(f"from_mlx: {title(fn)}: {words}", origin=_last_line(error))
+
+
+def _first_missing(said: Sequence[dict[str, Any]], notes: Notes | None) -> Origin | None:
+    """The first noted array that no primitive had made when the export broke off."""
+    if notes is None or not any(r["type"] == "outputs" for r in said):
+        return None
+    known = {key for r in said if r["type"] == "primitive" for key, _, _ in r["outputs"]}
+    known |= {key for key, _, _ in _only(said, "inputs")}
+    known |= set(dict(_only(said, "constants")))
+    keys = [key for key, _, _ in _only(said, "outputs")]
+    pairs = zip(keys, notes.origins, strict=False)
+    return next((origin for key, origin in pairs if key not in known), None)
+
+
+def _last_line(error: Exception) -> Origin | None:
+    """The innermost line of the user's that the error came through; None says: who called us."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not is_ours(file):
+            found = Origin(file, trace.tb_lineno)
+        trace = trace.tb_next
+    return found

@@ -1,0 +1,130 @@
+"""Doing what was recorded again, in ops of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import QGraphError, UnsupportedError
+from ..functions import FUNCTIONS
+from ..origin import Origin, stated, user_frame
+from ..tensor import Tensor, as_tensor, constant_for
+from ..types import TensorType
+from .primitives import PRIMITIVES
+from .record import Primitive, Recording
+from .ways import way_round
+
+
+def replay(
+    recording: Recording, inputs: Sequence[Tensor], weights: Mapping[str, mx.array], fn: str
+) -> list[Any]:
+    """Nodes for what was recorded, the function's inputs being `inputs`; gives its outputs.
+
+    Raises:
+        UnsupportedError: a primitive has no entry in the table, or no op says what it does.
+    """
+    paths = dict(zip(recording.inputs, weights, strict=False))
+    env: dict[str, Any] = dict(zip(recording.inputs[len(paths) :], inputs, strict=True))
+    outside = user_frame()
+    origins = _origins(recording, paths)
+    token = stated.set(outside)
+    try:
+        for key, path in paths.items():
+            stated.set(Origin(label=path))
+            env[key] = Tensor(constant_for(weights[path], path))
+        for key, array in recording.constants.items():
+            stated.set(origins.get(key, outside))
+            env[key] = as_tensor(array)
+        for key, (name, array) in recording.captured.items():
+            stated.set(Origin(label=name))
+            env[key] = Tensor(constant_for(array, name))
+        made: dict[Any, list[str]] = {}
+        first: dict[str, str] = {}
+        for primitive in _needed(recording, env):
+            # MLX merges what is computed twice, but not where both were asked for, as notes do.
+            keys = [key for key, _, _ in primitive["outputs"]]
+            twins = made.setdefault(_signature(primitive, first), keys)
+            if twins is keys:
+                stated.set(origins.get(keys[0], outside))
+                env.update(zip(keys, _make(primitive, env, recording, fn), strict=True))
+            else:
+                first.update(zip(keys, twins, strict=True))
+                env.update((key, env[twin]) for key, twin in zip(keys, twins, strict=True))
+        return [env[key] for key in recording.outputs]
+    finally:
+        stated.reset(token)
+
+
+def _needed(recording: Recording, known: Mapping[str, Any]) -> list[Primitive]:
+    """The primitives that the outputs need, in order."""
+    wanted = set(recording.outputs)
+    found = []
+    for primitive in reversed(recording.primitives):
+        keys = {key for key, _, _ in primitive["outputs"]}
+        if keys & wanted and not keys <= known.keys():
+            found.append(primitive)
+            wanted.update(key for key, _, _ in primitive["inputs"])
+    return found[::-1]
+
+
+def _signature(primitive: Primitive, first: Mapping[str, str]) -> tuple[Any, ...]:
+    inputs = [first.get(key, key) for key, _, _ in primitive["inputs"]]
+    types = [(shape, str(dtype)) for _, shape, dtype in primitive["outputs"]]
+    return primitive["name"], repr(primitive["arguments"]), *inputs, repr(types)
+
+
+def _origins(recording: Recording, paths: Mapping[str, str]) -> dict[str, Origin]:
+    """Where each array was made.
+
+    What MLX made by itself on the way to something comes from that; what nobody noted comes from
+    the weight it reads.
+    """
+    origins = dict(recording.origins)
+    for primitive in reversed(recording.primitives):
+        keys = [key for key, _, _ in primitive["outputs"]]
+        inputs = [key for key, _, _ in primitive["inputs"]]
+        found = next((origins[key] for key in keys if key in origins), None)
+        if found is None:
+            path = next((paths[key] for key in inputs if key in paths), None)
+            found = Origin(label=path.rpartition(".")[0] or path) if path else None
+        if found is not None:
+            for key in keys:
+                origins.setdefault(key, found)
+            for key in inputs:
+                if key not in recording.origins and key not in paths:
+                    origins[key] = found
+    return origins
+
+
+def _make(
+    primitive: Primitive, env: Mapping[str, Any], recording: Recording, fn: str
+) -> Sequence[Any]:
+    """The tensors that the primitive gives."""
+    name = primitive["name"]
+    inputs = [env[key] for key, _, _ in primitive["inputs"]]
+    types = [TensorType(tuple(shape), dtype) for _, shape, dtype in primitive["outputs"]]
+    try:
+        if name == "CustomKernel" and (call := recording.marker(primitive)) is not None:
+            args, kwargs = call.form.build(inputs)
+            result = FUNCTIONS[call.op](*args, **kwargs, stream=call.stream)
+        elif name in PRIMITIVES:
+            result = PRIMITIVES[name](inputs, primitive["arguments"], types)
+        else:
+            raise NotImplementedError("it has no entry in the table of primitives")
+    except UnsupportedError:
+        raise
+    except (NotImplementedError, QGraphError) as error:
+        words = error.what if isinstance(error, QGraphError) else str(error)
+        raise UnsupportedError(
+            f"from_mlx: {fn} uses the primitive {name}: {words}", hint=way_round(name)
+        ) from None
+    outputs = result if isinstance(result, list | tuple) else [result]
+    for tensor, stated_type in zip(outputs, types, strict=True):
+        if tensor.value.type != stated_type:
+            raise UnsupportedError(
+                f"from_mlx: {fn}: {name} gave {tensor.value.type}, MLX says {stated_type}",
+                hint="this is a fault of qgraph's table of primitives; please report it",
+            )
+    return outputs
