@@ -10,21 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from qgraph.errors import QGraphError
-from qgraph.importer import from_mlx
 from qgraph.ir import Graph, Node, Value, is_scalar
 from qgraph.ledger import Entry, record
 from qgraph.ops import OPS
+from qgraph.recorded import expansion, with_none
 from qgraph.rewrite import Visit, rewrite
 from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
-from qgraph.types import Spec, TensorType
 
 from .eliminate_dead_code import EliminateDeadCode
 
@@ -48,7 +45,7 @@ class Expansion:
     def holds(self) -> bool:
         """Is it so?"""
         types = tuple((name, value.type) for name, value in self.operands.items())
-        pattern = recorded(self.op, types, tuple(self.settings.items()))
+        pattern = expansion(self.op, types, tuple(self.settings.items()))
         if pattern is None or pattern.outputs[0].type != self.root.type:
             return False
         bound = dict(zip(pattern.inputs, self.operands.values(), strict=True))
@@ -77,27 +74,20 @@ def raise_expansions(graph: Graph, find: Find, made_by: str, case: int = 0) -> G
         def visit(node: Node) -> Sequence[Value] | None:
             old = next(places)
             now.update(zip(old.outputs, node.outputs, strict=True))
-            expansion = found.get(old.serial)
-            if expansion is None:
+            guess = found.get(old.serial)
+            if guess is None:
                 return None
-            operands = {n: Tensor(now.get(v, v)) for n, v in expansion.operands.items()}
-            args = _with_none(expansion.op, {**expansion.settings, **operands})
-            result = _called(expansion.op, args).value
+            operands = {n: Tensor(now.get(v, v)) for n, v in guess.operands.items()}
+            args = with_none(guess.op, {**guess.settings, **operands})
+            result = _called(guess.op, args).value
             now[old.output] = result
-            record(_entry(expansion, old, made_by, case))
+            record(_entry(guess, old, made_by, case))
             return [result]
 
         return visit
 
     raised = rewrite(graph, visitor, made_by)
     return raised if raised is graph else EliminateDeadCode()(raised)
-
-
-def _with_none(op: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by name, and None for those that MLX wants said."""
-    parameters = OPS[op].signature.parameters.values()
-    missing = dict.fromkeys(p.name for p in parameters if p.default is p.empty)
-    return {**missing, **args}
 
 
 def _called(op: str, args: Mapping[str, Any]) -> Tensor:
@@ -108,29 +98,12 @@ def _called(op: str, args: Mapping[str, Any]) -> Tensor:
     return result
 
 
-def _entry(expansion: Expansion, root: Node, made_by: str, case: int) -> Entry:
-    first = next(iter(expansion.operands.values()))
-    name = next((n for v in expansion.operands.values() if (n := v.node.args.get("name"))), "")
-    what = f"{expansion.op} of {first.type}"
+def _entry(guess: Expansion, root: Node, made_by: str, case: int) -> Entry:
+    first = next(iter(guess.operands.values()))
+    name = next((n for v in guess.operands.values() if (n := v.node.args.get("name"))), "")
+    what = f"{guess.op} of {first.type}"
     reason = "its primitives are one again"
     return Entry(made_by, "rewritten", what, root.origin, reason, case, str(name))
-
-
-@lru_cache(maxsize=4096)
-def recorded(
-    op: str, types: tuple[tuple[str, TensorType], ...], settings: tuple[tuple[str, Any], ...]
-) -> Graph | None:
-    """MLX's expansion of an op on CPUs as an import records it; None if it does not take these."""
-    names = [name for name, _ in types]
-
-    def fn(*arrays: mx.array) -> Any:
-        args = {**dict(settings), **dict(zip(names, arrays, strict=True))}
-        return OPS[op].call(_with_none(op, args), stream=mx.cpu)
-
-    try:
-        return from_mlx(fn, *(Spec(type) for _, type in types), name=op)
-    except (QGraphError, ValueError, TypeError):
-        return None
 
 
 def matches(

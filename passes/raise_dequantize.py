@@ -22,9 +22,10 @@ import mlx.core as mx
 from qgraph.ir import Graph, Node, Value
 from qgraph.names import constants_behind
 from qgraph.quantization import MODES
+from qgraph.recorded import expansion
 from qgraph.types import TensorType
 
-from .expansion import Expansion, matches, raise_expansions, recorded
+from .expansion import Expansion, matches, raise_expansions
 
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 _LARGEST = 64
@@ -94,7 +95,7 @@ def _expansion(
         types.append(("biases", types[1][1]))
     else:
         settings = {**settings, "dtype": node.output.dtype}
-    pattern = recorded("dequantize", tuple(types), tuple(settings.items()))
+    pattern = expansion("dequantize", tuple(types), tuple(settings.items()))
     if pattern is None or pattern.outputs[0].node.op != node.op:
         return None
     bound = {pattern.inputs[0]: w}

@@ -24,10 +24,11 @@ import mlx.core as mx
 import numpy as np
 
 from qgraph.ir import Graph, Node, Value
+from qgraph.recorded import expansion
 from qgraph.target import Target
 from qgraph.types import TensorType
 
-from .expansion import Expansion, contract, layers, number, peel, raise_expansions, recorded
+from .expansion import Expansion, contract, layers, number, peel, raise_expansions
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _power(base: float, dims: int) -> float | None:
     """The constant by which MLX's expansion holds a base."""
     types = (("a", TensorType((1, 1, 1, dims), mx.float32)), ("offset", TensorType((), mx.int32)))
     settings = {"dims": dims, "traditional": False, "scale": 1.0, "base": base}
-    pattern = recorded("fast.rope", types, tuple(settings.items()))
+    pattern = expansion("fast.rope", types, tuple(settings.items()))
     exps = [n for n in pattern.nodes if n.op == "exp"] if pattern else []
     return number(exps[0].inputs[0].node.inputs[1]) if exps else None
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 from .ir import Graph, Node, Value, map_values
 from .kernel_ops import runs_on_host, streams_in_use
 from .ops import CONTROL_FLOW, LOOPS, OPS
+from .tables import Tables, has_tables
 from .tensor import as_device
 
 UNROLL_NODES = 2048
@@ -23,7 +24,7 @@ class Streams:
     """The streams of a program by number: 0 is the device's default, the rest are its own."""
 
     def __init__(self, device: mx.Device) -> None:
-        self._device = device
+        self.device = device
         self._streams: list[Any] = []
 
     def resolve(self, stream: Any) -> Any:
@@ -33,7 +34,7 @@ class Streams:
         if not isinstance(stream, int):
             return as_device(stream)
         while len(self._streams) < stream:
-            self._streams.append(mx.new_thread_local_stream(self._device))
+            self._streams.append(mx.new_thread_local_stream(self.device))
         return self._streams[stream - 1]
 
 
@@ -46,6 +47,7 @@ class Interpreter:
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
+        self._tables = Tables()
         self._several: dict[Any, tuple[list[mx.array], Sequence[mx.array]]] = {}
 
     def run(self, node: Node, env: Env) -> None:
@@ -68,6 +70,10 @@ class Interpreter:
     def _call(self, node: Node, env: Env) -> Any:
         op = OPS[node.op]
         args = {name: map_values(arg, env.__getitem__) for name, arg in node.args.items()}
+        if has_tables(node, self._streams.device):
+            result = self._tables.call(node, args)
+            if result is not None:
+                return result
         stream = self._streams.resolve(node.stream)
         if op.kind == "chosen kernels":
             token = streams_in_use.set(self._streams)

@@ -17,6 +17,7 @@ from .ir import Graph, Node, Value
 from .kernel_ops import runs_on_host
 from .names import body_inputs
 from .ops import CONTROL_FLOW
+from .tables import record_expansions
 from .tensor import as_int
 
 
@@ -100,6 +101,7 @@ class Stretch(Step):
         needs = tuple(v for v in read if v not in made and v not in known)
         gives = tuple(v for node in nodes for v in node.outputs if v in wanted)
         captured = {v: known[v] for v in read if v in known}
+        record_expansions(nodes, streams.device)
 
         def stretch(*arrays: mx.array) -> list[mx.array]:
             env: Env = {**captured, **dict(zip(needs, arrays, strict=True))}
