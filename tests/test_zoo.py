@@ -56,11 +56,15 @@ def test_architecture(name: str) -> None:
     assert zoo.equal(name, model)
     ids, _ = zoo.inputs(name)
     program = qg.compile(qg.from_mlx(model, ids), target="cpu")
-    expected = model(ids)
+    expected, actual = model(ids), program(ids)
+    # Logits of -inf are of tokens that phi3small never gives.
+    forbidden = expected == -float("inf")
+    assert mx.array_equal(actual == -float("inf"), forbidden).item()
+    expected, actual = (mx.where(forbidden, 0, logits) for logits in (expected, actual))
     scale = mx.abs(expected).max()
     assert mx.isfinite(scale).item()
     assert scale.item() > 0  # logits of zero would prove nothing
-    assert (mx.abs(program(ids) - expected).max() / scale).item() < 1e-4
+    assert (mx.abs(actual - expected).max() / scale).item() < 1e-4
 
 
 @pytest.mark.parametrize("name", REFUSED)
