@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qgraph.contracts import ROUNDED_WEIGHTS
 from qgraph.ir import Graph, Node, Value
 from qgraph.ledger import Decision, Entry, record
 from qgraph.names import body_inputs
@@ -44,7 +45,7 @@ class QuantizeWeights:
 
     config: Quantize
     name: str = _NAME
-    contract: str = "tolerance inf"
+    contract: str = ROUNDED_WEIGHTS
 
     def __call__(self, graph: Graph) -> Graph:
         weights = [n.output for n in graph.constants()]

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from .contracts import EXACT, ROUNDED_WEIGHTS, difference
 from .errors import ContractError
-from .interpret import Env, Interpreter, Streams, unrolls
-from .ir import Graph, Node, Value
+from .first_difference import Search, pairs
+from .ir import Graph, Node, Value, constant_value
 from .ledger import Entry
-from .lower import LoweredGraph
+from .names import outermost
+from .rewrite import rewrite, setting
+from .rounding import round_trip
 from .tree import flatten
 
 if TYPE_CHECKING:
     from .plan import Plan, PlanStep
-
-TOLERANCE = {mx.float16: 2e-2, mx.bfloat16: 1e-1}
-"""Relative error allowed to a pass that promises one, by dtype; 1e-4 for the others."""
-
-EXACT = "exact"
 
 
 def check_plan(plan: Plan, inputs: Sequence[Any]) -> None:
@@ -37,10 +36,14 @@ def check_plan(plan: Plan, inputs: Sequence[Any]) -> None:
         if not step.changed:
             continue
         after = _run(step.after, arrays, device)
+        compared, given = step, arrays
+        if step.contract == ROUNDED_WEIGHTS:
+            compared, given = _with_rounded_weights(step, arrays)
+            before = _run(compared.before, given, device)
         for old, new in zip(before, after, strict=True):
-            error = difference(old, new, step.contract)
+            error = difference(old, new, compared.contract)
             if error:
-                raise _broken(step, arrays, device, error)
+                raise _broken(compared, given, device, error)
         before = after
 
 
@@ -60,51 +63,14 @@ def _run(graph: Graph, arrays: Sequence[mx.array], device: mx.Device) -> list[mx
     return results
 
 
-def allowance(contract: str, dtype: mx.Dtype) -> float:
-    """The relative error that a contract allows.
-
-    Contracts: "exact"; "dtype-preserving" and "tolerance", what a dtype is good for; and a number
-    of their own, such as "tolerance 1e-3".
-
-    >>> allowance("exact", mx.float32), allowance("tolerance 1e-3", mx.float32)
-    (0.0, 0.001)
-    """
-    word, _, number = contract.partition(" ")
-    if word not in (EXACT, "dtype-preserving", "tolerance"):
-        raise ValueError(
-            f"contract {contract!r}: give 'exact', 'dtype-preserving' or 'tolerance 1e-3'"
-        )
-    if word == EXACT:
-        return 0.0
-    return float(number) if number else TOLERANCE.get(dtype, 1e-4)
-
-
-def difference(old: mx.array, new: mx.array, contract: str) -> str:
-    """How two results differ beyond `contract`, in words; empty if they do not.
-
-    >>> difference(mx.array([1.0]), mx.array([1.5]), "exact")
-    'relative error 0.5, exact was promised'
-    """
-    if old.shape != new.shape or old.dtype != new.dtype:
-        return f"{new.dtype} {tuple(new.shape)} instead of {old.dtype} {tuple(old.shape)}"
-    if mx.array_equal(old, new, equal_nan=True):
-        return ""
-    if not mx.issubdtype(old.dtype, mx.inexact):
-        return f"{int(mx.sum(old != new).item())} of {old.size} elements differ"  # type: ignore[arg-type]
-    size = mx.linalg.norm(old.astype(mx.float32).flatten())
-    away = mx.linalg.norm((new.astype(mx.float32) - old.astype(mx.float32)).flatten())
-    error = float(away / mx.maximum(size, 1e-30))
-    allowed = allowance(contract, old.dtype)
-    if error <= allowed:
-        return ""
-    promised = "exact was promised" if not allowed else f"at most {allowed:g} was promised"
-    return f"relative error {error:.2g}, {promised}"
-
-
 def _broken(
     step: PlanStep, arrays: Sequence[mx.array], device: mx.Device, error: str
 ) -> ContractError:
-    found = _first_node(step, step.before, step.after, arrays, device)
+    def differ(old: mx.array, new: mx.array) -> str:
+        return difference(old, new, step.contract)
+
+    search = Search(pairs(step.before, step.after, step.replaced), differ, device)
+    found = search.first(step.before, step.after, arrays, arrays)
     if found is None:
         return ContractError(f"the pass {step.name} changes the result: {error}")
     node, error = found
@@ -122,43 +88,41 @@ def _is_rule_of(entry: Entry, node: Node) -> bool:
     return entry.decision == "rewritten" and same
 
 
-def _first_node(
-    step: PlanStep, old: Graph, new: Graph, arrays: Sequence[mx.array], device: mx.Device
-) -> tuple[Node, str] | None:
-    """The first node of `old` whose replacement gives something else on the same inputs."""
-    before, after = _values(old, arrays, device), _values(new, arrays, device)
-    for node in old.nodes:
-        for value in node.outputs:
-            other = step.replaced.get(value, value)
-            if value in before and other in after:
-                error = difference(before[value], after[other], step.contract)
-                if error:
-                    return _inside(step, node, other.node, before, device) or (node, error)
-    return None
+def _with_rounded_weights(
+    step: PlanStep, arrays: Sequence[mx.array]
+) -> tuple[PlanStep, list[mx.array]]:
+    """The step as if it had begun with rounded weights, and the arguments likewise.
 
+    Raises:
+        ContractError: a weight is further from its float values than a step of its group.
+    """
+    given = dict(zip(step.before.inputs, arrays, strict=True))
+    rounded: dict[Value, mx.array] = {}
+    source = outermost(step.after)
+    for _, node in step.after.walk():
+        if node.op == "quantize" and node.origin.made_by == step.name:
+            weight = source.get(node.operand("w"), node.operand("w"))
+            if weight not in given and weight.node.op != "constant":
+                continue
+            array = given[weight] if weight in given else weight.node.args["data"].array
+            settings = {name: setting(node, name) for name in ("group_size", "bits", "mode")}
+            rounded[weight], error = round_trip(array, **settings)
+            if not error <= 1:
+                raise ContractError(
+                    f"the pass {step.name} moves a weight by {error:.2g} steps of its group, "
+                    "1 was promised",
+                    origin=node.origin,
+                )
+    constants = {
+        v: constant_value(array, v.node.args["name"])
+        for v, array in rounded.items()
+        if v not in given
+    }
 
-def _inside(
-    step: PlanStep, old: Node, new: Node, env: Mapping[Value, mx.array], device: mx.Device
-) -> tuple[Node, str] | None:
-    """Look into the first turn of a loop for the node that differs."""
-    if old.op != "fori_loop" or new.op != "fori_loop" or not isinstance(old.args["lower"], int):
-        return None
-    inputs = [mx.array(old.args["lower"], mx.int32)]
-    inputs += [env[v] for name in ("carried", "invariants") for v in old.args[name]]
-    if len(new.bodies[0].inputs) != len(inputs):
-        return None
-    return _first_node(step, old.bodies[0], new.bodies[0], inputs, device)
+    def visit(node: Node) -> list[Value] | None:
+        new = constants.get(node.output) if node.op == "constant" else None
+        return None if new is None else [new]
 
-
-def _values(graph: Graph, arrays: Sequence[mx.array], device: mx.Device) -> Env:
-    """Every value of a graph, its bodies' apart."""
-    env: Env = dict(zip(graph.inputs, arrays, strict=True))
-    streams = Streams(device)
-    for node in graph.nodes:
-        if node.bodies and not unrolls(node):
-            alone = Graph("node", node.inputs, [node], node.outputs)
-            results = LoweredGraph(alone, {}, streams)([env[v] for v in node.inputs])
-            env.update(zip(node.outputs, results, strict=True))
-        else:
-            Interpreter(streams).run(node, env)
-    return env
+    before = rewrite(step.before, lambda _: visit, "")
+    arrays = [rounded.get(v, array) for v, array in given.items()]
+    return replace(step, before=before, contract=EXACT, replaced={}), arrays

@@ -151,13 +151,15 @@ def constants_behind(graph: Graph) -> dict[Value, Value]:
     >>> [str(v.type) for v in constants_behind(graph).values()]
     ['f32[4]']
     """
+    return {v: source for v, source in outermost(graph).items() if source.node.op == "constant"}
+
+
+def outermost(graph: Graph) -> dict[Value, Value]:
+    """What each invariant operand of a body is outside of all loops."""
     found: dict[Value, Value] = {}
     for _, node in graph.walk():  # loops come before what is in their bodies
         for _, shared in body_inputs(node):
-            for inner, outer in shared:
-                source = found.get(outer, outer)
-                if source.node.op == "constant":
-                    found[inner] = source
+            found.update((inner, found.get(outer, outer)) for inner, outer in shared)
     return found
 
 
