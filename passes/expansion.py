@@ -100,7 +100,8 @@ def _called(op: str, args: Mapping[str, Any]) -> Tensor:
 
 def _entry(guess: Expansion, root: Node, made_by: str, case: int) -> Entry:
     first = next(iter(guess.operands.values()))
-    name = next((n for v in guess.operands.values() if (n := v.node.args.get("name"))), "")
+    weights = [v.node for v in guess.operands.values() if v.node.op == "constant"]
+    name = next((n for w in weights if (n := w.args["name"])), "")
     what = f"{guess.op} of {first.type}"
     reason = "its primitives are one again"
     return Entry(made_by, "rewritten", what, root.origin, reason, case, str(name))
