@@ -92,9 +92,7 @@ def _experts(sides: str, is_sorted: bool = False) -> Model:
     named = {"rhs_indices": ids} if sides == "rhs" else {"lhs_indices": ids}
     if sides == "both":
         named = {"lhs_indices": ids, "rhs_indices": ids[::-1]}
-    return lambda q, x: qg.gather_mm(
-        x, q.dense().swapaxes(1, 2), **named, sorted_indices=is_sorted
-    )
+    return lambda q, x: qg.gather_mm(x, q.dense().swapaxes(1, 2), **named, sorted_indices=is_sorted)
 
 
 def _tied(q: Given, ids: Any) -> Any:
