@@ -15,7 +15,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,11 +108,22 @@ def _is_library(file: str) -> bool:
 
 @dataclass
 class Marker:
-    """A call of an op that MLX does not export; `form` is that of its arguments."""
+    """A call of an op that MLX does not export.
+
+    Attributes:
+        form: of its arguments.
+        leaves: what they hold; None stands for an array.
+    """
 
     op: str
     form: Tree
+    leaves: list[Any]
     stream: Any
+
+    def arguments(self, arrays: Sequence[Any]) -> Any:
+        """Positional and keyword arguments, with these in place of the arrays."""
+        rest = iter(arrays)
+        return self.form.build([next(rest) if x is None else x for x in self.leaves])
 
 
 class Markers:
@@ -131,14 +142,16 @@ class Markers:
             on = {} if stream is None else {"stream": mx.cpu if stream == "cpu" else stream}
             result = function(*args, **kwargs, **on)
             outputs = result if isinstance(result, list | tuple) else [result]
-            arrays, form = flatten((args, kwargs), static=True)
+            leaves, form = flatten((args, kwargs), static=True)
+            arrays = [leaf for leaf in leaves if isinstance(leaf, mx.array)]
+            kept = [None if isinstance(leaf, mx.array) else leaf for leaf in leaves]
             kernel: Any = mx.fast.metal_kernel(
                 name=f"{_MARK}_{len(self.calls)}_",
                 input_names=[f"i{k}" for k in range(len(arrays))],
                 output_names=[f"o{k}" for k in range(len(outputs))],
                 source="",
             )
-            self.calls.append(Marker(op, form, stream))
+            self.calls.append(Marker(op, form, kept, stream))
             made = kernel(
                 inputs=arrays,
                 output_shapes=[a.shape for a in outputs],

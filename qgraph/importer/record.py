@@ -16,7 +16,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..errors import UnsupportedError
 from ..origin import Origin, is_ours
+from ..tensor import placeholder
 from ..tree import Tree, flatten
+from ..types import type_of
 from .patches import Marker, Markers, Notes, recorded, recording
 from .ways import way_round
 
@@ -198,7 +200,9 @@ def _attempt(
     recorded(flat)
     try:
         with recording(notes, markers):
-            mx.export_function(said.append, flat, *weights, *arrays)
+            # Others of their types: MLX refuses a function that sees an argument as a variable too.
+            examples = [placeholder(type_of(a)) for a in (*weights, *arrays)]
+            mx.export_function(said.append, flat, *examples)
     except (ValueError, RuntimeError) as error:
         raise _refused(error, fn, said, notes, markers) from None
     keys = [key for key, _, _ in _only(said, "outputs")]

@@ -107,7 +107,7 @@ def _make(
     types = [TensorType(tuple(shape), dtype) for _, shape, dtype in primitive["outputs"]]
     try:
         if name == "CustomKernel" and (call := recording.marker(primitive)) is not None:
-            args, kwargs = call.form.build(inputs)
+            args, kwargs = call.arguments(inputs)
             result = FUNCTIONS[call.op](*args, **kwargs, stream=call.stream)
         elif name in PRIMITIVES:
             result = PRIMITIVES[name](inputs, primitive["arguments"], types)
