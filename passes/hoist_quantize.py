@@ -1,7 +1,8 @@
 """Move quantization, and what else need not be repeated, to where it runs once.
 
 Moves:
-    1. `quantize` of what does not change in a loop, out of every loop around it, at any depth.
+    1. `quantize` of what does not change in a loop, out of every loop around it, at any depth;
+       also of what a loop carries and hands on as it came.
     2. `quantize` of constants to the pack step, which runs once for a program.
     3. `quantize` of parameters to the prepare step, which runs once for a set of parameters.
     4. what such a `quantize` is computed from, with it.
@@ -26,6 +27,8 @@ from qgraph.ledger import Decision, Entry, record
 from qgraph.names import body_inputs, invariant_names
 from qgraph.ops import LOOPS, OPS, RANDOM
 
+from .invariants import as_invariants
+
 PACK, PREPARE, RUN = -2, -1, 0
 """Levels below that of a run; inside of n loops a value that changes has level n."""
 
@@ -41,6 +44,7 @@ class HoistQuantize:
     contract: str = "exact"
 
     def __call__(self, graph: Graph) -> Graph:
+        graph = as_invariants(graph, self.name)
         levels = {v: PREPARE if v.node.args["parameter"] else RUN for v in graph.inputs}
         return _stage(_hoist_from_loops(graph, levels, 0), levels)
 
@@ -146,7 +150,7 @@ def _worth_moving(graph: Graph, free: set[Node]) -> set[Node]:
             if (
                 node.op in ("quantize", "pack_weight")
                 or (node.op != "dequantize" and small)
-                or (node.op == "astype" and _are_scales(node.output, graph))
+                or (node.op in ("astype", "concatenate") and _are_scales(node.output, graph))
             ):
                 worth.add(node)
     return worth
