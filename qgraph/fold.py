@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ def repeats(nodes: Sequence[Node]) -> list[Run]:
 
     Two blocks are alike if their nodes have the same ops, static arguments, types, user lines,
     kernels and streams, and read each other at the same distances; weights and inputs of one type
-    are alike.  What the first block reads from before it, such as the input of the first layer,
+    are alike, those of a module if their paths differ in numbers only.  What the first block reads from before it, such as the input of the first layer,
     stands for one value that the second reads instead, the same wherever it is read.
     """
     ids: dict[Any, int] = {}
@@ -60,13 +61,19 @@ def repeats(nodes: Sequence[Node]) -> list[Run]:
 
 def _signature(node: Node) -> tuple[Any, ...]:
     outputs = tuple(str(v.type) for v in node.outputs)
-    inputs = tuple(str(v.type) for v in node.inputs)
+    inputs = tuple((str(v.type), _path(v)) for v in node.inputs)
     origin = (node.origin.file, node.origin.line)
     bodies = tuple(id(body) for body in node.bodies)
     return (
         node.op, tuple(node.args), repr(node.attrs), outputs, inputs, origin, node.kernel,
         str(node.stream), bodies,
     )  # fmt: skip
+
+
+def _path(value: Value) -> str:
+    """The path of a weight in its module without the numbers of layers; of others nothing."""
+    name = str(value.node.args.get("name", "")) if value.node.op in ("constant", "input") else ""
+    return re.sub(r"\d+", "#", name) if "." in name else ""
 
 
 def _count(
