@@ -16,7 +16,7 @@ def dump_plan(plan: Plan, folder: Path) -> Path:
     """The graph as written and after each pass that changed it, with its diff.
 
     Each is written as text, JSON and DOT.  The JSON names the arrays of constants and does not
-    hold them.
+    hold them.  `plan.html` shows all of it in a browser.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(plan.source, folder / "00-as-written")
@@ -26,6 +26,7 @@ def dump_plan(plan: Plan, folder: Path) -> Path:
             _write(step.after, place)
             place.with_name(f"{place.name}.diff.txt").write_text(f"{plan.diff(number - 1)}\n")
     _write(plan.graph, folder / "plan")
+    plan.save(folder / "plan.html")
     (folder / "report.txt").write_text(f"{plan.report()}\n")
     (folder / "ledger.txt").write_text("".join(f"{entry}\n" for entry in plan.ledger()))
     return folder

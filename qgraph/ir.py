@@ -304,6 +304,12 @@ class Graph:
 
         return to_dot(self)
 
+    def to_html(self) -> str:
+        """The graph as a page for browsers, which needs no network."""
+        from .viewer import to_html
+
+        return to_html(self)
+
     @staticmethod
     def from_json(text: str) -> Graph:
         """The graph that `to_json` wrote."""
@@ -312,17 +318,22 @@ class Graph:
         return from_json(text)
 
     def save(self, path: str | Path) -> Path:
-        """Write the graph in the format of the suffix: `.txt`, `.json` or `.dot`.
+        """Write the graph in the format of the suffix: `.txt`, `.json`, `.dot` or `.html`.
 
         Raises:
             ValueError: there is no format of that suffix.
         """
         place = Path(path)
-        formats = {".txt": self.format, ".json": self.to_json, ".dot": self.to_dot}
+        formats = {
+            ".txt": self.format,
+            ".json": self.to_json,
+            ".dot": self.to_dot,
+            ".html": self.to_html,
+        }
         if place.suffix not in formats:
             known = ", ".join(formats)
             raise ValueError(f"no format {place.suffix!r}: a graph is saved as one of {known}")
-        place.write_text(formats[place.suffix]() + "\n")
+        place.write_text(formats[place.suffix]() + "\n", encoding="utf-8")
         return place
 
     def __str__(self) -> str:

@@ -19,6 +19,7 @@ from .target import Target
 
 if TYPE_CHECKING:
     from .diff import Diff
+    from .profile import Profile
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,29 @@ class Plan:
         step = next((s for s in named if s.changed), named[0])
         return Diff(step.before, step.after, step.entries, title=step.name)
 
+    def save(self, path: str | Path, profile: Profile | None = None) -> Path:
+        """Write a page for browsers with the graph before and after every pass: `plan.html`.
+
+        Other formats are those of a graph: `plan.graph.save(path)`.
+
+        Args:
+            profile: what `program.profile` measured of this plan; colours nodes by their time.
+
+        Raises:
+            ValueError: the suffix is not `.html`.
+            InputError: the profile is of another plan.
+        """
+        from .viewer import save_html
+
+        if Path(path).suffix != ".html":
+            raise ValueError(f"a plan is saved as .html, not {path}; its graph by plan.graph.save")
+        return save_html(self, path, profile)
+
     def dump(self, folder: str | Path) -> Path:
-        """Write every step as numbered text, the report and the ledger; returns the folder."""
+        """Write every step as text, JSON and DOT, a page, the report and the ledger to a folder.
+
+        Returns the folder.
+        """
         from .dump import dump_plan
 
         return dump_plan(self, Path(folder))
