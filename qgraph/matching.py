@@ -6,8 +6,8 @@ reads was, is found again by its op, settings, types, user line and the pass tha
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .ir import Graph, Node, Value
@@ -38,27 +38,66 @@ def match(before: Graph, after: Graph) -> dict[Node, Node]:
     new = [node for node, _ in in_order(after)]
     there = set(new)
     found = {node: node for node in old if node in there}
-    values: dict[Value, Value] = {v: v for node in found for v in node.outputs}
-    values.update(zip(before.inputs, after.inputs, strict=False))
-    waiting: dict[Any, list[Node]] = defaultdict(list)
-    for node in old:
-        if node not in found:
-            waiting[_key(node)].append(node)
+    waiting = _Waiting(node for node in old if node not in found)
+    # Which value before a value after is.
+    back = {v: v for node in found for v in node.outputs}
+    back.update(zip(after.inputs, before.inputs, strict=False))
     taken = set(found.values())
     for strict in (True, False):
         for node in new:
             if node in taken:
                 continue
-            alike = waiting.get(_key(node), [])
-            pick = next((n for n in alike if _reads_the_same(n, node, values)), None)
-            if pick is None and not strict and alike:
-                pick = max(alike, key=lambda n: _shared_reads(n, node, values))
+            pick = waiting.take(node, back, strict)
             if pick is not None:
-                alike.remove(pick)
                 taken.add(node)
                 found[pick] = node
-                values.update(zip(pick.outputs, node.outputs, strict=False))
+                back.update(zip(node.outputs, pick.outputs, strict=False))
     return {node: found[node] for node in old if node in found}
+
+
+class _Waiting:
+    """Nodes before that are not found yet, by what they are and what they read."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self._alike: dict[Any, dict[Node, None]] = defaultdict(dict)
+        self._exact: dict[Any, dict[Node, None]] = defaultdict(dict)
+        self._readers: dict[Any, list[Node]] = defaultdict(list)
+        self._places: dict[Node, int] = {}
+        for i, node in enumerate(nodes):
+            key = _key(node)
+            self._places[node] = i
+            self._alike[key][node] = None
+            self._exact[(key, tuple(map(_read, node.inputs)))][node] = None
+            for value in node.inputs:
+                self._readers[(key, _read(value))].append(node)
+
+    def take(self, node: Node, back: dict[Value, Value], strict: bool) -> Node | None:
+        """The node that `node` is: it reads the same or, if not strict, most of the same."""
+        key = _key(node)
+        reads = tuple(_read(back.get(v, v)) for v in node.inputs)
+        if strict:
+            pick = next(iter(self._exact.get((key, reads), ())), None)
+        else:
+            pick = self._likest(key, reads)
+        if pick is not None:
+            del self._alike[key][pick]
+            del self._exact[(key, tuple(map(_read, pick.inputs)))][pick]
+        return pick
+
+    def _likest(self, key: Any, reads: tuple[Any, ...]) -> Node | None:
+        alike = self._alike.get(key, {})
+        shared = Counter(
+            n for read in reads for n in self._readers.get((key, read), ()) if n in alike
+        )
+        if shared:
+            return min(shared, key=lambda n: (-shared[n], self._places[n]))
+        return next(iter(alike), None)
+
+
+def _read(value: Value) -> Any:
+    """What a value is known by: inputs, which passes make anew, by name and type."""
+    node = value.node
+    return (node.args["name"], str(value.type)) if node.op == "input" else value
 
 
 def _key(node: Node) -> Any:
@@ -71,21 +110,3 @@ def _key(node: Node) -> Any:
     if node.op == "input":
         return (node.op, types, node.args["name"])
     return (node.op, repr(node.attrs), types, *where)
-
-
-def _same(a: Value, b: Value, values: dict[Value, Value]) -> bool:
-    if values.get(a) is b:
-        return True
-    if a.node.op == b.node.op == "input":
-        return bool(a.node.args["name"] == b.node.args["name"] and a.type == b.type)
-    return False
-
-
-def _reads_the_same(a: Node, b: Node, values: dict[Value, Value]) -> bool:
-    if len(a.inputs) != len(b.inputs):
-        return False
-    return all(_same(x, y, values) for x, y in zip(a.inputs, b.inputs, strict=True))
-
-
-def _shared_reads(a: Node, b: Node, values: dict[Value, Value]) -> int:
-    return sum(_same(x, y, values) for x, y in zip(a.inputs, b.inputs, strict=False))
