@@ -14,7 +14,8 @@ Leaves alone:
     1. views that break a group or a row, with the reason in the ledger.
     2. `einsum` and `tensordot` that are no product of matrices with one summed axis.
     3. a `quantize` of a dequantized weight: the pair is not the identity.
-    4. rows of an embedding on the left of a float weight: they are few, and what is multiplied.
+    4. on the left, what is smaller than what it multiplies: rows of an embedding, or activations
+       that are rounded, before a float weight.
 Cases 6 and 8, indexing rows, are `sink-dequantize`'s; case 10 is `raise-dequantize`'s; case 11 is
 `legalize`'s.
 """
@@ -59,9 +60,7 @@ def _fuse(node: Node) -> Sequence[Value] | None:
     misses: list[tuple[str, WeightView | None]] = []
     for product in products:
         weight = resolve(product.weight.value)
-        if weight is None or (
-            product.on_left and isinstance(weight, WeightView) and weight.is_looked_up
-        ):
+        if weight is None or _is_activation(product, weight):
             continue
         if isinstance(weight, str):
             misses.append((weight, None))
@@ -76,6 +75,13 @@ def _fuse(node: Node) -> Sequence[Value] | None:
     for why, near in misses:
         _note(node, "refused", f"not fused: {why}", near)
     return None
+
+
+def _is_activation(product: Contraction, weight: WeightView | str) -> bool:
+    """A packed operand on the left is decoded once for each column of the right."""
+    if not product.on_left or isinstance(weight, str):
+        return False
+    return weight.source.output.type.size < product.x.value.type.size
 
 
 def _explain(node: Node) -> None:
@@ -175,5 +181,5 @@ def _note(
     what, name = f"{node.op} of {node.inputs[0].type}", ""
     if weight is not None:
         name = str(weight.source.operand("w").node.args.get("name", ""))
-        what = f"{node.op} with {weight.source.output.type}"
+        what += f" with {weight.source.output.type}"
     record(Entry(_NAME, decision, what, node.origin, reason, case, name))

@@ -95,7 +95,7 @@ def _hoist_from(node: Node, levels: dict[Value, int], depth: int) -> tuple[list[
         limit = inside - 1 if node.op in LOOPS or inside > 0 else PREPARE
         moved = _movable(body, inner, limit)
         if moved.nodes:
-            new, body, args[name] = _lift(body, moved, dict(shared), args[name])
+            new, body, args[name] = _lift(body, moved, dict(shared), args[name], node.op)
             lifted += new
         bodies.append(body)
     if all(new is old for new, old in zip(bodies, node.bodies, strict=True)):
@@ -180,7 +180,11 @@ def _reads_as_scales(reader: Node, value: Value) -> bool:
 
 
 def _lift(
-    body: Graph, moved: _Moved, shared: dict[Value, Value], operands: tuple[Value, ...]
+    body: Graph,
+    moved: _Moved,
+    shared: dict[Value, Value],
+    operands: tuple[Value, ...],
+    around: str,
 ) -> tuple[list[Node], Graph, tuple[Value, ...]]:
     """Copies of `moved` over outer values, the body that reads their results, its operands."""
     lifted: list[Node] = []
@@ -196,7 +200,7 @@ def _lift(
         )
         lifted.append(new)
         outside.update(zip(node.outputs, new.outputs, strict=True))
-        _report(new, "hoisted", f"out of the {body.name} around it")
+        _report(new, "hoisted", f"out of the {around} around it")
     gone = set(moved.nodes) - moved.stay
     left = [node for node in body.nodes if node not in gone]
     read = {v for node in left for v in node.inputs} | set(body.outputs)

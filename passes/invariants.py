@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qgraph.changes import unchanging
 from qgraph.ir import Graph, Node, Value
 from qgraph.names import invariant_names
 from qgraph.rewrite import rewrite
@@ -43,17 +44,6 @@ def _visit(node: Node) -> Sequence[Value] | None:
         return new.outputs
     rest = iter(new.outputs)
     return [carried[i] if i in fixed else next(rest) for i in range(len(node.outputs))]
-
-
-def unchanging(node: Node) -> set[int]:
-    """Which of the carried values of a loop are the same at every turn; for a branch, all."""
-    if not node.bodies:
-        return set()
-    count = len(node.args["carried"])
-    if node.op == "cond":
-        return set(range(count))
-    body, skip = node.bodies[-1], int(node.op == "fori_loop")
-    return {i for i in range(count) if body.outputs[i] is body.inputs[skip + i]}
 
 
 def _without(node: Node, fixed: set[int]) -> Node:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qgraph.changes import VIEWS
 from qgraph.contracts import ROUNDED_WEIGHTS
 from qgraph.ir import Graph, Node, Value
 from qgraph.ledger import Decision, Entry, record
@@ -33,10 +34,6 @@ from qgraph.tensor import Tensor
 from .contraction import as_contraction
 
 _NAME = "quantize-weights"
-_VIEWS = frozenset({
-    "transpose", "matrix_transpose", "swapaxes", "moveaxis", "expand_dims", "squeeze", "reshape",
-    "flatten", "unflatten", "astype", "broadcast_to", "stop_gradient",
-})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def _roles(graph: Graph, weight: Value) -> set[str]:
                 passed = _inner_values(node, value)
                 found |= set() if passed else {node.op}
                 pending += [(body, inner, inner, False) for body, inner in passed]
-            elif node.op in _VIEWS:
+            elif node.op in VIEWS:
                 pending.append((where, node.output, start, outer))
             elif any(p.weight.value is value for p in as_contraction(node)):
                 found.add("head" if outer and _is_result(graph, node) else "product")
@@ -134,7 +131,7 @@ def _is_result(graph: Graph, node: Node) -> bool:
     value = node.output
     while value not in graph.outputs:
         readers = graph.users.get(value, ())
-        if len(readers) != 1 or readers[0].op not in _VIEWS | {"add"}:
+        if len(readers) != 1 or readers[0].op not in VIEWS | {"add"}:
             return False
         value = readers[0].output
     return True

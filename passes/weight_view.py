@@ -36,13 +36,6 @@ class WeightView:
     view: Strided
     dtype: mx.Dtype
 
-    @property
-    def is_looked_up(self) -> bool:
-        """Are its rows picked from a table by indices, as those of an embedding are?"""
-        picked = self.source.operand("w").node
-        indices = [v for v in picked.inputs[1:] if not mx.issubdtype(v.dtype, mx.floating)]
-        return picked.op in ("take", "getitem") and bool(indices) and picked.inputs[0].ndim == 2
-
 
 def resolve(value: Value) -> WeightView | str | None:
     """The weight that `value` is a view of; None if there is none, or why it cannot be used."""

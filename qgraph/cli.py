@@ -168,11 +168,17 @@ def ledger(where: Where, specs: Specs = None, target: TargetName = None) -> None
 def lint(where: Where, specs: Specs = None) -> None:
     """Name what is costly in the model as written; status 1 if there is something.
 
+    Each with an estimate, and with what `optimize` makes of it.
+
     `qgraph lint model.py:step --spec "f16[1,4096]"`
     """
+    from .lint import explained
     from .lint import lint as costly
 
-    findings = costly(graph_of(find(where, specs or [])))
+    graph = graph_of(find(where, specs or []))
+    findings = costly(graph)
+    if findings:
+        findings = explained(findings, optimize(graph, check=False).ledger())
     for finding in findings:
         typer.echo(str(finding))
     if not findings:

@@ -8,7 +8,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
-from .ir import Graph, Node
+import mlx.core as mx
+
+from .changes import CALLS, PARAMETERS, behind_views, changes, readers
+from .ir import Graph, Node, Value
+from .names import outermost
 from .origin import NOWHERE, Origin
 
 Decision = Literal[
@@ -74,29 +78,94 @@ _WATCHED = PRODUCTS | {"quantize", "dequantize"}
 
 def unmentioned(source: Graph, final: Graph, entries: Sequence[Entry]) -> list[Entry]:
     """Entries for the quantizes, dequantizes and products of `source` that no pass spoke of."""
-    spoken = {(e.origin.file, e.origin.line, e.what.split()[0]) for e in entries}
-    left = {_place(node) for _, node in final.walk() if node.op in _WATCHED}
-    found: dict[tuple[str, int, str], Entry] = {}
-    for _, node in source.walk():
-        place = _place(node)
-        if node.op in _WATCHED and place not in spoken:
-            name = str(node.inputs[0].node.args.get("name", "")) if node.inputs else ""
-            what = f"{node.op} of {node.inputs[0].type}" if node.inputs else node.op
-            reason = _why_kept(node) if place in left else "into the product that reads it"
-            decision: Decision = "kept" if place in left else "fused"
-            found.setdefault(place, Entry("", decision, what, node.origin, reason, name=name))
-    return list(found.values())
+    exactly = {(*_line(e.origin), *e.what.split()[:3]) for e in entries}
+    roughly = {key[:3] for key in exactly}
+    left = {_key(node) for _, node in final.walk() if node.op in _WATCHED}
+    why = _Reasons(source)
+    found: dict[Entry, None] = {}
+    for graph, node in source.walk():
+        if node.op not in _WATCHED or (key := _key(node)) in exactly:
+            continue
+        if key in left:
+            found[_entry(node, "kept", why.kept(graph, node))] = None
+        elif key[:3] not in roughly:
+            found[_entry(node, *why.gone(graph, node))] = None
+    return list(found)
 
 
-def _place(node: Node) -> tuple[str, int, str]:
-    return node.origin.file, node.origin.line, node.op
+def _line(origin: Origin) -> tuple[str, int]:
+    return origin.file, origin.line
 
 
-def _why_kept(node: Node) -> str:
-    if node.op in ("quantized_matmul", "gather_qmm"):
-        return "a quantized product as it was written"
-    if node.op == "quantize":
-        return "what it quantizes changes from call to call, or from turn to turn"
-    if node.op == "dequantize":
-        return "its dense result is read by something that is no product"
-    return "neither operand is a dequantized weight"
+def _key(node: Node) -> tuple[str | int, ...]:
+    """What an entry about `node` begins with: its line and the first three words of `what`."""
+    return (*_line(node.origin), *_what(node).split()[:3])
+
+
+def _what(node: Node) -> str:
+    return f"{node.op} of {node.inputs[0].type}" if node.inputs else node.op
+
+
+def _entry(node: Node, decision: Decision, reason: str) -> Entry:
+    source = behind_views(node.inputs[0]).node if node.inputs else node
+    name = str(source.args.get("name", ""))
+    return Entry("", decision, _what(node), node.origin, reason, name=name)
+
+
+class _Reasons:
+    """Why nodes of the graph as written are still there, or no longer."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._changes = changes(graph)
+        self._outermost = outermost(graph)
+
+    def kept(self, graph: Graph, node: Node) -> str:
+        if node.op in ("quantized_matmul", "gather_qmm"):
+            return "a quantized product as it was written"
+        if node.op == "quantize":
+            return f"it quantizes what depends on {self._changes[node.operand('w')].by}"
+        if node.op == "dequantize":
+            return self._read_dense(graph, node)
+        weights = [name for v in node.inputs if (name := self._float_weight(v)) is not None]
+        if weights:
+            return f"its weight{weights[0]} is float; optimize(..., quantize=) packs such weights"
+        return "neither operand is a weight"
+
+    def gone(self, graph: Graph, node: Node) -> tuple[Decision, str]:
+        """The decision and the reason."""
+        by = list(dict.fromkeys(reader.op for reader in readers(graph, node.output)))
+        if node.op == "dequantize" and by:
+            return "fused", f"into the {' and the '.join(by)} that {_reads(by)} it"
+        if not by and node.output not in graph.outputs:
+            return "merged", "nothing reads its result"
+        return "merged", "it is computed once for all that read it, or as part of another op"
+
+    def _read_dense(self, graph: Graph, node: Node) -> str:
+        by = list(dict.fromkeys(reader.op for reader in readers(graph, node.output)))
+        if node.output in graph.outputs:
+            by.append("result")
+        made = node.operand("w").node
+        if made.op == "quantize" and self._changes[made.operand("w")].level >= CALLS:
+            return "it rounds an activation, which no packed form stands for"
+        products = [op for op in by if op in PRODUCTS]
+        if products:
+            return f"the {products[0]} that reads it did not fuse"
+        return f"the {' and the '.join(by)} that {_reads(by)} it {_needs(by)} it dense"
+
+    def _float_weight(self, value: Value) -> str | None:
+        """The name of a float constant or parameter behind an operand, after a space."""
+        source = behind_views(value)
+        source = behind_views(self._outermost.get(source, source))
+        fixed = source.node.op == "constant" or self._changes[source].level == PARAMETERS
+        if not fixed or source.ndim < 2 or not mx.issubdtype(source.dtype, mx.floating):
+            return None
+        name = str(source.node.args.get("name", ""))
+        return f" {name}" if name else ""
+
+
+def _reads(ops: list[str]) -> str:
+    return "reads" if len(ops) == 1 else "read"
+
+
+def _needs(ops: list[str]) -> str:
+    return "needs" if len(ops) == 1 else "need"

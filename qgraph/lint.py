@@ -6,17 +6,19 @@ A finding is what the passes would mend, or what they cannot: both are worth a l
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from .changes import CALLS, HELD, NEVER, PARAMETERS, TURNS, Change, behind_views, changes, readers
 from .interpret import turns
 from .ir import Graph, Node, Value
-from .ledger import PRODUCTS
-from .names import body_inputs
+from .ledger import PRODUCTS, Entry
 from .ops import LOOPS
 from .origin import Origin
 
 MANY = 1000
 """Turns assumed of a loop whose count only the run can tell."""
+
+LOOKUPS = frozenset({"take", "getitem"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +30,28 @@ class Finding:
         origin: the user's line.
         times: how often it runs in one call; a bound where a count is known at run time only.
         bytes: that it reads and writes in one call, all its times together.
+        guessed: the number of times is assumed: only the run can tell.
+        becomes: what `optimize` makes of it; empty where that was not asked for.
     """
 
     what: str
     origin: Origin
     times: int
     bytes: int
+    guessed: bool = False
+    becomes: str = ""
 
     def __str__(self) -> str:
         often = "once a call" if self.times == 1 else f"{self.times} times"
-        return f"{self.what}, {self.origin}: {often}, {self.bytes / 2**20:.1f} MiB"
+        often += " if its loops turn so often" if self.guessed else ""
+        becomes = f"; {self.becomes}" if self.becomes else ""
+        return f"{self.what}, {self.origin}: {often}, {self.bytes / 2**20:.1f} MiB{becomes}"
 
 
 def lint(graph: Graph) -> list[Finding]:
-    """Quantizes of what does not change, and products with a dense copy of a packed weight.
+    """Quantizes that need not run so often, and packed weights that are made dense.
+
+    The costliest come first.
 
     >>> import mlx.core as mx, qgraph as qg
     >>> w = mx.ones((64, 64))
@@ -50,37 +60,67 @@ def lint(graph: Graph) -> list[Finding]:
     >>> lint(graph)[0].times
     64
     """
-    findings = list(_findings(graph, 1, {v: False for v in graph.inputs}))
-    return sorted(findings, key=lambda f: -f.bytes)
+    found = _findings(graph, changes(graph), 1, False)
+    return sorted(found, key=lambda finding: -finding.bytes)
 
 
-def _findings(graph: Graph, times: int, fixed: dict[Value, bool]) -> Iterator[Finding]:
-    """`fixed` says of each value whether it is the same at every turn and call."""
+def explained(findings: list[Finding], ledger: list[Entry]) -> list[Finding]:
+    """The findings with what a plan's ledger says became of each."""
+    said: dict[tuple[Origin, str], Entry] = {}
+    for entry in ledger:
+        said[entry.origin, entry.what.split()[0]] = entry
+    result = []
+    for finding in findings:
+        what = said.get((finding.origin, finding.what.split()[0]))
+        because = f", {what.reason}" if what and what.reason else ""
+        becomes = f"{what.decision} by optimize{because}" if what else ""
+        result.append(replace(finding, becomes=becomes))
+    return result
+
+
+def _findings(
+    graph: Graph, known: dict[Value, Change], times: int, guessed: bool
+) -> Iterator[Finding]:
     for node in graph.nodes:
-        same = node.op == "constant" or (
-            bool(node.inputs) and not node.bodies and all(fixed[v] for v in node.inputs)
-        )
-        fixed.update(dict.fromkeys(node.outputs, same))
+        what = ""
         if node.op == "quantize":
-            if same or times > 1:
-                yield _finding(node, times, "a constant" if same else "a value")
+            what = _quantizes(known[node.operand("w")], times)
         elif node.op == "dequantize":
-            readers = [r.op for r in graph.users.get(node.output, ())]
-            if any(op in PRODUCTS or op in ("transpose", "swapaxes") for op in readers):
-                yield _finding(node, times, "a weight, dense, for a product")
-        for body, (own, shared) in zip(node.bodies, body_inputs(node), strict=True):
-            inner = times * (_turns(node) if node.op in LOOPS else 1)
-            known = dict.fromkeys(own, False)
-            known.update((v, fixed[source]) for v, source in shared)
-            yield from _findings(body, inner, known)
+            what = _makes_dense(graph, node, known)
+        if what:
+            inside = " inside a loop" if times > 1 else ""
+            moved = sum(v.type.nbytes for v in (*node.inputs, *node.outputs))
+            yield Finding(
+                f"{node.op} of {what}{inside}", node.origin, times, times * moved, guessed
+            )
+        for body in node.bodies:
+            count = turns(node) if node.op in LOOPS else 1
+            inner = times * (MANY if count is None else count)
+            yield from _findings(body, known, inner, guessed or count is None)
 
 
-def _turns(node: Node) -> int:
-    count = turns(node)
-    return MANY if count is None else count
+def _quantizes(change: Change, times: int) -> str:
+    """What a `quantize` quantizes, if that is more often than it must; else nothing."""
+    if change.level == NEVER:
+        return "a constant"
+    if change.level == PARAMETERS:
+        return "a parameter"
+    if times == 1 or change.level == HELD:
+        return "a constant" if change.level == HELD else ""
+    return "an argument" if change.level == CALLS else "a value that changes with each turn"
 
 
-def _finding(node: Node, times: int, of: str) -> Finding:
-    inside = " inside a loop" if times > 1 else ""
-    moved = sum(v.type.nbytes for v in (*node.inputs, *node.outputs))
-    return Finding(f"{node.op} of {of}{inside}", node.origin, times, times * moved)
+def _makes_dense(graph: Graph, node: Node, known: dict[Value, Change]) -> str:
+    """How a `dequantize` is used, if a packed form would do; else nothing."""
+    made = behind_views(node.operand("w")).node
+    if made.op == "quantize" and known[made.operand("w")].level in (CALLS, TURNS):
+        return ""  # an activation is rounded
+    ops = {reader.op for reader in readers(graph, node.output)}
+    if ops & PRODUCTS:
+        return "a weight, dense, for a product"
+    rows = any(
+        reader.output.type.size < node.output.type.size
+        for reader in readers(graph, node.output)
+        if reader.op in LOOKUPS
+    )
+    return "a whole weight for a part of it" if rows else ""

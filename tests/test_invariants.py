@@ -9,8 +9,9 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
+from qgraph.changes import unchanging
 from qgraph.passes import EliminateDeadCode, HoistQuantize
-from qgraph.passes.invariants import as_invariants, unchanging
+from qgraph.passes.invariants import as_invariants
 from qgraph.verify import verify
 from tests.fusion import not_compiled, random
 
