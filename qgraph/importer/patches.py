@@ -60,10 +60,11 @@ class Notes:
     origins: list[Origin] = field(default_factory=list)
     _known: dict[tuple[str, int, str], Origin] = field(default_factory=dict)
     _thread: int = field(default_factory=threading.get_ident)
+    _paused: int = 0
 
     def note(self, result: Any) -> None:
         """Keep where the arrays of `result` were made."""
-        if threading.get_ident() != self._thread:
+        if self._paused or threading.get_ident() != self._thread:
             return
         found = result if isinstance(result, list | tuple) else (result,)
         arrays = [a for a in found if isinstance(a, mx.array)]
@@ -72,6 +73,21 @@ class Notes:
             # Another object, because the user's may be updated in place later.
             self.arrays += [_stop_gradient(a) for a in arrays]
             self.origins += [origin] * len(arrays)
+
+    def vmap(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        """`mx.vmap`, inside of which arrays are not those of the function's graph."""
+        mapped = _vmap(fun, *args, **kwargs)
+
+        def call(*given: Any) -> Any:
+            self._paused += 1
+            try:
+                result = mapped(*given)
+            finally:
+                self._paused -= 1
+            self.note(result)
+            return result
+
+        return call
 
     def _here(self) -> Origin:
         """The innermost line that is neither MLX's nor ours, and the path of the module."""
@@ -195,7 +211,7 @@ def _inverted(a: mx.array, **_: Any) -> mx.array:
     return mx.bitwise_xor(a, mx.array(-1).astype(a.dtype))
 
 
-_stop_gradient = mx.stop_gradient
+_stop_gradient, _vmap = mx.stop_gradient, mx.vmap
 _SAID: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (mx, "contiguous", lambda a, *_, **__: a),
     (mx, "bitwise_invert", _inverted),
@@ -238,6 +254,20 @@ def _noting(function: Callable[..., Any], notes: Notes, in_place: bool) -> Calla
     return noted
 
 
+def _compiles() -> bool:
+    """Does `mx.compile` do anything now?  A compiled function is called once for two calls."""
+    calls: list[int] = []
+
+    def count(x: mx.array) -> mx.array:
+        calls.append(1)
+        return x
+
+    compiled = mx.compile(count)
+    for _ in range(2):
+        compiled(mx.array(0))
+    return len(calls) == 1
+
+
 @contextmanager
 def recording(notes: Notes | None, markers: Markers) -> Iterator[None]:
     """While this is open MLX is as the module says."""
@@ -248,7 +278,10 @@ def recording(notes: Notes | None, markers: Markers) -> Iterator[None]:
         originals.setdefault((owner, name), getattr(owner, name))
         setattr(owner, name, function)
 
+    compiles = _compiles()
     try:
+        # A compiled function would be recorded by itself, of arrays of its own.
+        mx.disable_compile()
         for owner, name, function in _SAID:
             put(owner, name, function)
         for op in _UNSAID:
@@ -257,10 +290,13 @@ def recording(notes: Notes | None, markers: Markers) -> Iterator[None]:
         method = markers.replacing("logcumsumexp", mx.array.logcumsumexp)
         put(mx.array, "logcumsumexp", method)
         if notes is not None:
+            put(mx, "vmap", notes.vmap)
             for owner, name, in_place in _NOTED:
                 put(owner, name, _noting(getattr(owner, name), notes, in_place))
         yield
     finally:
+        if compiles:
+            mx.enable_compile()
         for (owner, name), original in originals.items():
             setattr(owner, name, original)
         _one_at_a_time.release()

@@ -161,16 +161,23 @@ def record(fn: Callable[..., Any], arrays: Sequence[mx.array], tree: Tree) -> Re
     try:
         try:
             return _attempt(fn, around, arrays, tree, Notes(around.paths()))
-        except UnsupportedError as first:
-            if first.hint == _NO_EVAL:
-                raise
-            # With its notes the function keeps what it computes and throws away; without, not.
-            # What it captured may come from what MLX does not hand over, such as `mx.load`.
+        except UnsupportedError as error:
+            first = error
+        if first.hint == _NO_EVAL:
+            raise first
+        loads = " uses Load" in first.what
+        if loads:
+            # Arrays of a file that are read when they are first used: so use them.
             mx.eval(list(around.arrays.values()))
+            args, kwargs = tree.build([placeholder(type_of(a)) for a in arrays])
+            mx.eval(flatten(fn(*args, **kwargs))[0])
+        # With its notes the function keeps what it computes and throws away; without, not.
+        for notes in (Notes(around.paths()), None) if loads else (None,):
             try:
-                return _attempt(fn, around, arrays, tree, None)
+                return _attempt(fn, around, arrays, tree, notes)
             except UnsupportedError as error:
-                raise (first if first.what == error.what else error) from None
+                last = error
+        raise first if first.what == last.what else last
     finally:
         # A key is the two halves of a seed, so this is the state as it was.
         mx.random.seed((high << 32) | low)
@@ -198,10 +205,10 @@ def _attempt(
         return [*(notes.arrays if notes else []), *captured, *leaves]
 
     recorded(flat)
+    # Others of their types: MLX refuses a function that sees an argument as a variable too.
+    examples = [placeholder(type_of(a)) for a in (*weights, *arrays)]
     try:
         with recording(notes, markers):
-            # Others of their types: MLX refuses a function that sees an argument as a variable too.
-            examples = [placeholder(type_of(a)) for a in (*weights, *arrays)]
             mx.export_function(said.append, flat, *examples)
     except (ValueError, RuntimeError) as error:
         raise _refused(error, fn, said, notes, markers) from None

@@ -1,0 +1,255 @@
+"""What an import keeps besides numbers: lines, paths, names; MLX and modules as they were."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+import qgraph as qg
+from qgraph.errors import UnsupportedError
+from qgraph.importer.patches import _NOTED
+from tests.test_import import Block, X, agree
+
+
+def lines(graph: qg.Graph, op: str) -> list[str]:
+    """The source lines that nodes of this op show."""
+    return [n.origin.source() for n in graph.nodes if n.op == op]
+
+
+def everything(x: mx.array) -> mx.array:
+    y = x * 2
+    y += mx.exp(x)
+    y[0] = 7.0
+    z = mx.compile(lambda a: mx.tanh(a))(y)
+    parts = mx.split(z, 2, axis=1)
+    return (mx.softmax(parts[0], axis=0) @ parts[1].T).at[1].add(3.0)
+
+
+def test_nodes_show_the_users_line() -> None:
+    graph = agree(everything, X)
+    assert all(n.origin.file == __file__ for n in graph.nodes)
+    for op, line in (
+        ("multiply", "y = x * 2"),
+        ("add", "y += mx.exp(x)"),
+        ("exp", "y += mx.exp(x)"),
+        ("at_set", "y[0] = 7.0"),
+        ("tanh", "z = mx.compile(lambda a: mx.tanh(a))(y)"),
+        ("split", "parts = mx.split(z, 2, axis=1)"),
+        ("at_add", "return (mx.softmax(parts[0], axis=0) @ parts[1].T).at[1].add(3.0)"),
+    ):
+        assert lines(graph, op)[0] == line
+    order = [n.origin.line for n in graph.nodes if n.op != "constant"]
+    assert order == sorted(order)
+
+
+def test_what_mlx_makes_of_a_call_shows_that_call() -> None:
+    graph = qg.from_mlx(lambda x: mx.fast.rms_norm(x, None, 1e-5), X)
+    assert graph.count() > 3
+    assert {n.origin.line for n in graph.nodes} == {graph.nodes[-1].origin.line}
+
+
+def test_modules_show_their_path() -> None:
+    block = Block()
+    graph = qg.from_mlx(block, mx.array([[1, 2, 3]]))
+    product = next(n for n in graph.nodes if n.op == "addmm")
+    assert product.origin.label == "head"
+    assert product.origin.source() == "return self.head(nn.gelu(self.norm(h)))"
+    weights = {n.args["name"]: str(n.origin) for n in graph.constants() if n.args["name"]}
+    assert weights["head.weight"] == "head.weight"
+    labels = {n.origin.label for n in graph.nodes if n.op == "matmul"}
+    assert {"attention.query_proj", "attention.value_proj", "attention"} <= labels
+
+
+def test_a_module_of_mlx_alone_shows_paths_in_place_of_lines() -> None:
+    layers = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 2))
+    graph = qg.from_mlx(layers, X)
+    assert [str(n.origin) for n in graph.nodes if n.op == "addmm"] == ["layers.0", "layers.2"]
+    assert "layers.2" in print_of(graph)
+
+
+def print_of(graph: qg.Graph) -> str:
+    return str(graph)
+
+
+def test_a_function_that_hides_from_the_notes_still_has_origins() -> None:
+    tanh = mx.tanh
+    layer = nn.Linear(6, 6)
+    graph = qg.from_mlx(lambda x: tanh(tanh(layer(x))), X)
+    assert [n.origin.label for n in graph.nodes if n.op == "addmm"] == ["layer"]
+
+
+def test_errors_show_the_users_line() -> None:
+    def conditional(x: mx.array) -> mx.array:
+        total = x.sum()
+        return x if total.item() > 0 else -x
+
+    with pytest.raises(UnsupportedError) as caught:
+        qg.from_mlx(conditional, X)
+    assert caught.value.origin.source() == "return x if total.item() > 0 else -x"
+
+    def distributed(x: mx.array) -> mx.array:
+        y = x * 2
+        return mx.fast.metal_kernel(
+            name="mine", input_names=["a"], output_names=["b"], source="b[0] = a[0];"
+        )(inputs=[y], output_shapes=[x.shape], output_dtypes=[x.dtype], grid=(1, 1, 1),
+          threadgroup=(1, 1, 1))[0] + 1  # fmt: skip
+
+    with pytest.raises(UnsupportedError, match="CustomKernel") as caught:
+        qg.from_mlx(distributed, X)
+    assert "mx.fast.metal_kernel(" in caught.value.origin.source()
+    assert "keep the kernel outside" in caught.value.hint
+
+
+def test_what_mlx_refuses_without_a_way_round_is_named() -> None:
+    twice = mx.custom_function(lambda a: a * 2)  # made before the import, so it is as it is
+    twice.vjp(lambda primals, cotangents, outputs: cotangents)
+    with pytest.raises(UnsupportedError, match="uses CustomTransforms") as caught:
+        qg.from_mlx(lambda x: twice(x), X)
+    assert "itself" in caught.value.hint
+
+
+def test_mlx_is_put_back() -> None:
+    before = [inspect.getattr_static(owner, name) for owner, name, _ in _NOTED]
+    qg.from_mlx(everything, X)
+    with pytest.raises(UnsupportedError):
+        qg.from_mlx(lambda x: x.item(), X)
+    after = [inspect.getattr_static(owner, name) for owner, name, _ in _NOTED]
+    assert all(a is b for a, b in zip(before, after, strict=True))
+
+
+def test_imports_in_several_threads() -> None:
+    found: list[qg.Graph] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(qg.from_mlx(everything, X))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({str(graph) for graph in found}) == 1
+    assert len(found) == 4
+    test_mlx_is_put_back()
+
+
+class Remembering(nn.Module):
+    """Keeps what it computes from its weight, as some models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = mx.ones((6, 6)) * 2
+        self._doubled: Any = None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self._doubled is None:
+            self._doubled = self.weight * 2
+        return x @ self._doubled
+
+
+def test_modules_do_not_remember_the_import() -> None:
+    module = Remembering()
+    graph = agree(module, X)
+    assert [n.args["name"] for n in graph.constants() if n.args["name"]] == ["weight"]
+    fresh = Remembering()
+    qg.from_mlx(fresh, X)
+    assert fresh._doubled is None
+    assert mx.array_equal(fresh(X), X @ (mx.ones((6, 6)) * 4))
+
+
+LAZY = mx.random.normal((6, 6), key=mx.random.key(3))
+TABLE = {"up": mx.ones((6, 3)), "down": [mx.ones((3, 6))]}
+
+
+def names(graph: qg.Graph) -> set[str]:
+    return {n.args["name"] for n in graph.constants() if n.args["name"]}
+
+
+def test_variables_keep_their_names_and_are_not_computed_again() -> None:
+    local = mx.load  # a local that is no array
+    graph = agree(lambda x: (x @ LAZY) @ TABLE["up"] @ TABLE["down"][0], X)
+    assert local is mx.load
+    assert names(graph) == {"LAZY", "up", "down.0"}
+    assert [n.op for n in graph.nodes if n.op != "constant"] == ["matmul"] * 3
+    assert next(n for n in graph.constants() if n.args["name"] == "LAZY").args["data"].array is LAZY
+
+
+def test_modules_that_a_function_sees_keep_their_paths() -> None:
+    block, ids = Block(), mx.array([[1, 2, 3]])
+    assert "block.head.weight" in names(agree(lambda i: block(i) * 2, ids))
+    assert "head.weight" in names(agree(block.__call__, ids))
+
+    def scaled(factor: float, module: nn.Module, i: mx.array) -> mx.array:
+        return module(i) * factor
+
+    graph = agree(functools.partial(scaled, 2.0, block), ids)
+    assert "x1.head.weight" in names(graph)
+
+
+def test_an_argument_may_be_seen_as_a_variable_too() -> None:
+    agree(lambda x: x + X, X)
+
+
+def test_loaded_weights_need_not_be_evaluated(tmp_path: Path) -> None:
+    mx.save_safetensors(str(tmp_path / "w.safetensors"), {"w": mx.ones((6, 6))})
+    loaded = mx.load(str(tmp_path / "w.safetensors"))
+    weight = loaded["w"]  # type: ignore[index]
+    graph = qg.from_mlx(lambda x: x @ weight, X)
+    assert names(graph) == {"weight"}
+    layer = nn.Linear(6, 6, bias=False)
+    layer.weight = mx.load(str(tmp_path / "w.safetensors"))["w"]  # type: ignore[index]
+    assert names(qg.from_mlx(layer, X)) == {"weight"}
+
+
+def test_work_that_is_thrown_away_does_no_harm() -> None:
+    def wasteful(x: mx.array) -> mx.array:
+        mx.custom_function  # noqa: B018
+        mx.vmap(lambda row: row * 2)(x)
+        return mx.vmap(lambda row: mx.exp(row) + row)(x)
+
+    assert {n.op for n in agree(wasteful, X).nodes} >= {"exp", "add"}
+
+
+def test_gradients_are_imported() -> None:
+    w = mx.random.normal((6, 6), key=mx.random.key(4))
+    agree(lambda x: mx.grad(lambda a: mx.tanh(a @ w).sum())(x), X)
+
+
+class TestShapeless:
+    """Graphs have their shapes; what was exported without may still be imported."""
+
+    def fn(self, x: mx.array) -> mx.array:
+        scaled = x.mean(axis=0, keepdims=True) * x + mx.var(x)
+        return mx.softmax(scaled.reshape(-1, 2), axis=0) + mx.broadcast_to(x[:1, :1], (1, 2))
+
+    @pytest.mark.parametrize("shape", [(4, 6), (2, 6), (9, 6)])
+    def test_exported_files_at_any_shape(self, tmp_path: Path, shape: tuple[int, int]) -> None:
+        file = str(tmp_path / "f.mlxfn")
+        mx.export_function(file, lambda x: x.mean(0) * x + x.sum(1, keepdims=True), X,
+                           shapeless=True)  # fmt: skip
+        imported = mx.import_function(file)
+        x = mx.random.normal(shape, key=mx.random.key(8))
+        graph = agree(lambda a: imported(a)[0], x)
+        assert graph.outputs[0].type.shape == shape
+
+    def test_exported_files_of_one_shape(self, tmp_path: Path) -> None:
+        file = str(tmp_path / "f.mlxfn")
+        mx.export_function(file, self.fn, X)
+        imported = mx.import_function(file)
+        agree(lambda a: imported(a)[0], X)
+
+    def test_the_keyword_is_refused_in_words(self) -> None:
+        with pytest.raises(UnsupportedError, match="a graph has its shapes") as caught:
+            qg.from_mlx(self.fn, X, shapeless=True)
+        assert "once for each shape" in caught.value.hint
+
+    def test_a_function_may_have_the_keyword(self) -> None:
+        def fn(x: mx.array, shapeless: bool) -> mx.array:
+            return x if shapeless else -x
+
+        assert qg.from_mlx(fn, X, shapeless=True).count() == 0
