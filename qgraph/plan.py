@@ -106,7 +106,7 @@ class Plan:
         return found
 
     def report(self, width: int = 100) -> str:
-        """Two tables: the passes, and the weights that are packed."""
+        """Tables of the passes and of the weights that are packed; what could not be quantized."""
         passes = Table(title=f"passes for {self.target}", title_justify="left")
         for heading, justify in (
             ("pass", "left"),
@@ -127,7 +127,9 @@ class Plan:
         tables = [passes]
         if weights := self.weights():
             tables.append(_weight_table(weights))
-        return "\n".join(_render(table, width) for table in tables)
+        left = [e for e in self.ledger() if e.made_by == "quantize-weights"]
+        lines = [f"not quantized: {e.what}: {e.reason}" for e in left if e.decision == "refused"]
+        return "\n".join([*(_render(table, width) for table in tables), *lines])
 
     def check(self, *inputs: Any) -> None:
         """Run the graph after every pass on sample inputs and compare.

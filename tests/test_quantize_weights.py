@@ -187,3 +187,59 @@ def test_settings_are_checked() -> None:
 def test_a_graph_without_weights_is_returned_as_it_is() -> None:
     graph = qg.trace(lambda x: qg.tanh(x), qg.spec((4,)))
     assert QuantizeWeights(qg.Quantize())(graph) is graph
+
+
+def recipe(low: int, high: int, layers: int) -> dict[str, Any]:
+    """mlx-lm's mixed precision as a table of rules: more bits where errors cost most."""
+    first = layers // 8
+    careful = [i for i in range(layers)
+               if i < first or i >= 7 * layers // 8 or (i - first) % 3 == 2]  # fmt: skip
+    parts = ("v_proj", "v_a_proj", "v_b_proj", "down_proj")
+    rules = {f"model.layers.{i}.*{part}*": {"bits": high} for i in careful for part in parts}
+    return {**rules, "lm_head*": {"bits": high}, "*": {"bits": low}}
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("mixed_2_6", 2, 6), ("mixed_3_4", 3, 4), ("mixed_3_6", 3, 6), ("mixed_4_6", 4, 6)],
+)
+def test_mixed_precision_of_mlx_lm(name: str, low: int, high: int) -> None:
+    convert = pytest.importorskip("mlx_lm.convert")
+    llama = importlib.import_module("mlx_lm.models.llama")
+    config = SIZES | {"num_hidden_layers": 11, "tie_word_embeddings": False}
+    lm = llama.Model(llama.ModelArgs.from_dict({"model_type": "llama", **config}))
+    lm.eval()
+    mx.eval(lm.parameters())
+    graph = qg.from_mlx(lm, IDS)
+    config = qg.Quantize(low, where=recipe(low, high, layers=11))
+    program = qg.compile(graph, target="cpu", quantize=config, passes=PLAIN)
+    packed = packed_weights(program)
+    chosen = {w.name: w.bits for w in program.plan.weights()}
+    predicate = convert.mixed_quant_predicate_builder(name, lm, 64)
+    nn.quantize(
+        lm,
+        class_predicate=lambda path, module: (
+            hasattr(module, "to_quantized") and predicate(path, module)
+        ),
+    )
+    wanted = {f"{p}.weight": m.bits for p, m in lm.named_modules() if hasattr(m, "bits")}
+    assert chosen == wanted
+    assert set(wanted.values()) == {low, high}
+    weights = dict(tree_flatten(lm.parameters()))
+    assert all(mx.array_equal(parts[0], weights[path]).item() for path, parts in packed.items())
+    assert mx.array_equal(program(IDS), lm(IDS)).item()
+    used = {e.what for e in program.plan.ledger() if e.reason.startswith("this rule matched")}
+    assert all("v_a_proj" in rule or "v_b_proj" in rule for rule in used)
+
+
+def test_refusals_say_what_and_where() -> None:
+    """A line a weight in the report, and the source line where the weight has one."""
+    plan = quantized(qg.Quantize(8, where={"odd": True, "up": True, "down": False}))[1]
+    found = {e.name: e for e in plan.ledger() if e.made_by == "quantize-weights" and e.name}
+    assert found["odd"].decision == "refused"
+    assert found["up"].decision == "chosen"
+    assert found["up"].reason == "8 bits, groups of 64, affine"
+    assert found["down"].decision == found["table"].decision == "kept"
+    report = plan.report()
+    assert "not quantized: odd f32[64,40]: group_size=64 does not divide 40" in report
+    assert "table" not in report.splitlines()[-1]
