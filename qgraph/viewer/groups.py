@@ -103,16 +103,27 @@ class Groups:
 
     def _split(self, nodes: Sequence[Node], inside: Group | None) -> None:
         """Layers into groups of their own; what stands between them stays outside."""
-        blocks = self._layers(nodes) or _repeated(nodes)
-        crowd = sum(bool(label) for label, _ in blocks) > _MOST
-        for some in _cut(blocks, _PART if crowd else len(blocks)):
-            outer = inside
-            if crowd:
-                ends = [label or "..." for label, _ in (some[0], some[-1])]
-                outer = self._add(Group("part", f"{ends[0]} to {ends[1]}", inside))
-            for label, block in some:
-                group = self._add(Group("block", label, outer)) if label else outer
-                self._place(block, group)
+        units: list[Block] = []
+        for label, block in self._layers(nodes) or _repeated(nodes):
+            units += [(label, block)] if label else [("", [node]) for node in block]
+        self._fill(units, inside)
+
+    def _fill(self, units: Sequence[Block], inside: Group | None) -> None:
+        """Layers and single nodes into a group, in parts where they are many."""
+        if len(units) > _MOST:
+            for part in _cut(units, _PART):
+                ends = [label or self._names[b[0].outputs[0]] for label, b in (part[0], part[-1])]
+                self._fill(part, self._add(Group("part", f"{ends[0]} to {ends[1]}", inside)))
+            return
+        for label, block in units:
+            if label:
+                group = self._add(Group("block", label, inside))
+                self._fill([("", [node]) for node in block], group)
+                continue
+            (node,) = block
+            self.of[node] = inside
+            if node.bodies:
+                self._loop(node, inside)
 
     def _layers(self, nodes: Sequence[Node]) -> list[Block]:
         """Cut where the next layer's first weight is read; none where layers are not one by one.
@@ -147,18 +158,6 @@ class Groups:
     def _is_weight(self, node: Node) -> bool:
         return node.op == "constant" or node.stage != "run" or node in self._weights
 
-    def _place(self, nodes: Sequence[Node], inside: Group | None) -> None:
-        """Nodes into a group, in parts where they are many."""
-        if len(nodes) > _MOST:
-            for part in _cut(nodes, _PART):
-                ends = [self._names[n.outputs[0]] for n in (part[0], part[-1])]
-                self._place(part, self._add(Group("part", f"{ends[0]} to {ends[1]}", inside)))
-            return
-        for node in nodes:
-            self.of[node] = inside
-            if node.bodies:
-                self._loop(node, inside)
-
     def _loop(self, node: Node, inside: Group | None) -> None:
         label = f"{node.op}{trip_count(node, self._names)}"
         only = node.bodies[0] if len(node.bodies) == 1 else None
@@ -174,15 +173,17 @@ class Groups:
 def _repeated(nodes: Sequence[Node]) -> list[Block]:
     """Blocks that are alike, numbered; what is not repeated has no label."""
     blocks: list[Block] = []
+    number = 0
     for run in repeats(nodes):
         taken = nodes[run.start : run.start + run.size * run.count]
         if run.count == 1 or run.size < _SMALLEST:
             blocks.append(("", taken))
             continue
-        for i, block in enumerate(_cut(taken, run.size), 1):
-            blocks.append((f"block {i} of {run.count}", block))
+        for block in _cut(taken, run.size):
+            number += 1
+            blocks.append((f"block {number}", block))
     return blocks
 
 
 def _cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    return [items[i : i + size] for i in range(0, len(items), max(size, 1))]
+    return [items[i : i + size] for i in range(0, len(items), size)]
