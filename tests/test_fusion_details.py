@@ -104,11 +104,42 @@ def test_more_spellings(name: str, mode: str) -> None:
     check(plan, [X], theirs(wide(X), weight.dense))
 
 
-def test_einsum_with_more_axes() -> None:
-    weight, x = Weight("affine-4-32", W), random(2, 3, K)
-    plan = optimized(lambda x: qg.einsum("abk,nk->nab", x, weight.dequantize()), x)
+H, D = 4, K // 4
+SUMS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
+    "axes of x in front": ("abk,nk->nab", (2, 3, K), (N, K)),
+    "heads of the result": ("bsk,hdk->bshd", (2, 3, K), (H, N // H, K)),
+    "heads in another order": ("bsk,hdk->bhsd", (2, 3, K), (H, N // H, K)),
+    "heads summed": ("bshd,nhd->bsn", (2, 3, H, D), (N, H, D)),
+    "groups along the result": ("bn,nk->bk", (2, N), (N, K)),
+    "a batch": ("ebk,enk->ebn", (H, 3, K), (H, N // H, K)),
+    "a batch in the middle": ("bek,enk->ben", (3, H, K), (H, N // H, K)),
+    "a batch of vectors": ("ek,enk->en", (H, K), (H, N // H, K)),
+    "a vector": ("k,nk->n", (K,), (N, K)),
+    "dots": ("...k,nk->...n", (2, 3, K), (N, K)),
+    "dots and no arrow": ("...k,nk", (2, 3, K), (N, K)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SUMS)
+def test_einsum(name: str, mode: str) -> None:
+    spelt, x_shape, w_shape = SUMS[name]
+    weight, x = Weight(mode, W), random(*x_shape)
+    plan = optimized(
+        lambda x: qg.einsum(spelt, x, weight.dequantize(dtype=mx.float32).reshape(w_shape)), x
+    )
     assert "quantized_matmul" in ops(plan.graph)
-    check(plan, [x], np.einsum("abk,nk->nab", wide(x), weight.dense))
+    assert not {"dequantize", "einsum"} & set(ops(plan.graph))
+    check(plan, [x], np.einsum(spelt, wide(x), weight.dense.reshape(w_shape)))
+
+
+def test_tensordot_of_two_axes() -> None:
+    weight, x = Weight("affine-4-32", W), random(3, H, D)
+    plan = optimized(
+        lambda x: qg.tensordot(x, weight.dequantize().reshape(N, H, D), [[2, 1], [2, 1]]), x
+    )
+    assert "quantized_matmul" in ops(plan.graph)
+    check(plan, [x], wide(x).reshape(3, K) @ weight.dense.T)
 
 
 def test_batches_on_both_sides_of_a_weight_on_the_left() -> None:
