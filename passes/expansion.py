@@ -139,7 +139,7 @@ def _alike(p: Value, v: Value) -> bool:
     if a.op == "constant":
         x, y = a.args["data"], b.args["data"]
         return not y.is_released and mx.array_equal(x.array, y.array).item() is True
-    return not b.bodies and a.attrs == b.attrs
+    return not b.bodies and b.stream is None and a.attrs == b.attrs
 
 
 def peel(value: Value, *ops: str) -> Value:

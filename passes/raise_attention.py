@@ -8,7 +8,10 @@ Rewrites, exactly on CPUs (on GPUs MLX has kernels, within the tolerance of the 
 Leaves alone:
     1. anything that differs from MLX's expansion in one op, setting or constant: scores that are
        capped, biased or scaled after the product, softmax in half precision, dropout.
-    2. scores that something else reads as well.
+    2. weights that something else reads as well.
+    3. nodes whose device or stream the user chose.
+Where a mask hides every key from a query, the expansion gives the mean of the values, and so does
+the op on CPUs; on GPUs it gives what MLX's kernel makes of such a row.
 """
 
 from __future__ import annotations

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
 import qgraph as qg
+from qgraph.ir import Node, Value
 from qgraph.passes import RaiseRmsNorm
+from qgraph.rewrite import rewrite
 from tests import raising
 from tests.raising import DTYPES, check, left_alone, ops, raised, random, text
 
@@ -171,3 +175,14 @@ def test_contract() -> None:
     assert RaiseRmsNorm(qg.target.as_target("cpu")).contract == "exact"
     plan = qg.optimize(qg.from_mlx(nn.RMSNorm(8), mx.ones((2, 8))), target="cpu")
     assert {s.contract for s in plan.steps if s.name.startswith("raise-")} == {"exact"}
+
+
+def test_nodes_whose_stream_the_user_chose_are_left() -> None:
+    graph = qg.from_mlx(lambda x: mx.fast.rms_norm(x, None, EPS), random(4, 8))
+
+    def move(node: Node) -> Sequence[Value] | None:
+        return node.replace(stream="cpu").outputs if node.op == "rsqrt" else None
+
+    moved = rewrite(graph, lambda _: move, "")
+    assert ops(RaiseRmsNorm()(graph)) == [NORM]
+    assert RaiseRmsNorm()(moved) is moved
