@@ -102,8 +102,8 @@ def _read(value: Value) -> Any:
 
 def _key(node: Node) -> Any:
     where = (node.origin.file, node.origin.line, node.origin.label, node.origin.made_by)
-    if node.op in CONTROL_FLOW:
-        return (node.op, *where)
+    if node.op in CONTROL_FLOW:  # hoisting makes a loop anew, with more operands
+        return (node.op, *where[:-1])
     types = tuple(str(v.type) for v in node.outputs)
     if node.op == "constant":
         return (node.op, types, id(node.args["data"]))

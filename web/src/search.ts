@@ -13,7 +13,7 @@ export class Search {
   });
   private readonly list = h("div", { class: "found", role: "listbox" });
   private readonly texts = new WeakMap<Model, string[]>();
-  private found: { track: number; label: (Node | string)[] }[] = [];
+  private found: { track: number; rank: number; label: (Node | string)[] }[] = [];
   private at = -1;
 
   constructor(private readonly app: App) {
@@ -55,10 +55,13 @@ export class Search {
         const gone = side === "before" && this.app.both ? "only before" : "";
         this.found.push({
           track: node.t,
+          // Ops and names come before what only stands on the same line of the source.
+          rank: words.some((word) => node.op === word || name === word) ? 0 : words.some((word) => node.op.includes(word)) ? 1 : 2,
           label: [h("b", {}, node.op), " ", h("code", {}, `${name} ${type}`), h("small", {}, [weight, place, gone].filter(Boolean).join(" · "))],
         });
       });
     }
+    this.found.sort((a, b) => a.rank - b.rank);
     this.show(words.length > 0);
   }
 
