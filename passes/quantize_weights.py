@@ -11,7 +11,8 @@ Quantizes:
     4. parameters, in the prepare step.
 Leaves alone, with the reason in the ledger:
     1. weights whose last axis the group size does not divide.
-    2. weights that anything else reads too: they would be made dense at every call.
+    2. weights that anything else reads too, or a product with no quantized form: they would be made
+       dense at every call.
     3. what `where` does not want; rules that match nothing are reported.
 Weights that are packed already are not floats, and stay as they are.
 """
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from qgraph.changes import VIEWS
 from qgraph.contracts import ROUNDED_WEIGHTS
 from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import Decision, Entry, record
+from qgraph.ledger import PRODUCTS, Decision, Entry, record
 from qgraph.names import body_inputs
 from qgraph.quantization import FLOATS, dequantize, quantize
 from qgraph.quantize_config import Quantize
@@ -32,6 +33,7 @@ from qgraph.rewrite import setting
 from qgraph.tensor import Tensor
 
 from .contraction import as_contraction
+from .weight_view import Packed, WeightView, as_operand, resolve
 
 _NAME = "quantize-weights"
 
@@ -63,6 +65,8 @@ class QuantizeWeights:
     ) -> None:
         roles = _roles(graph, value)
         if not roles & {"product", "rows", "head"}:
+            for op in sorted(roles & PRODUCTS):
+                _note(value, "refused", f"no quantized product does what {op} does with it")
             return
         name = str(value.node.args["name"])
         pattern = self.config.matching(name)
@@ -103,7 +107,7 @@ def _roles(graph: Graph, weight: Value) -> set[str]:
                 pending += [(body, inner, inner, False) for body, inner in passed]
             elif node.op in VIEWS:
                 pending.append((where, node.output, start, outer))
-            elif any(p.weight.value is value for p in as_contraction(node)):
+            elif _fuses(node, value):
                 found.add("head" if outer and _is_result(graph, node) else "product")
             elif node.op == "gather_mm" and node.operand("b") is value:
                 found.add("product")
@@ -112,6 +116,17 @@ def _roles(graph: Graph, weight: Value) -> set[str]:
             else:
                 found.add(node.op)
     return found
+
+
+def _fuses(node: Node, value: Value) -> bool:
+    """Would `node` become a quantized product, were `value` quantized?  Asked of a trial."""
+    if value.shape[-1] % 16:
+        return bool(list(as_contraction(node)))  # no format fits: that is what to tell
+    trial = dequantize(*quantize(Tensor(value), mode="nvfp4"), mode="nvfp4", dtype=value.dtype)
+    weights = [
+        resolve(p.weight.value) for p in as_contraction(node.with_inputs({value: trial.value}))
+    ]
+    return any(isinstance(w, WeightView) and isinstance(as_operand(w), Packed) for w in weights)
 
 
 def _inner_values(node: Node, value: Value) -> list[tuple[Graph, Value]]:

@@ -243,3 +243,29 @@ def test_refusals_say_what_and_where() -> None:
     report = plan.report()
     assert "not quantized: odd f32[64,40]: group_size=64 does not divide 40" in report
     assert "table" not in report.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("spelt", "shape"),
+    [("bk,nk->bn", (64, 64)), ("bn,nk->bk", (64, 64)), ("bk,ehk->beh", (4, 16, 64))],
+)
+def test_products_spelt_as_einsum(spelt: str, shape: tuple[int, ...]) -> None:
+    w = mx.random.normal(shape, key=mx.random.key(0))
+    x = mx.random.normal((2, 64), key=mx.random.key(1))
+    graph = qg.trace(lambda x: qg.einsum(spelt, x, w), x)
+    plan = qg.optimize(graph, quantize=qg.Quantize(bits=8), passes=PLAIN, target="cpu")
+    found = [n.op for n in plan.graph.nodes]
+    assert "quantized_matmul" in found
+    assert "dequantize" not in found
+    plan.check(x)
+    dense = mx.dequantize(*mx.quantize(w, 64, 8), 64, 8)
+    actual = qg.compile(plan.graph, passes=[], target="cpu")(x)
+    assert mx.allclose(actual, mx.einsum(spelt, x, dense), rtol=1e-4, atol=1e-4)
+
+
+def test_groups_that_would_not_run_whole() -> None:
+    w = mx.random.normal((8, 2, 64), key=mx.random.key(0))
+    graph = qg.trace(lambda x: qg.einsum("bhd,nhd->bn", x, w), qg.spec((3, 2, 64)))
+    plan = qg.optimize(graph, quantize=qg.Quantize(), target="cpu")
+    assert "quantize" not in [n.op for n in plan.graph.nodes]
+    assert any("no quantized product does what einsum does" in e.reason for e in plan.ledger())
