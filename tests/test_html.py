@@ -306,7 +306,7 @@ def test_a_profile_colours_nodes_by_their_time(driver: Any, tmp_path: Path) -> N
     profile = program.profile(mx.ones((1, 64)), repeats=1)
     page = Page(driver, program.plan.save(tmp_path / "plan.html", profile))
     shares = {row.node.op: profile.share(row) for row in profile.rows}
-    assert "%" in page.texts(".pane.after .item.hot > .badge-text")[0]
+    assert "%" in page.texts(".pane.after .item.hot > .mark-text")[0]
     heats = page.js(
         "return Object.fromEntries([...document.querySelectorAll('.pane.after .item.hot.node')]"
         ".map(e => [e.querySelector('.title').textContent, "

@@ -21,6 +21,7 @@ export class App {
   both: boolean;
   selected: Selection;
   colours: Colours;
+  toggled = ""; // the group that was folded or unfolded last
   readonly open = new Set<string>();
   readonly stages: number[]; // places in page.steps of those with a graph
   readonly shares = new Map<number, number>(); // part of the time, by track
@@ -100,6 +101,7 @@ export class App {
   }
 
   toggle(key: string): void {
+    this.toggled = key;
     if (!this.open.delete(key)) this.open.add(key);
     this.tell("view");
   }

@@ -1,7 +1,7 @@
 // The panel on the right: what is selected, or the passes where nothing is.
 
 import type { App, Side } from "./app";
-import { bytes, flops, time, type NodeRecord, type StepRecord } from "./data";
+import { bytes, flops, rate, time, type NodeRecord, type StepRecord } from "./data";
 import { shortList } from "./labels";
 import type { Box, Model } from "./model";
 import { button, h } from "./svg";
@@ -48,7 +48,7 @@ export class Details {
       ["moves", record.b === undefined ? undefined : `at least ${bytes(record.b)}`],
       ["computes", record.f === undefined ? undefined : flops(record.f)],
       ["measured", profiled && `${time(profiled[1])} in ${profiled[2]} ${profiled[2] === 1 ? "run" : "runs"}, ${this.percent(track)} of all nodes`],
-      ["moved at", profiled && profiled[3] > 0 ? `${(profiled[3] / profiled[1] / 1e9).toFixed(1)} GB/s; a copy ${(this.app.page.profile!.bandwidth / 1e9).toFixed(1)} GB/s` : undefined],
+      ["moved at", profiled && profiled[3] > 0 ? `${rate(profiled[3] / profiled[1])}; a copy ${rate(this.app.page.profile!.bandwidth)}` : undefined],
       ["estimate", profiled ? time(profiled[4]) : this.app.shares.has(track) ? `${this.percent(track)} of the time` : undefined],
       ["made by", record.m],
     ];
@@ -187,7 +187,7 @@ export class Details {
     const idle = page.steps.filter((step) => !step.graph).map((step) => step.name);
     return [
       h("h2", {}, page.name), h("p", { class: "dim" }, page.target),
-      ...(profile ? [h("p", {}, `A call takes ${time(profile.seconds)}, its nodes one by one ${time(profile.total)}; a copy moves ${(profile.bandwidth / 1e9).toFixed(1)} GB/s.`)] : []),
+      ...(profile ? [h("p", {}, `A call takes ${time(profile.seconds)}, its nodes one by one ${time(profile.total)}; a copy moves ${rate(profile.bandwidth)}.`)] : []),
       ...(page.steps.length > 1
         ? [h("h3", {}, "Passes"), h("table", { class: "passes" }, h("tr", {}, h("th", {}, "pass"), h("th", {}, "what changed")), ...rows)]
         : []),

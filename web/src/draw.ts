@@ -48,11 +48,11 @@ function draw(app: App, side: Side, item: Placed, box: Box): SVGElement {
       group.append(svg("text", { class: i ? "line weight" : "line", x: 13, y }, line));
     });
   }
-  const badge = share >= 0.001 && app.colours === "time" ? percent(share) : label.badge;
-  if (badge) group.append(...pillText(badge, width, inner ? "count" : "kernel"));
-  if (inner && app.colours === "changes" && !item.inner) group.append(...changeMarks(app, side, tracks, width));
+  if (label.badge) group.append(...pillText(label.badge, width, inner ? "count" : "kernel"));
+  if (share >= 0.0005) group.append(...marks([["share", percent(share)]], width));
+  if (inner && app.colours === "changes" && !item.inner) group.append(...marks(changeCounts(app, side, tracks), width));
   if (item.inner && inner) {
-    const content = svg("g", { transform: `translate(0,${HEADER})` });
+    const content = svg("g", { transform: `translate(${item.shift ?? 0},${HEADER})` });
     content.append(...drawLayout(app, side, item.inner, inner));
     group.append(content);
   }
@@ -79,23 +79,27 @@ function pillText(text: string, right: number, kind: string): SVGElement[] {
 }
 
 // How many nodes inside a folded group go, come or change.
-function changeMarks(app: App, side: Side, tracks: number[], width: number): SVGElement[] {
+function changeCounts(app: App, side: Side, tracks: number[]): [kind: string, text: string][] {
   const counts = { gone: 0, new: 0, changed: 0 };
   for (const track of tracks) {
     const status = app.status(track, side);
     if (status) counts[status] += 1;
   }
-  const signs = { gone: "−", new: "+", changed: "~" } as const;
-  let x = width - 8;
-  const marks: SVGElement[] = [];
-  for (const status of ["changed", "new", "gone"] as const) {
-    if (!counts[status]) continue;
-    const text = `${signs[status]}${counts[status]}`;
-    x -= textWidth(text, MONO) + 12;
-    marks.push(svg("rect", { class: `mark ${status}`, x, y: -9, width: textWidth(text, MONO) + 10, height: 16, rx: 8 }));
-    marks.push(svg("text", { class: "mark-text", x: x + 5, y: 3 }, text));
-  }
-  return marks;
+  const signs = { changed: "~", new: "+", gone: "−" } as const;
+  const kinds = Object.keys(signs) as (keyof typeof signs)[];
+  return kinds.filter((kind) => counts[kind]).map((kind) => [kind, `${signs[kind]}${counts[kind]}`]);
+}
+
+// Small labels on the upper border, from the right.
+function marks(labels: [kind: string, text: string][], width: number): SVGElement[] {
+  let x = width - 4;
+  return labels.flatMap(([kind, text]) => {
+    x -= textWidth(text, MONO) + 14;
+    return [
+      svg("rect", { class: `mark ${kind}`, x, y: -9, width: textWidth(text, MONO) + 12, height: 16, rx: 8 }),
+      svg("text", { class: "mark-text", x: x + 6, y: 3 }, text),
+    ];
+  });
 }
 
 function groupStatus(app: App, side: Side, tracks: number[]): Status {

@@ -12,7 +12,8 @@ export interface Placed {
   y: number;
   width: number;
   height: number;
-  inner?: Layout; // of an open group
+  inner?: Layout; // of an open group, `shift` from its left
+  shift?: number;
 }
 
 export interface Layout {
@@ -26,7 +27,7 @@ export const HEADER = 34;
 const PADDING = 14;
 const GAP = 22;
 
-type Size = { width: number; height: number; inner?: Layout };
+type Size = { width: number; height: number; inner?: Layout; shift?: number };
 
 export class Layouter {
   private readonly kept = new Map<string, Layout>();
@@ -41,8 +42,10 @@ export class Layouter {
       const inner = this.model.boxById(id);
       if (inner && open.has(inner.key)) {
         const layout = this.of(inner, open);
-        sizes.set(id, { width: layout.width, height: layout.height + HEADER, inner: layout });
-        opened.push(`${id}:${layout.width}x${layout.height}`);
+        const width = Math.max(layout.width, measure(describe(this.model, id)).width);
+        const shift = (width - layout.width) / 2;
+        sizes.set(id, { width, height: layout.height + HEADER, inner: layout, shift });
+        opened.push(`${id}:${width}x${layout.height}`);
       } else sizes.set(id, measure(describe(this.model, id, box)));
     }
     const name = `${box.id} ${opened.join(" ")}`;

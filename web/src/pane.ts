@@ -44,7 +44,7 @@ export class Pane {
     this.title.replaceChildren(h("b", {}, place), ` ${step.name}`, h("span", {}, `${model.top.count} ops`));
     this.root.setAttribute("aria-label", `${place}: ${step.name}`);
     if (this.step === "") this.fit(false);
-    else this.keep(anchor);
+    else if (this.step === step.name) this.keep(anchor);
     this.step = step.name;
     this.mark();
   }
@@ -126,8 +126,9 @@ export class Pane {
     if (!width) return;
     const whole = Math.min(width / this.layout.width, (height - 50) / this.layout.height, 1.1);
     const k = moving ? whole : Math.max(whole, 0.7);
-    const x = Math.max((width - this.layout.width * k) / 2, k > whole ? 10 - 0.5 * Math.max(0, this.layout.width * k - width) : 0);
-    const goal = zoomIdentity.translate(x, 44).scale(k);
+    const first = this.app.side(this.side).model.boxes.find((box) => box.group?.kind === "block" && this.spots.has(box.id));
+    const spot = (k > whole && this.layout.width * k > width && first && this.spots.get(first.id)) || { x: 0, width: this.layout.width };
+    const goal = zoomIdentity.translate(width / 2 - (spot.x + spot.width / 2) * k, 44).scale(k);
     const canvas = select(this.canvas);
     if (moving) canvas.transition().duration(250).call(this.zooming.transform, goal);
     else canvas.call(this.zooming.transform, goal);
@@ -139,12 +140,11 @@ export class Pane {
     return (this.canvas as unknown as { __zoom?: { x: number; y: number; k: number } }).__zoom ?? zoomIdentity;
   }
 
-  // What was pressed last stays where it is on the screen when groups fold.
-  private pressed?: string;
-
+  // What was folded or unfolded stays where it is on the screen.
   private anchor(): { id: string; x: number; y: number } | undefined {
-    const spot = this.pressed === undefined ? undefined : this.spots.get(this.pressed);
-    return spot && { id: this.pressed!, x: spot.x + spot.width / 2, y: spot.y };
+    const id = this.app.side(this.side).model.boxByKey(this.app.toggled)?.id;
+    const spot = id === undefined ? undefined : this.spots.get(id);
+    return spot && { id: id!, x: spot.x + spot.width / 2, y: spot.y };
   }
 
   private keep(anchor: { id: string; x: number; y: number } | undefined): void {
@@ -162,7 +162,6 @@ export class Pane {
   private click(event: MouseEvent): void {
     const id = this.hit(event);
     const { model } = this.app.side(this.side);
-    this.pressed = id;
     if (id === undefined) return this.app.select(undefined);
     const box = model.boxById(id);
     if (box && (event.target as Element).closest(".chevron")) return this.app.toggle(box.key);
@@ -176,13 +175,11 @@ export class Pane {
     const box = id === undefined ? undefined : this.app.side(this.side).model.boxById(id);
     if (box?.group) this.app.toggle(box.key);
   }
-
-  press(id: string | undefined): void { this.pressed = id; }
 }
 
 function collect(layout: Layout, x: number, y: number, spots: Map<string, Spot>): void {
   for (const item of layout.items) {
     spots.set(item.id, { x: x + item.x, y: y + item.y, width: item.width, height: item.height });
-    if (item.inner) collect(item.inner, x + item.x, y + item.y + HEADER, spots);
+    if (item.inner) collect(item.inner, x + item.x + (item.shift ?? 0), y + item.y + HEADER, spots);
   }
 }
