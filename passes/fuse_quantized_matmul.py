@@ -5,7 +5,8 @@ Fuses:
        broadcasts that keep groups whole.
     2. casts on weight, activation or result, and scales of another dtype than x: the product runs
        in the wider of them, the result keeps its dtype.
-    3. `addmm`, and `einsum`, `tensordot` and `inner` that are a product with a weight of two axes.
+    3. `addmm`, and `einsum`, `tensordot` and `inner` that are a product of matrices, in batches or
+       not; weights scaled by a number, which then scales the product.
     4. the weight on the left, `dequantize(q) @ x`.
     5. weights in batches, and `gather_mm`, which becomes `gather_qmm`.
     7. each of several products of one `dequantize`; whatever needs it dense keeps it.
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import mlx.core as mx
@@ -111,8 +113,8 @@ def _case(product: Contraction, weight: WeightView, result: mx.Dtype) -> int:
         return 9
     if w.ndim > 2:
         return 5
-    if product.case > 1:
-        return product.case
+    if product.case > 1 or weight.factors:
+        return max(product.case, 3)
     return 2 if len(dtypes) > 1 or product.x.value.node.op == "astype" else 1
 
 
@@ -140,7 +142,7 @@ def _product(node: Node, product: Contraction, packed: Packed) -> Tensor | str:
     args = (cast(product.x, wide), w, *scales)
     settings = {**packed.settings, "transpose": packed.transpose}
     y = apply("quantized_matmul", args, settings, node.stream)
-    return product.finish(cast(y, dtype))
+    return product.finish(cast(packed.scaled(y), dtype))
 
 
 def _fuse_gather(node: Node) -> Sequence[Value] | None:
@@ -154,13 +156,15 @@ def _fuse_gather(node: Node) -> Sequence[Value] | None:
     if isinstance(packed, str):
         _note(node, "refused", f"not fused: {packed}", weight)
         return None
-    if packed.parts[0].ndim < 3:
-        _note(node, "refused", "not fused: the weight is no batch of matrices", weight)
+    matrices = prod(node.operand("b").shape[:-2])
+    if prod(packed.parts[0].shape[:-2]) != matrices:
+        why = "matrices of the weight are broadcast; let the indices repeat them instead"
+        _note(node, "refused", f"not fused: {why}", weight)
         return None
     dtype = node.output.dtype
     x = Tensor(node.operand("a"))
     wide = _compute_dtype(packed, dtype)
-    w, *scales = packed.parts
+    w, *scales = (p if p.ndim > 2 else apply("expand_dims", (p, 0)) for p in packed.parts)
     if scales[0].dtype != mx.uint8:
         scales = [cast(s, wide) for s in scales]
     options: dict[str, Any] = {**packed.settings, "transpose": packed.transpose}
@@ -172,7 +176,7 @@ def _fuse_gather(node: Node) -> Sequence[Value] | None:
         options["sorted_indices"] = True
     y = apply("gather_qmm", (cast(x, wide), w, *scales), options, node.stream)
     _note(node, "fused", "", weight, 5)
-    return [cast(y, dtype).value]
+    return [cast(packed.scaled(y), dtype).value]
 
 
 def _note(

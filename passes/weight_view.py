@@ -30,20 +30,30 @@ class WeightView:
         source: the `dequantize`.
         view: an array without memory, with the shape and element strides of the operand.
         dtype: of the operand, after casts.
+        factors: ops and numbers that scale all of the weight, `("multiply", 0.5)`; they scale the
+            product as well.
     """
 
     source: Node
     view: Strided
     dtype: mx.Dtype
+    factors: tuple[tuple[str, Value], ...] = ()
 
 
 def resolve(value: Value) -> WeightView | str | None:
     """The weight that `value` is a view of; None if there is none, or why it cannot be used."""
     chain: list[Node] = []
+    factors: list[tuple[str, Value]] = []
     node = value.node
-    while (node.op in _VIEWS or node.op in _SAME) and node.inputs:
-        chain.append(node)
-        node = node.inputs[0].node
+    while True:
+        if (node.op in _VIEWS or node.op in _SAME) and node.inputs:
+            chain.append(node)
+            node = node.inputs[0].node
+        elif (scaled := _scaled(node)) is not None:
+            factors.insert(0, (node.op, scaled[1]))
+            node = scaled[0].node
+        else:
+            break
     if node.op in _ARITHMETIC and any(isinstance(resolve(v), WeightView) for v in node.inputs):
         return f"{node.op} stands between dequantize and the product; {_ARITHMETIC[node.op]}"
     if node.op != "dequantize":
@@ -68,7 +78,17 @@ def resolve(value: Value) -> WeightView | str | None:
             f"{step.op} between dequantize and the product is no view of whole rows; "
             "index or reshape the packed weight instead"
         )
-    return WeightView(node, view, value.dtype)
+    return WeightView(node, view, value.dtype, tuple(factors))
+
+
+def _scaled(node: Node) -> tuple[Value, Value] | None:
+    """What is scaled, and the number without axes by which it is."""
+    if node.op not in ("multiply", "divide"):
+        return None
+    a, b = node.operand("a"), node.operand("b")
+    if b.ndim == 0 < a.ndim:
+        return a, b
+    return (b, a) if node.op == "multiply" and a.ndim == 0 < b.ndim else None
 
 
 def _index(view: Strided, node: Node) -> Strided:
@@ -113,11 +133,19 @@ class Packed:
         parts: w_q, scales and, for affine, biases; two axes, or batches of that.
         transpose: groups run along the axis that is summed.
         settings: group_size, bits and mode.
+        factors: what the product is to be scaled by, as in `WeightView`.
     """
 
     parts: tuple[Tensor, ...]
     transpose: bool
     settings: dict[str, Any]
+    factors: tuple[tuple[str, Value], ...] = ()
+
+    def scaled(self, product: Tensor) -> Tensor:
+        """The product with the factors of the weight."""
+        for op, factor in self.factors:
+            product = apply(op, (product, Tensor(factor)))
+        return product
 
 
 def as_operand(found: WeightView) -> Packed | str:
@@ -142,7 +170,8 @@ def as_operand(found: WeightView) -> Packed | str:
     if isinstance(packed, str):
         return packed
     settings = {name: source.args[name] for name in ("group_size", "bits")}
-    return Packed(packed, transpose, settings | {"mode": setting(source, "mode")})
+    settings["mode"] = setting(source, "mode")
+    return Packed(packed, transpose, settings, found.factors)
 
 
 def _axis_of_groups(view: Strided, axis: int, columns: int) -> bool:

@@ -105,7 +105,8 @@ SPELLINGS: dict[str, Callable[[Tensor, WeightIn], Tensor]] = {
         h[:, None, :], qg.expand_dims(w.dense(), 0).swapaxes(1, 2),
         rhs_indices=mx.zeros((ROWS,), mx.uint32))[:, 0],
     "scaled": lambda h, w: (h * 2.0) @ w.dense().T * 0.5,
-    "refused": lambda h, w: h @ (w.dense() * 0.5).T,
+    "scaled weight": lambda h, w: h @ (w.dense() * 0.5).T,
+    "refused": lambda h, w: h @ (w.dense() + w.dense()).T * 0.5,
     "dense too": lambda h, w: h @ w.dense().T + qg.mean(w.dense(), axis=0),
 }  # fmt: skip
 POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
