@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
 
 from qgraph.ir import Graph, Node, Value
 from qgraph.ledger import Decision, Entry, record
@@ -95,7 +98,16 @@ def _take(node: Node, source: Node, shared: bool) -> list[Value] | str:
                 "dequantizing all of them once is less work"
             )
         indices = Tensor(indices)
-    return _each(source, lambda part: apply("take", (part, indices, axis)))
+    return _rows(node, source, indices, axis)
+
+
+def _rows(node: Node, source: Node, indices: Any, axis: int) -> list[Value]:
+    """The rows, dequantized; one row alone has one axis, and dequantize takes two."""
+    if node.output.ndim > 1:
+        return _each(source, lambda part: apply("take", (part, indices, axis)))
+    one = mx.array([indices]) if isinstance(indices, int) else indices.reshape(1)
+    (row,) = _each(source, lambda part: apply("take", (part, one, axis)))
+    return [apply("reshape", (Tensor(row), node.output.shape)).value]
 
 
 def _getitem(node: Node, source: Node, shared: bool) -> list[Value] | str:
@@ -109,6 +121,10 @@ def _getitem(node: Node, source: Node, shared: bool) -> list[Value] | str:
         return "the whole weight is needed dense by something else as well"
     if node.output.type.size > weight.type.size:
         return "more rows are looked up than there are; dequantizing once is less work"
+    if node.output.ndim < 2:
+        if weight.ndim != 2:
+            return "one row of several axes is looked up; index one axis after the other"
+        return _rows(node, source, Tensor(lookups[0]) if lookups else parts[0], 0)
     place = tuple(Tensor(p) if isinstance(p, Value) else p for p in parts)
     return _each(source, lambda part: apply("getitem", (part, place)))
 

@@ -269,3 +269,20 @@ def test_groups_that_would_not_run_whole() -> None:
     plan = qg.optimize(graph, quantize=qg.Quantize(), target="cpu")
     assert "quantize" not in [n.op for n in plan.graph.nodes]
     assert any("no quantized product does what einsum does" in e.reason for e in plan.ledger())
+
+
+def test_one_row_of_a_packed_table() -> None:
+    """A single row has one axis, and dequantize takes two; the table is not made dense for it."""
+    parts = mx.quantize(mx.random.normal((8, 64), key=mx.random.key(1)))
+    mx.eval(parts)
+
+    def fn(token: Any, x: Any) -> Any:
+        table = qg.dequantize(*parts)
+        return (qg.take(table, token, 0) + table[token]) * x
+
+    token, x = mx.array(2), mx.array(2.0)
+    program = qg.compile(fn, token, x, target="cpu")
+    rows = mx.dequantize(*parts)
+    assert mx.array_equal(program(token, x), (rows[2] + rows[2]) * x).item()
+    dense = [n for n in program.plan.graph.nodes if n.op == "dequantize"]
+    assert {n.output.type.shape for n in dense} == {(1, 64)}
