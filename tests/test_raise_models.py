@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -91,3 +94,38 @@ def test_the_backward_pass_of_attention_is_left() -> None:
     gradient = mx.grad(loss)
     graph = qg.from_mlx(gradient, x)
     assert mx.allclose(qg.compile(graph, target="cpu")(x), gradient(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("kind", ["growing", "rotating", "batch"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
+def test_steps_with_a_cache_in_half_precision(name: str, kind: str, rows: int) -> None:
+    """Offsets that are numbers and tensors, masks that are none, causal and arrays."""
+    from mlx_lm.models import cache
+
+    kinds: dict[str, Callable[[], Any]] = {
+        "growing": cache.KVCache,
+        "rotating": lambda: cache.RotatingKVCache(4),
+        "batch": lambda: cache.BatchKVCache([0, 2]),
+    }
+    model = zoo.build(name)
+    model.set_dtype(mx.bfloat16)
+    caches = [kinds[kind]() for _ in model.layers]
+    model(mx.arange(12).reshape(2, 6), cache=caches)
+    mx.eval(model.parameters(), [c.state for c in caches])
+
+    def step(ids: mx.array) -> mx.array:
+        mine = [copy.copy(c) for c in caches]
+        for c in mine:  # they write into their arrays
+            c.keys, c.values = mx.array(c.keys), mx.array(c.values)
+        return model(ids, cache=mine)
+
+    ids = mx.arange(2 * rows).reshape(2, rows)
+    after = raised(qg.from_mlx(step, ids))
+    found = counts(after)
+    assert found["fast.scaled_dot_product_attention"] == 2
+    assert found["fast.rope"] == MODELS[name][1]
+    assert not {"rsqrt", "cos", "softmax"} & set(found)
+    assert mx.array_equal(qg.compile(after, target="cpu", passes=[])(ids), step(ids))
+    result = qg.compile(qg.from_mlx(step, ids), target="cpu")(ids)
+    assert mx.allclose(result, step(ids), rtol=2e-2, atol=2e-2)
