@@ -35,6 +35,7 @@ from qgraph.ledger import PRODUCTS, Decision, Entry, record
 from qgraph.rewrite import rewrite, setting
 from qgraph.tensor import Tensor, apply
 
+from .casts import cast
 from .contraction import Contraction, as_contraction
 from .weight_view import Packed, WeightView, as_operand, resolve
 
@@ -122,11 +123,6 @@ def _compute_dtype(packed: Packed, result: mx.Dtype) -> mx.Dtype:
     """The dtype to multiply in: wide enough for result and affine scales, so never less exact."""
     scales = packed.parts[1].dtype
     return result if scales == mx.uint8 else mx.result_type(result, scales)
-
-
-def cast(x: Tensor, dtype: mx.Dtype) -> Tensor:
-    result: Tensor = x if x.dtype == dtype else apply("astype", (x, dtype))
-    return result
 
 
 def _product(node: Node, product: Contraction, packed: Packed) -> Tensor | str:

@@ -27,6 +27,8 @@ from qgraph.rewrite import rewrite, setting
 from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
 
+from .casts import cast, in_float32
+
 _NAME = "legalize"
 _QUANTIZED = ("quantized_matmul", "gather_qmm")
 _PARTS = ("w", "scales", "biases")
@@ -73,12 +75,8 @@ def _for_cpu(node: Node) -> Sequence[Value] | None:
     dtype = node.output.dtype if node.outputs else None
     if node.op != "gather_mm" or dtype == mx.float32:
         return None
-    a, b = (_cast(Tensor(node.operand(name)), mx.float32) for name in ("a", "b"))
-    types = [type(node.output.type)(node.output.shape, mx.float32)]
-    args = {**node.args, "a": a.value, "b": b.value}
-    product = node.replace(args=args, types=types)
     _note(node, "in float32: on CPUs MLX has no gather_mm of half precision")
-    return [_cast(Tensor(product.output), node.output.dtype).value]
+    return [in_float32(node, ("a", "b"))]
 
 
 def _for_cuda(node: Node) -> Sequence[Value] | None:
@@ -102,15 +100,10 @@ def _for_metal(node: Node) -> Sequence[Value] | None:
     settings = {s: setting(node, s) for s in ("group_size", "bits", "mode")}
     dtype = node.output.dtype
     parts = tuple(Tensor(v) for name in _PARTS if (v := node.value(name)) is not None)
-    dense = _cast(apply("dequantize", parts, settings, node.stream), dtype)
-    x = _cast(Tensor(node.operand("x")), dtype)
+    dense = cast(apply("dequantize", parts, settings, node.stream), dtype)
+    x = cast(Tensor(node.operand("x")), dtype)
     _note(node, f"dequantized: with N={n}, Metal's kernel leaves columns unwritten; pad N to 64")
     return [apply("matmul", (x, dense), None, node.stream).value]
-
-
-def _cast(x: Tensor, dtype: mx.Dtype) -> Tensor:
-    result: Tensor = x if x.dtype == dtype else apply("astype", (x, dtype))
-    return result
 
 
 def _note(node: Node, reason: str) -> None:

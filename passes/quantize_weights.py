@@ -122,7 +122,8 @@ def _fuses(node: Node, value: Value) -> bool:
     """Would `node` become a quantized product, were `value` quantized?  Asked of a trial."""
     if value.shape[-1] % 16:
         return bool(list(as_contraction(node)))  # no format fits: that is what to tell
-    trial = dequantize(*quantize(Tensor(value), mode="nvfp4"), mode="nvfp4", dtype=value.dtype)
+    w, scales = quantize(Tensor(value), mode="nvfp4")
+    trial = dequantize(w, scales, mode="nvfp4", dtype=value.dtype)
     weights = [
         resolve(p.weight.value) for p in as_contraction(node.with_inputs({value: trial.value}))
     ]

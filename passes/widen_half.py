@@ -23,7 +23,8 @@ from qgraph.ir import Graph, Node, Value
 from qgraph.ledger import Entry, record
 from qgraph.rewrite import rewrite
 from qgraph.target import Target, as_target
-from qgraph.tensor import Tensor, apply
+
+from .casts import in_float32
 
 _NAME = "widen-half"
 _HALF = (mx.float16, mx.bfloat16)
@@ -46,18 +47,5 @@ class WidenHalf:
 def _widen(node: Node) -> Sequence[Value] | None:
     if node.op not in ("quantized_matmul", "gather_qmm") or node.output.dtype not in _HALF:
         return None
-    args = {
-        name: _wide(arg) if name in ("x", "scales", "biases") and isinstance(arg, Value) else arg
-        for name, arg in node.args.items()
-    }
-    types = [type(node.output.type)(node.output.shape, mx.float32)]
-    product = node.replace(args=args, types=types)
     record(Entry(_NAME, "chosen", f"{node.op} of {node.inputs[0].type}", node.origin, "in float32"))
-    return [apply("astype", (Tensor(product.output), node.output.dtype)).value]
-
-
-def _wide(value: Value) -> Value:
-    if value.dtype not in _HALF:
-        return value
-    result: Tensor = apply("astype", (Tensor(value), mx.float32))
-    return result.value
+    return [in_float32(node, ("x", "scales", "biases"))]

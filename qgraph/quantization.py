@@ -248,6 +248,23 @@ def _check_inner(op: str, x: Any, parts: tuple[Any, ...], bits: int, transpose: 
         )
 
 
+def _multiply(
+    op: str,
+    x: Any,
+    weight: tuple[Any, Any, Any],
+    transpose: bool,
+    form: tuple[int | None, int | None, str],
+    options: dict[str, Any],
+    stream: StreamLike,
+) -> Any:
+    """Check the parts of a product and call it; `weight` is w, scales, biases."""
+    group_size, bits = resolve(op, *form)
+    settings = _settings(group_size, bits, form[2])
+    parts = _packed_operand(op, *weight, group_size, bits, form[2], stream)
+    _check_inner(op, x, parts, bits, transpose)
+    return _call(op, (x, *parts), {"transpose": transpose, **settings, **options}, stream)
+
+
 def quantized_matmul(
     x: Any,
     w: Any,
@@ -287,12 +304,8 @@ def quantized_matmul(
     >>> mx.array_equal(automatic, qg.quantized_matmul(x, *packed, group_size=32)).item()
     True
     """
-    op = "quantized_matmul"
-    group_size, bits = resolve(op, group_size, bits, mode)
-    parts = _packed_operand(op, w, scales, biases, group_size, bits, mode, stream)
-    _check_inner(op, x, parts, bits, transpose)
-    kwargs = {"transpose": transpose, **_settings(group_size, bits, mode)}
-    return apply(op, (x, *parts), kwargs, stream)
+    form = (group_size, bits, mode)
+    return _multiply("quantized_matmul", x, (w, scales, biases), transpose, form, {}, stream)
 
 
 def gather_qmm(
@@ -322,12 +335,7 @@ def gather_qmm(
     Raises:
         QuantizationError: the parts do not belong together.
     """
-    op = "gather_qmm"
-    group_size, bits = resolve(op, group_size, bits, mode)
-    parts = _packed_operand(op, w, scales, biases, group_size, bits, mode, stream)
-    _check_inner(op, x, parts, bits, transpose)
-    kwargs: dict[str, Any] = {"transpose": transpose, **_settings(group_size, bits, mode)}
-    kwargs |= {"lhs_indices": lhs_indices, "rhs_indices": rhs_indices}
-    if sorted_indices:
-        kwargs["sorted_indices"] = True
-    return _call(op, (x, *parts), kwargs, stream)
+    options = {"lhs_indices": lhs_indices, "rhs_indices": rhs_indices}
+    options["sorted_indices"] = sorted_indices or None
+    form = (group_size, bits, mode)
+    return _multiply("gather_qmm", x, (w, scales, biases), transpose, form, options, stream)
