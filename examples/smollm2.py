@@ -20,7 +20,7 @@ import qgraph as qg
 from qgraph.examples import smollm2_files as files
 
 Cache = list[tuple[Any, Any]]
-"""For each layer keys and values, (1, kv_heads, length, head_dim) float32."""
+"""For each layer keys and values, (1, kv_heads, length, head_dim)."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,13 @@ class Llama:
         config: sizes and constants.
         weights: packed (`.weight`, `.scales`, `.biases`) or float (`.weight`) arrays by name.
         length: positions that the cache holds.
+        dtype: of everything between the products.
     """
 
     config: files.Config
     weights: files.Weights
     length: int = 512
+    dtype: mx.Dtype = mx.float32
 
     def linear(self, name: str, x: Any) -> Any:
         """`x @ weight.T`: from packed weights written out, from float ones quantized here."""
@@ -52,8 +54,9 @@ class Llama:
         w, scales, biases = (
             self.weights[f"{name}.{part}"] for part in ("weight", "scales", "biases")
         )
-        bits = files.bits_of(self.weights, name)
-        return qg.dequantize(w, scales, biases, self.config.group_size, bits)
+        group_size = self.config.group_size
+        bits = files.bits_of(self.weights, name, group_size)
+        return qg.dequantize(w, scales, biases, group_size, bits)
 
     def norm(self, name: str, x: Any) -> Any:
         return qg.fast.rms_norm(x, self.weights[f"{name}.weight"], self.config.rms_eps)
@@ -72,28 +75,35 @@ class Llama:
                                 scale=1.0, offset=position)  # fmt: skip
 
         q, k, v = heads("q", c.heads), heads("k", c.kv_heads), heads("v", c.kv_heads)
-        start = position.reshape(1)
-        keys = qg.slice_update(cache[0], rope(k), start, axes=(2,))
-        values = qg.slice_update(cache[1], v, start, axes=(2,))
+        q, k, start = rope(q), rope(k), position.reshape(1)
+        after = (
+            qg.slice_update(cache[0], k, start, axes=(2,)),
+            qg.slice_update(cache[1], v, start, axes=(2,)),
+        )
+        keys, values = (k, v) if isinstance(mask, str) else after
         y = qg.fast.scaled_dot_product_attention(
-            rope(q), keys, values, scale=c.head_dim**-0.5, mask=mask
+            q, keys, values, scale=c.head_dim**-0.5, mask=mask
         )
         y = y.transpose(0, 2, 1, 3).reshape(1, -1, c.heads * c.head_dim)
-        return self.linear(f"{name}.o_proj", y), (keys, values)
+        return self.linear(f"{name}.o_proj", y), after
 
     def mlp(self, name: str, x: Any) -> Any:
         gate = self.linear(f"{name}.gate_proj", x)
         return self.linear(f"{name}.down_proj", gate * qg.sigmoid(gate)
                            * self.linear(f"{name}.up_proj", x))  # fmt: skip
 
-    def forward(self, tokens: Any, cache: Cache, position: Any) -> tuple[Any, Cache]:
-        """Logits (1, count, vocab) of `tokens` (1, count), and the cache with them in it.
+    def forward(self, tokens: Any, cache: Cache, position: Any = None) -> tuple[Any, Cache]:
+        """The last layer's output (1, count, hidden) for `tokens` (1, count), and the cache after.
 
-        `position`, int32 without axes, is where the first of the tokens stands.
+        `position`, int32 without axes, is where the first of the tokens stands; without it they
+        are the first, and see nothing but one another.
         """
-        h = qg.take(self.dense("model.embed_tokens"), tokens, axis=0).astype(mx.float32)
-        rows = qg.arange(tokens.shape[1])[:, None] + position
-        mask = qg.arange(self.length)[None, :] <= rows
+        h = qg.take(self.dense("model.embed_tokens"), tokens, axis=0).astype(self.dtype)
+        if position is None:
+            position, mask = qg.zeros((), mx.int32), "causal"
+        else:
+            rows = qg.arange(tokens.shape[1])[:, None] + position
+            mask = qg.arange(self.length)[None, :] <= rows
         after = []
         for i in range(self.config.layers):
             layer = f"model.layers.{i}"
@@ -104,18 +114,21 @@ class Llama:
             after.append(kept)
             h = h + y
             h = h + self.mlp(f"{layer}.mlp", self.norm(f"{layer}.post_attention_layernorm", h))
-        head = "model.embed_tokens" if self.config.tied else "lm_head"
-        return self.linear(head, self.norm("model.norm", h)), after
+        return self.norm("model.norm", h), after
+
+    def logits(self, h: Any) -> Any:
+        """For each position of h (..., hidden) the scores of all tokens, (..., vocab)."""
+        return self.linear("model.embed_tokens" if self.config.tied else "lm_head", h)
 
     def empty_cache(self) -> Cache:
         c = self.config
         shape = (1, c.kv_heads, self.length, c.head_dim)
-        return [(mx.zeros(shape), mx.zeros(shape)) for _ in range(c.layers)]
+        return [(mx.zeros(shape, self.dtype), mx.zeros(shape, self.dtype)) for _ in range(c.layers)]
 
     def prefill(self, tokens: Any, count: Any, cache: Cache) -> tuple[Any, Cache]:
         """Read a prompt of `count` tokens, padded at the end: logits of the last, and the cache."""
-        logits, cache = self.forward(tokens, cache, qg.zeros((), mx.int32))
-        return qg.take(logits, count - 1, axis=1), cache
+        h, cache = self.forward(tokens, cache)
+        return self.logits(qg.take(h, count - 1, axis=1)), cache
 
     def decode(self, steps: int, temperature: float = 0.0) -> Callable[..., Any]:
         """The decode loop for `steps` tokens: (token, position, key, cache) in and out.
@@ -126,8 +139,8 @@ class Llama:
         def loop(token: Any, position: Any, key: Any, cache: Cache) -> Any:
             def step(carry: Any, _: Any) -> Any:
                 token, position, key, cache = carry
-                logits, cache = self.forward(token.reshape(1, 1), cache, position)
-                token, key = choose(logits[0, -1], key, temperature)
+                h, cache = self.forward(token.reshape(1, 1), cache, position)
+                token, key = choose(self.logits(h)[0, -1], key, temperature)
                 return (token, position + 1, key, cache), token
 
             return qg.scan(step, (token, position, key, cache), length=steps)

@@ -140,13 +140,13 @@ def dequantized(weights: Weights, dtype: mx.Dtype = mx.float32) -> Weights:
     return result
 
 
-def bits_of(weights: Weights, stem: str) -> int:
+def bits_of(weights: Weights, stem: str, group_size: int = GROUP_SIZE) -> int:
     """Bits a packed weight spends on a number: 8 for the embedding, 4 for the layers.
 
     >>> bits_of(toy().weights, "model.embed_tokens")
     8
     """
-    columns = weights[f"{stem}.scales"].shape[-1] * GROUP_SIZE
+    columns = weights[f"{stem}.scales"].shape[-1] * group_size
     return weights[f"{stem}.weight"].shape[-1] * 32 // columns
 
 
@@ -361,7 +361,7 @@ def mlx_lm_model(weights: Weights, config: Config) -> Any:
     def packing(path: str, _: Any) -> bool | dict[str, int]:
         if f"{path}.scales" not in weights:
             return False
-        return {"group_size": config.group_size, "bits": bits_of(weights, path)}
+        return {"group_size": config.group_size, "bits": bits_of(weights, path, config.group_size)}
 
     nn.quantize(model, class_predicate=packing)
     model.load_weights(list(weights.items()))

@@ -1,6 +1,7 @@
 """The optimizer: passes from graph to graph, one a file."""
 
 from .assign_streams import AssignStreams
+from .choose_attention import ChooseAttention
 from .choose_kernel import ChooseKernel
 from .eliminate_common_subexpressions import EliminateCommonSubexpressions
 from .eliminate_dead_code import EliminateDeadCode
@@ -8,6 +9,7 @@ from .fold_constants import FoldConstants
 from .fuse_quantized_matmul import FuseQuantizedMatmul
 from .hoist_quantize import HoistQuantize
 from .legalize import Legalize
+from .merge_matmuls import MergeMatmuls
 from .quantize_weights import QuantizeWeights
 from .raise_attention import RaiseAttention
 from .raise_dequantize import RaiseDequantize
@@ -20,6 +22,7 @@ from .widen_half import WidenHalf
 
 __all__ = [
     "AssignStreams",
+    "ChooseAttention",
     "ChooseKernel",
     "EliminateCommonSubexpressions",
     "EliminateDeadCode",
@@ -27,6 +30,7 @@ __all__ = [
     "FuseQuantizedMatmul",
     "HoistQuantize",
     "Legalize",
+    "MergeMatmuls",
     "QuantizeWeights",
     "RaiseAttention",
     "RaiseDequantize",

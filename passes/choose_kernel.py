@@ -24,10 +24,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qgraph.invariance import fixed_values
 from qgraph.ir import Graph, Node, Value
 from qgraph.kernels import Problem, candidates, kernel
 from qgraph.ledger import Entry, record
-from qgraph.names import body_inputs
 from qgraph.rewrite import Visit, rewrite, setting
 from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
@@ -62,7 +62,7 @@ class ChooseKernel:
 
     def __call__(self, graph: Graph) -> Graph:
         target = self.target or as_target()
-        fixed = _fixed(graph, {v for v in graph.inputs if v.node.args["parameter"]})
+        fixed = fixed_values(graph)
         loops = {body for _, node in graph.walk() for body in node.bodies}
 
         def visitor(inner: Graph) -> Visit:
@@ -129,16 +129,3 @@ def _without_host(choice: Choice) -> Choice:
         return Choice("qmm", "default", choice.estimate_us)
     (name, us), *others = rest
     return Choice(name, choice.source, us, tuple(others))
-
-
-def _fixed(graph: Graph, fixed: set[Value]) -> set[Value]:
-    """The values, in bodies too, that depend on constants and parameters alone."""
-    found = set(fixed)
-    for node in graph.nodes:
-        if node.op == "constant" or (
-            node.inputs and not node.bodies and all(v in found for v in node.inputs)
-        ):
-            found.update(node.outputs)
-        for body, (_, shared) in zip(node.bodies, body_inputs(node), strict=True):
-            found |= _fixed(body, {inner for inner, outer in shared if outer in found})
-    return found

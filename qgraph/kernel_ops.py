@@ -1,7 +1,7 @@
-"""The two ops that a chosen kernel becomes: one packs the weight, the other multiplies by it.
+"""The ops that chosen kernels become.
 
-`pack_weight` runs once, in the pack or the prepare step; `packed_matmul` at every call.  Kernels
-themselves are in `qgraph/kernels`.
+`pack_weight` runs once, in the pack or the prepare step, `packed_matmul` at every call;
+`decode_attention` is attention to the first keys of a cache.  Kernels are in `qgraph/kernels`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,15 @@ def packed_matmul(
     if chosen.host:
         mx.eval(x)
     return carry_out(chosen, x, packed, problem, streams or _DefaultStream())
+
+
+def decode_attention(
+    q: mx.array, k: mx.array, v: mx.array, last: mx.array, scale: float
+) -> mx.array:
+    """Attention of one query a head to the keys 0 to `last`."""
+    from .kernels.decode_attention import decode_attention as kernel
+
+    return kernel(q, k, v, last, scale)
 
 
 def runs_on_host(op: str, args: Any) -> bool:

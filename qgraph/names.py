@@ -12,7 +12,7 @@ from .errors import InputError
 from .ir import Graph, Node, Value
 
 _PARTS = ("q", "s", "b")
-_SUFFIX = {"pack_weight": "packed"}
+_SUFFIX = {"pack_weight": "packed", "concatenate": "merged"}
 
 
 def literal(array: mx.array) -> str:

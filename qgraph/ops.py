@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .kernel_ops import pack_weight, packed_matmul
+from .kernel_ops import decode_attention, pack_weight, packed_matmul
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ _LOCAL: dict[str, Callable[..., Any]] = {
     "getitem": getitem,
     "at_set": at_set,
     "keep": keep,
+    "decode_attention": decode_attention,
     "pack_weight": pack_weight,
     "packed_matmul": packed_matmul,
     **{f"at_{m}": _at(m) for m in ("add", "subtract", "multiply", "divide", "maximum", "minimum")},
@@ -263,6 +264,7 @@ _TABLE: dict[str, str] = {
     "chosen kernels": """
         pack_weight(parts, problem, kernel)
         packed_matmul(x, packed, problem, kernel)
+        decode_attention(q, k, v, last, scale)
     """,
     "indexing": """
         diag(a, /, k=0)

@@ -40,6 +40,7 @@ def default_passes(target: Target | None = None) -> list[Pass]:
     """
     from .passes import (
         AssignStreams,
+        ChooseAttention,
         ChooseKernel,
         EliminateCommonSubexpressions,
         EliminateDeadCode,
@@ -47,6 +48,7 @@ def default_passes(target: Target | None = None) -> list[Pass]:
         FuseQuantizedMatmul,
         HoistQuantize,
         Legalize,
+        MergeMatmuls,
         RaiseAttention,
         RaiseDequantize,
         RaiseLayerNorm,
@@ -69,7 +71,10 @@ def default_passes(target: Target | None = None) -> list[Pass]:
         EliminateCommonSubexpressions(),
         SinkDequantize(),
         FuseQuantizedMatmul(),
+        EliminateDeadCode(),  # a dequantize that nothing reads any more still holds its weight
+        MergeMatmuls(target),
         Legalize(target),
+        ChooseAttention(target),
         ChooseKernel(target),
         WidenHalf(target),
         AssignStreams(target),

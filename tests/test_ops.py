@@ -239,6 +239,12 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "quantized_matmul": (mx.ones((2, 64)), *Q, True, 64, 4),
     "pack_weight": (list(Q), PROBLEM, "f32+qmm"),
     "packed_matmul": (mx.ones((2, 64)), list(Q), PROBLEM, "qmm"),
+    "decode_attention": (
+        mx.random.normal((1, 2, 1, 64), key=KEY),
+        *[mx.ones((1, 2, 5, 64))] * 2,
+        mx.array(3),
+        0.1,
+    ),
     "fast.cross_entropy": (X, mx.array([0, 1, 2, 3])),
     "fast.layer_norm": (X, Y[0], Y[1], 1e-5),
     "fast.rms_norm": (X, Y[0], 1e-5),

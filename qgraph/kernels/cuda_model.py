@@ -18,6 +18,8 @@ TILE_RATE = 0.24
 """`qmm_sm80` on many rows, million million operations a millisecond: a third of the matmul's."""
 MATMUL_RATE = 0.75
 """Dense bf16 of cuBLAS, in the same unit: 8192×8192×8192 at 770 to 790 teraflops."""
+MMA_BYTES = 2.5e6
+"""Packed bytes a microsecond of `mma`, up to 8 rows."""
 BANDWIDTH = 4.3e6
 """Bytes a microsecond, read plus written."""
 NAIVE_SLOWDOWN = 3.0
@@ -37,6 +39,8 @@ def estimate(name: str, problem: Problem) -> float | None:
         return None if inner is None else inner * -(-problem.m // rows) + LAUNCH_US
     if name == "qmm":
         return _plain(problem)
+    if name == "mma":
+        return LAUNCH_US + problem.packed_bytes / MMA_BYTES * (0.9 + 0.1 * -(-problem.m // 8))
     if name == "dense":
         return _matmul(problem)
     if name == "dequantize+matmul":

@@ -19,9 +19,10 @@ from .host_blas import DenseHostBlas, HostBlas
 from .padded import Padded
 from .plain import Plain
 from .sharded import Sharded
+from .tensor_cores import TensorCores
 
 BASES: dict[str, Callable[[], Kernel]] = {
-    cls.name: cls for cls in (Plain, Dequantized, Dense, HostBlas, DenseHostBlas)
+    cls.name: cls for cls in (Plain, TensorCores, Dequantized, Dense, HostBlas, DenseHostBlas)
 }
 PREFIXES: dict[str, Callable[[int, Kernel], Kernel]] = {
     "pad": Padded,
@@ -59,7 +60,7 @@ def names_to_try(problem: Problem) -> list[str]:
     if problem.backend != "cpu":
         pads = [f"pad{rows}+qmm" for rows in (8, 16)]
         chunks = [f"chunk{rows}+qmm" for rows in (4, 8)]
-        return ["qmm", *pads, *chunks, "dequantize+matmul", "dense"]
+        return ["qmm", "mma", *pads, *chunks, "dequantize+matmul", "dense"]
     half = problem.dtype in HALF or problem.scales_dtype in HALF
     wide = "f32+" if half else ""
     in_mlx = [wide + base for base in ("qmm", "dequantize+matmul", "dense")]

@@ -1,0 +1,106 @@
+"""Decoding attends to the first keys of a cache: on CUDA say so, instead of by a mask.
+
+A cache of fixed size needs a mask for its unwritten end, and MLX has no fused kernel for array
+masks on CUDA: with one, attention took 3 to 7 times as long there as without.
+
+Rewrites:
+    1. `scaled_dot_product_attention` of one query a head with the mask `arange(length) <= last`, in
+       any of its spellings, becomes `decode_attention`, which reads the keys 0 to `last` alone.
+Leaves alone:
+    1. several queries, other masks, sinks, head sizes the kernel does not know.
+    2. other targets: CPUs and Metal take masks at little cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from qgraph.ir import Graph, Node, Value
+from qgraph.kernels.decode_attention import refusal
+from qgraph.ledger import Entry, record
+from qgraph.rewrite import rewrite, setting
+from qgraph.target import Target, as_target
+from qgraph.tensor import Tensor, apply
+
+_NAME = "choose-attention"
+
+
+@dataclass(frozen=True)
+class ChooseAttention:
+    """See the module.  `everywhere` rewrites for other targets too, to test without a GPU."""
+
+    target: Target | None = None
+    everywhere: bool = False
+    name: str = _NAME
+    contract: str = "tolerance"
+
+    def __call__(self, graph: Graph) -> Graph:
+        target = self.target or as_target()
+        if target.backend != "cuda" and not self.everywhere:
+            return graph
+        return rewrite(graph, lambda _: _visit, self.name)
+
+
+def _visit(node: Node) -> Sequence[Value] | None:
+    if node.op != "fast.scaled_dot_product_attention" or node.stream is not None:
+        return None
+    mask = node.args.get("mask")
+    if not isinstance(mask, Value) or node.value("sinks") is not None:
+        return None
+    q, k, v = (node.operand(name) for name in ("q", "k", "v"))
+    last = _last_seen(mask, k.shape[2])
+    why = "the mask is not `arange(length) <= last`" if last is None else refusal(q, k, v)
+    what = f"{node.op} of {q.type} with {k.type}"
+    if last is None or why is not None:
+        record(Entry(_NAME, "refused", what, node.origin, f"the mask stays: {why}"))
+        return None
+    record(Entry(_NAME, "chosen", what, node.origin, "keys up to a position, without a mask"))
+    args = tuple(Tensor(value) for value in (q, k, v, last))
+    y = apply("decode_attention", args, {"scale": setting(node, "scale")})
+    return [y.value]
+
+
+def _last_seen(mask: Value, length: int) -> Value | None:
+    """The value `last` if a mask over `length` keys is `arange(length) <= last`."""
+    node = _without_views(mask).node
+    if node.op not in ("less_equal", "greater_equal") or node.output.type.size != length:
+        return None
+    keys, last = node.inputs if node.op == "less_equal" else reversed(node.inputs)
+    if not _counts_up(keys, length) or last.type.size != 1:
+        return None
+    return last if mx.issubdtype(last.dtype, mx.integer) else None
+
+
+_VIEWS = frozenset({"reshape", "expand_dims", "squeeze", "broadcast_to", "getitem", "flatten"})
+
+
+def _without_views(value: Value) -> Value:
+    """The value before views that keep all its elements in order."""
+    while value.node.op in _VIEWS and value.node.inputs[0].type.size == value.type.size:
+        index = value.node.args.get("index", ())
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(p is not None and p is not Ellipsis and p != slice(None) for p in parts):
+            return value
+        value = value.node.inputs[0]
+    return value
+
+
+def _counts_up(value: Value, length: int) -> bool:
+    """Is it 0, 1, … length - 1 along its last axis?"""
+    node = _without_views(value).node
+    if value.type.size != length or value.shape[-1] != length:
+        return False
+    if node.op == "constant":
+        data = node.args["data"]
+        return not data.is_released and np.array_equal(
+            np.asarray(data.array.reshape(-1)), np.arange(length)
+        )
+    if node.op != "arange" or not mx.issubdtype(node.output.dtype, mx.integer):
+        return False
+    start, stop, step = (node.args.get(name) for name in ("start", "stop", "step"))
+    first, end = (0, start) if stop is None else (start or 0, stop)
+    return (first, end, step or 1) == (0, length, 1)

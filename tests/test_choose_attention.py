@@ -1,0 +1,106 @@
+"""`choose-attention`: a mask that hides the end of a cache becomes a position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import qgraph as qg
+from qgraph.passes import ChooseAttention, EliminateDeadCode, FoldConstants
+from tests.arrays import to_numpy
+
+LENGTH, DIM = 12, 64
+Q = mx.random.normal((2, 4, 1, DIM), key=mx.random.key(0))
+K, V = (mx.random.normal((2, 2, LENGTH, DIM), key=mx.random.key(i)) for i in (1, 2))
+PASSES = [FoldConstants(), ChooseAttention(everywhere=True), EliminateDeadCode()]
+
+MASKS: dict[str, Callable[[Any], Any]] = {
+    "arange <= last": lambda last: qg.arange(LENGTH) <= last,
+    "last >= arange": lambda last: last >= qg.arange(LENGTH),
+    "rows and columns": lambda last: qg.arange(LENGTH)[None] <= qg.arange(1)[:, None] + last,
+    "four axes": lambda last: (qg.arange(LENGTH) <= last).reshape(1, 1, 1, LENGTH),
+    "expanded": lambda last: qg.expand_dims(qg.arange(0, LENGTH, 1) <= last, 0),
+}
+OTHERS: dict[str, Callable[[Any], Any]] = {
+    "first keys hidden": lambda last: qg.arange(LENGTH) >= last,
+    "strictly before": lambda last: qg.arange(LENGTH) < last,
+    "from one": lambda last: qg.arange(1, LENGTH + 1) <= last,
+    "every other": lambda last: qg.arange(LENGTH) % 2 <= last,
+    "float": lambda last: qg.arange(LENGTH).astype(mx.float32) <= last + 0.5,
+    "a limit each": lambda last: qg.arange(LENGTH) <= qg.arange(LENGTH) + last,
+    "transposed batches": lambda last: qg.arange(2)[:, None, None, None] <= last,
+}
+
+
+def attend(mask: Callable[[Any], Any], scale: float = 0.125, **options: Any) -> Any:
+    return lambda q, k, v, last: qg.fast.scaled_dot_product_attention(
+        q, k, v, scale=scale, mask=mask(last), **options
+    )
+
+
+def plan(fn: Any, q: mx.array = Q) -> qg.Plan:
+    graph = qg.trace(fn, q, K, V, mx.array(5), name="f")
+    return qg.optimize(graph, passes=PASSES, target="cpu")
+
+
+@pytest.mark.parametrize("spelling", MASKS)
+@pytest.mark.parametrize("last", [0, 5, LENGTH - 1])
+def test_spellings(spelling: str, last: int) -> None:
+    made = plan(attend(MASKS[spelling]))
+    ops = {n.op for n in made.graph.nodes}
+    assert "decode_attention" in ops
+    assert ops.isdisjoint({"less_equal", "greater_equal", "fast.scaled_dot_product_attention"})
+    y = qg.compile(made.graph, passes=[], target="cpu")(Q, K, V, mx.array(last))
+    q, k, v = (to_numpy(a).astype(np.float64) for a in (Q, K, V))
+    k, v = (np.repeat(a[:, :, : last + 1], 2, axis=1) for a in (k, v))
+    scores = 0.125 * q @ k.swapaxes(-1, -2)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    np.testing.assert_allclose(to_numpy(y), p / p.sum(-1, keepdims=True) @ v, rtol=1e-4, atol=1e-5)
+
+
+def test_text() -> None:
+    made = plan(attend(MASKS["arange <= last"]))
+    assert made.graph.format(origins=False) == "\n".join(
+        [
+            f"graph f(q: f32[2,4,1,{DIM}], k: f32[2,2,12,{DIM}], v: f32[2,2,12,{DIM}], last: i32[])"
+            f" -> f32[2,4,1,{DIM}]",
+            f"  %0: f32[2,4,1,{DIM}] = decode_attention(q, k, v, last) {{scale=0.125}}",
+            "  return %0",
+        ]
+    )
+
+
+def test_in_a_loop() -> None:
+    def fn(q: Any, k: Any, v: Any, last: Any) -> Any:
+        body = lambda i, h: attend(MASKS["rows and columns"])(h, k, v, last + i)  # noqa: E731
+        return qg.fori_loop(0, 3, body, q)
+
+    made = plan(fn)
+    assert "decode_attention" in {n.op for _, n in made.graph.walk()}
+    y = qg.compile(made.graph, passes=[], target="cpu")(Q, K, V, mx.array(5))
+    np.testing.assert_allclose(y, fn(Q, K, V, mx.array(5)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", OTHERS)
+def test_other_masks_stay(mask: str) -> None:
+    graph = qg.trace(attend(OTHERS[mask]), Q, K, V, mx.array(5))
+    assert ChooseAttention(everywhere=True)(graph) is graph
+
+
+def test_near_misses() -> None:
+    good = MASKS["arange <= last"]
+    several = mx.random.normal((2, 4, 3, DIM))
+    refused = [e.reason for e in plan(attend(good), several).ledger() if e.decision == "refused"]
+    assert refused == ["the mask stays: there are 3 queries a head; the kernel takes one"]
+    odd = qg.trace(attend(good), *(a[..., :32] for a in (Q, K, V)), mx.array(5))
+    assert ChooseAttention(everywhere=True)(odd) is odd
+    sinks = qg.trace(attend(good, sinks=mx.zeros(4)), Q, K, V, mx.array(5))
+    assert ChooseAttention(everywhere=True)(sinks) is sinks
+    streamed = qg.trace(attend(good, stream="cpu"), Q, K, V, mx.array(5))
+    assert ChooseAttention(everywhere=True)(streamed) is streamed
+    cpu = qg.trace(attend(good), Q, K, V, mx.array(5))
+    assert ChooseAttention()(cpu) is cpu
