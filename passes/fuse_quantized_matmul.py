@@ -119,23 +119,23 @@ def _case(product: Contraction, weight: WeightView, result: mx.Dtype) -> int:
     return 2 if len(dtypes) > 1 or product.x.value.node.op == "astype" else 1
 
 
-def _compute_dtype(packed: Packed, result: mx.Dtype) -> mx.Dtype:
-    """The dtype to multiply in: wide enough for result and affine scales, so never less exact."""
-    scales = packed.parts[1].dtype
-    return result if scales == mx.uint8 else mx.result_type(result, scales)
+def _in_one_dtype(x: Tensor, parts: Sequence[Tensor], result: mx.Dtype) -> tuple[Tensor, ...]:
+    """x and the parts in the dtype to multiply in: wide enough for the result and for affine
+    scales, so never less exact than as written."""
+    w, *scales = parts
+    if scales[0].dtype == mx.uint8:
+        return (cast(x, result), w, *scales)
+    wide = mx.result_type(result, scales[0].dtype)
+    return (cast(x, wide), w, *(cast(s, wide) for s in scales))
 
 
 def _product(node: Node, product: Contraction, packed: Packed) -> Tensor | str:
     dtype = node.output.dtype
     if not mx.issubdtype(dtype, mx.floating) or dtype == mx.float64:
         return f"the product is {dtype}; quantized products are float16, bfloat16 or float32"
-    wide = _compute_dtype(packed, dtype)
-    w, *scales = packed.parts
-    if w.ndim > 2 and product.x.ndim < 2:
+    if packed.parts[0].ndim > 2 and product.x.ndim < 2:
         return "a vector times a batch of weights; give x a row axis"
-    if scales[0].dtype != mx.uint8:
-        scales = [cast(s, wide) for s in scales]
-    args = (cast(product.x, wide), w, *scales)
+    args = _in_one_dtype(product.x, packed.parts, dtype)
     settings = {**packed.settings, "transpose": packed.transpose}
     y = apply("quantized_matmul", args, settings, node.stream)
     return product.finish(cast(packed.scaled(y), dtype))
@@ -159,10 +159,7 @@ def _fuse_gather(node: Node) -> Sequence[Value] | None:
         return None
     dtype = node.output.dtype
     x = Tensor(node.operand("a"))
-    wide = _compute_dtype(packed, dtype)
-    w, *scales = (p if p.ndim > 2 else apply("expand_dims", (p, 0)) for p in packed.parts)
-    if scales[0].dtype != mx.uint8:
-        scales = [cast(s, wide) for s in scales]
+    batch = [p if p.ndim > 2 else apply("expand_dims", (p, 0)) for p in packed.parts]
     options: dict[str, Any] = {**packed.settings, "transpose": packed.transpose}
     for name in ("lhs_indices", "rhs_indices"):
         index = node.value(name)
@@ -170,7 +167,7 @@ def _fuse_gather(node: Node) -> Sequence[Value] | None:
             options[name] = Tensor(index)
     if setting(node, "sorted_indices"):
         options["sorted_indices"] = True
-    y = apply("gather_qmm", (cast(x, wide), w, *scales), options, node.stream)
+    y = apply("gather_qmm", _in_one_dtype(x, batch, dtype), options, node.stream)
     _note(node, "fused", "", weight, 5)
     return [cast(packed.scaled(y), dtype).value]
 

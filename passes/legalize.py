@@ -28,10 +28,10 @@ from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
 
 from .casts import cast, in_float32
+from .weight_view import PARTS, parts_of
 
 _NAME = "legalize"
 _QUANTIZED = ("quantized_matmul", "gather_qmm")
-_PARTS = ("w", "scales", "biases")
 _VIEWS = frozenset(
     {"getitem", "split", "transpose", "matrix_transpose", "swapaxes", "moveaxis", "broadcast_to",
      "broadcast_arrays", "as_strided", "expand_dims", "squeeze", "slice", "diagonal"}
@@ -82,7 +82,7 @@ def _for_cpu(node: Node) -> Sequence[Value] | None:
 def _for_cuda(node: Node) -> Sequence[Value] | None:
     if node.op not in _QUANTIZED:
         return None
-    given = {name: v for name in _PARTS if (v := node.value(name)) is not None}
+    given = {name: v for name in PARTS if (v := node.value(name)) is not None}
     loose = {name: v for name, v in given.items() if v.node.op in _VIEWS}
     if not loose:
         return None
@@ -99,8 +99,7 @@ def _for_metal(node: Node) -> Sequence[Value] | None:
         return None
     settings = {s: setting(node, s) for s in ("group_size", "bits", "mode")}
     dtype = node.output.dtype
-    parts = tuple(Tensor(v) for name in _PARTS if (v := node.value(name)) is not None)
-    dense = cast(apply("dequantize", parts, settings, node.stream), dtype)
+    dense = cast(apply("dequantize", parts_of(node), settings, node.stream), dtype)
     x = cast(Tensor(node.operand("x")), dtype)
     _note(node, f"dequantized: with N={n}, Metal's kernel leaves columns unwritten; pad N to 64")
     return [apply("matmul", (x, dense), None, node.stream).value]

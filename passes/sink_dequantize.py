@@ -23,8 +23,9 @@ from qgraph.ledger import Decision, Entry, record
 from qgraph.rewrite import Visit, rewrite, setting
 from qgraph.tensor import Tensor, apply
 
+from .weight_view import PARTS, parts_of
+
 _NAME = "sink-dequantize"
-_PARTS = ("w", "scales", "biases")
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,14 @@ def _is_lookup(node: Node) -> bool:
     return node.op == "take" or len(node.inputs) > 1
 
 
-def _parts(source: Node) -> list[Tensor]:
-    return [Tensor(v) for name in _PARTS if (v := source.value(name)) is not None]
-
-
 def _dequantized(source: Node, parts: Sequence[Tensor]) -> Value:
-    options = {k: a for k, a in source.args.items() if k not in _PARTS}
+    options = {k: a for k, a in source.args.items() if k not in PARTS}
     result: Tensor = apply("dequantize", tuple(parts), options, source.stream)
     return result.value
 
 
 def _each(source: Node, fn: Callable[[Tensor], Tensor]) -> list[Value]:
-    return [_dequantized(source, [fn(part) for part in _parts(source)])]
+    return [_dequantized(source, [fn(part) for part in parts_of(source)])]
 
 
 _LAST = "groups run along the last axis; index rows, or quantize the transpose"
@@ -136,7 +133,7 @@ def _split(node: Node, source: Node, shared: bool) -> list[Value] | str:
     if shared:
         return "the whole weight is needed dense by something else as well"
     sections = node.args["indices_or_sections"]
-    pieces = [apply("split", (part, sections, axis)) for part in _parts(source)]
+    pieces = [apply("split", (part, sections, axis)) for part in parts_of(source)]
     return [_dequantized(source, piece) for piece in zip(*pieces, strict=True)]
 
 
@@ -152,7 +149,7 @@ def _concatenate(node: Node) -> Sequence[Value] | None:
     if any(s.op != "dequantize" for s in sources) or len(sources) < 2:
         return None
     first, axis = sources[0], setting(node, "axis")
-    options = [{k: a for k, a in s.args.items() if k not in _PARTS} for s in sources]
+    options = [{k: a for k, a in s.args.items() if k not in PARTS} for s in sources]
     dtypes = {str(v.dtype) for s in sources for v in s.inputs[1:]}
     if any(o != options[0] for o in options) or len(dtypes) > 1:
         _note(node, first, "refused", "not fused: the weights are quantized differently")
@@ -160,7 +157,7 @@ def _concatenate(node: Node) -> Sequence[Value] | None:
     if axis is None or axis % node.output.ndim == node.output.ndim - 1:
         _note(node, first, "refused", f"not fused: {_LAST}")
         return None
-    columns = zip(*(_parts(s) for s in sources), strict=True)
+    columns = zip(*(parts_of(s) for s in sources), strict=True)
     joined = [apply("concatenate", (list(column), axis)) for column in columns]
     _note(node, first, "fused", "", 8)
     return [_dequantized(first, joined)]

@@ -40,6 +40,14 @@ class WeightView:
     factors: tuple[tuple[str, Value], ...] = ()
 
 
+PARTS = ("w", "scales", "biases")
+
+
+def parts_of(node: Node) -> tuple[Tensor, ...]:
+    """The packed parts that a `dequantize` or a quantized product reads."""
+    return tuple(Tensor(v) for name in PARTS if (v := node.value(name)) is not None)
+
+
 def resolve(value: Value) -> WeightView | str | None:
     """The weight that `value` is a view of; None if there is none, or why it cannot be used."""
     chain: list[Node] = []
@@ -182,9 +190,6 @@ def _axis_of_groups(view: Strided, axis: int, columns: int) -> bool:
 
 def _rows(source: Node, dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...] | str:
     """The packed parts with their rows laid out as `dims`, pairs of size and stride in rows."""
-    parts = [source.operand("w"), source.operand("scales")]
-    biases = source.value("biases")
-    parts += [biases] if biases is not None else []
     real = [i for i, (size, stride) in enumerate(dims) if size > 1 and stride > 0]
     spread = [i for i, (size, stride) in enumerate(dims) if size > 1 and stride == 0]
     by_stride = sorted(real, key=lambda i: -dims[i][1])
@@ -199,7 +204,7 @@ def _rows(source: Node, dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...] |
     plain = [i for i in real if i < len(dims) - 1] == []
     final = [dims[-1][0]] if plain else [1 if i in spread else s for i, (s, _) in enumerate(dims)]
     axes = [by_stride.index(i) for i in real]
-    return tuple(_lay_out(Tensor(part), sizes, axes, final) for part in parts)
+    return tuple(_lay_out(part, sizes, axes, final) for part in parts_of(source))
 
 
 def _lay_out(part: Tensor, sizes: list[int], axes: list[int], final: list[int]) -> Tensor:
