@@ -1,6 +1,6 @@
 """Recognize the primitives into which MLX expands attention on CPUs as the one op again.
 
-Rewrites, exactly on CPUs (on GPUs MLX has kernels, within the tolerance of the dtype), to
+Rewrites, exactly on CPUs, within 2e-2 on GPUs, where MLX has kernels, to
 `fast.scaled_dot_product_attention`:
     1. attention without a mask, with a boolean or an additive one, or with `mask="causal"`.
     2. grouped queries, in which several heads share a key and a value.

@@ -1,6 +1,6 @@
 """Recognize the primitives into which MLX expands `fast.layer_norm` on CPUs as the one op again.
 
-Rewrites, exactly on CPUs (on GPUs MLX has a kernel, within the tolerance of the dtype):
+Rewrites, exactly on CPUs, within 2e-2 on GPUs, where MLX has a kernel:
     1. a norm with weight and bias, with either, or with neither, computed in float32 whatever the
        dtypes of x and weight.
     2. one normalized tensor read by several weights: a norm each.

@@ -1,6 +1,6 @@
 """Recognize the primitives into which MLX expands `fast.rms_norm` on CPUs as the one op again.
 
-Rewrites, exactly on CPUs (on GPUs MLX has a kernel, within the tolerance of the dtype):
+Rewrites, exactly on CPUs, within 2e-2 on GPUs, where MLX has a kernel:
     1. a norm with a weight, computed in float32 whatever the dtypes of x and weight.
     2. a norm without one.
     3. one normalized tensor read by several weights: a norm each.

@@ -1,6 +1,6 @@
 """Recognize the primitives into which MLX expands `fast.rope` on CPUs as the one op again.
 
-Rewrites, exactly on CPUs (on GPUs MLX has a kernel, within the tolerance of the dtype):
+Rewrites, exactly on CPUs, within 2e-2 on GPUs, where MLX has a kernel:
     1. rotary embeddings with halves (`traditional=False`) or neighbours (`traditional=True`)
        rotated, of all elements of the last axis or of the first `dims`, for tensors of 3 and more
        axes, scaled positions, and an offset that is a number, a tensor, or one for each of a batch.

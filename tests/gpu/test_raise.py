@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import qgraph as qg
-from qgraph.check import TOLERANCE
 from tests import zoo
 from tests.arrays import to_numpy
 from tests.reference import relative_error
@@ -63,9 +62,9 @@ def test_one_op(name: str, dtype: mx.Dtype) -> None:
     assert len(ops) == 1
     assert ops[0].startswith("fast.")
     result = program(*arrays)
-    assert relative_error(to_numpy(result), exact) < TOLERANCE.get(dtype, 1e-4)
+    assert relative_error(to_numpy(result), exact) < 2e-2
     plan = qg.optimize(graph, target="gpu")
-    assert {s.contract for s in plan.steps if s.name.startswith("raise-")} >= {"tolerance"}
+    assert {s.contract for s in plan.steps if s.name.startswith("raise-")} >= {"tolerance 2e-2"}
     plan.check(*arrays)
 
 
