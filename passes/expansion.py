@@ -56,8 +56,8 @@ def contract(target: Target | None) -> str:
     """What raising promises.
 
     On a CPU MLX expands the op again, to the same bits.  On a GPU it has a kernel, which rounds
-    elsewhere: in bfloat16 the expansion itself was up to 0.007 from float64, in float32 its products
-    may be in TF32, and its angles at position 5000 were 5e-5 off.
+    elsewhere.  The expansion itself was up to 0.007 from float64 in bfloat16; in float32 products
+    may be in TF32, and rotations at position 5000 were 5e-5 off.
     """
     return "exact" if (target or as_target()).is_cpu else "tolerance 2e-2"
 
