@@ -310,6 +310,12 @@ class Graph:
 
         return to_html(self)
 
+    def to_model_explorer(self) -> str:
+        """The graph in the JSON that Google's Model Explorer opens."""
+        from .model_explorer import to_model_explorer
+
+        return to_model_explorer(self)
+
     @staticmethod
     def from_json(text: str) -> Graph:
         """The graph that `to_json` wrote."""
@@ -318,7 +324,10 @@ class Graph:
         return from_json(text)
 
     def save(self, path: str | Path) -> Path:
-        """Write the graph in the format of the suffix: `.txt`, `.json`, `.dot` or `.html`.
+        """Write the graph in the format of the suffix.
+
+        `.txt` is the text, `.json` can be read again, `.dot` is for Graphviz, `.html` for browsers,
+        `.me.json` for Google's Model Explorer.
 
         Raises:
             ValueError: there is no format of that suffix.
@@ -327,13 +336,15 @@ class Graph:
         formats = {
             ".txt": self.format,
             ".json": self.to_json,
+            ".me.json": self.to_model_explorer,
             ".dot": self.to_dot,
             ".html": self.to_html,
         }
-        if place.suffix not in formats:
+        suffix = ".me.json" if place.name.endswith(".me.json") else place.suffix
+        if suffix not in formats:
             known = ", ".join(formats)
-            raise ValueError(f"no format {place.suffix!r}: a graph is saved as one of {known}")
-        place.write_text(formats[place.suffix]() + "\n", encoding="utf-8")
+            raise ValueError(f"no format {suffix!r}: a graph is saved as one of {known}")
+        place.write_text(formats[suffix]() + "\n", encoding="utf-8")
         return place
 
     def __str__(self) -> str:

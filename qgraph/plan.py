@@ -173,22 +173,31 @@ class Plan:
         return Diff(step.before, step.after, step.entries, title=step.name)
 
     def save(self, path: str | Path, profile: Profile | None = None) -> Path:
-        """Write a page for browsers with the graph before and after every pass: `plan.html`.
+        """Write the graph before and after every pass: `.html` for browsers, or `.me.json`.
 
-        Other formats are those of a graph: `plan.graph.save(path)`.
+        The latter is for Google's Model Explorer.  Other formats are those of a graph:
+        `plan.graph.save(path)`.
 
         Args:
             profile: what `program.profile` measured of this plan; colours nodes by their time.
 
         Raises:
-            ValueError: the suffix is not `.html`.
+            ValueError: there is no such format for plans.
             InputError: the profile is of another plan.
         """
+        from .model_explorer import to_model_explorer
         from .viewer import save_html
 
-        if Path(path).suffix != ".html":
-            raise ValueError(f"a plan is saved as .html, not {path}; its graph by plan.graph.save")
-        return save_html(self, path, profile)
+        place = Path(path)
+        if place.name.endswith(".me.json"):
+            place.write_text(to_model_explorer(self) + "\n", encoding="utf-8")
+            return place
+        if place.suffix != ".html":
+            raise ValueError(
+                f"no format for a plan: {place.name}; a plan is saved as .html or .me.json, its "
+                "graph by plan.graph.save"
+            )
+        return save_html(self, place, profile)
 
     def dump(self, folder: str | Path) -> Path:
         """Write every step as text, JSON and DOT, a page, the report and the ledger to a folder.

@@ -1,13 +1,11 @@
-"""What the page shows, as plain data: each graph once, its nodes with a track.
+"""What the page shows, as plain data: each graph once, its nodes with its track.
 
-A track is one number for a node through all the passes: what `matching.match` finds to be the same
-node keeps it.  Keys are short because large graphs repeat them ten thousand times;
+Keys are short because large graphs repeat them ten thousand times;
 `web/src/data.ts` names them.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,45 +19,36 @@ from ..names import Names, body_entries, body_inputs
 from ..origin import Origin
 from ..plan import Plan, PlanStep
 from ..profile import Profile
+from ..target import as_target
 from ..text import call_text, static
 from .groups import Group, Groups
 from .timeline import Durations, schedule
+from .tracks import Tracks, changes, nodes_of
 
 Record = dict[str, Any]
-Tracks = dict[Node, int]
+Numbers = dict[Node, int]
 
 
 def plan_record(plan: Plan, profile: Profile | None = None) -> Record:
     """A plan: its passes, and the graph after each that changed it."""
     book = _Book()
-    graph, tracks = plan.source, book.first(plan.source)
-    steps: list[Record] = [{"name": "as written", "graph": book.graph(graph, tracks)}]
-    for step in plan.steps:
-        record: Record = {
-            "name": step.name,
-            "contract": step.contract,
-        }
-        if step.changed:
-            diff = Diff(step.before, step.after, step.entries, title=step.name)
-            tracks = book.follow(tracks, diff)
+    tracks = book.tracks.first(plan.source)
+    steps: list[Record] = [{"name": "as written", "graph": book.graph(plan.source, tracks)}]
+    for step, diff in changes(plan):
+        record: Record = {"name": step.name, "contract": step.contract}
+        if diff is not None:
+            tracks = book.tracks.follow(diff)
             record["summary"] = _summary(step, diff)
             record |= book.changes(step, diff)
-            graph = step.after
-            record["graph"] = book.graph(graph, tracks)
+            record["graph"] = book.graph(step.after, tracks)
         steps.append(record)
-    if graph is not plan.graph:  # a pass that is no step, or a plan put together by hand
-        diff = Diff(graph, plan.graph)
-        tracks = book.follow(tracks, diff)
-        steps.append({"name": "plan", "graph": book.graph(plan.graph, tracks)})
     return book.page(plan.graph, steps, tracks, Durations(plan.target), profile)
 
 
 def graph_record(graph: Graph, profile: Profile | None = None) -> Record:
     """One graph alone."""
-    from ..target import as_target
-
     book = _Book()
-    tracks = book.first(graph)
+    tracks = book.tracks.first(graph)
     steps = [{"name": graph.name, "graph": book.graph(graph, tracks)}]
     return book.page(graph, steps, tracks, Durations(as_target()), profile)
 
@@ -69,48 +58,23 @@ class _Book:
     """Numbers tracks and lines while the graphs of a plan are written."""
 
     lines: dict[tuple[str, str], int] = field(default_factory=dict)
-    _seen: Tracks = field(default_factory=dict)
-    _count: Iterator[int] = field(default_factory=itertools.count)
-
-    def first(self, graph: Graph) -> Tracks:
-        return {node: self.track(node) for node in _all(graph)}
-
-    def track(self, node: Node) -> int:
-        """The track of a node met before, or a new one."""
-        if node not in self._seen:
-            self._seen[node] = next(self._count)
-        return self._seen[node]
-
-    def follow(self, tracks: Tracks, diff: Diff) -> Tracks:
-        """The tracks of the graph after a pass."""
-        for old, new in diff.same.items():
-            self._seen.setdefault(new, tracks[old])
-            for was, now in zip(old.bodies, new.bodies, strict=False):
-                self._inputs(was, now, tracks)
-        self._inputs(diff.before, diff.after, tracks)
-        return self.first(diff.after)
-
-    def _inputs(self, was: Graph, now: Graph, tracks: Tracks) -> None:
-        named = {v.node.args["name"]: v.node for v in was.inputs}
-        for value in now.inputs:
-            old = named.get(value.node.args["name"])
-            if old is not None and value.node not in tracks:
-                self._seen.setdefault(value.node, tracks[old])
+    tracks: Tracks = field(default_factory=Tracks)
 
     def changes(self, step: PlanStep, diff: Diff) -> Record:
         """What a pass did, by tracks."""
+        track = self.tracks.of
         replaced = {
-            (self.track(old.node), self.track(new.node))
+            (track(old.node), track(new.node))
             for old, new in {**step.replaced, **diff.replaced}.items()
-            if old.node in self._seen and new.node in self._seen
+            if old.node in self.tracks and new.node in self.tracks
         }
         return {
             "changes": [
                 {
-                    "out": [self.track(n) for n in change.removed],
-                    "in": [self.track(n) for n in change.added],
-                    "moved": [self.track(n) for _, n in change.moved],
-                    "altered": [self.track(n) for _, n in change.altered],
+                    "out": [track(n) for n in change.removed],
+                    "in": [track(n) for n in change.added],
+                    "moved": [track(n) for _, n in change.moved],
+                    "altered": [track(n) for _, n in change.altered],
                     "why": [_reason(e.decision, e.case, e.reason) for e in change.reasons],
                 }
                 for change in diff.changes
@@ -126,14 +90,14 @@ class _Book:
             return -1
         return self.lines.setdefault((str(origin), origin.source()), len(self.lines))
 
-    def graph(self, graph: Graph, tracks: Tracks) -> Record:
+    def graph(self, graph: Graph, tracks: Numbers) -> Record:
         return _GraphWriter(self, graph, tracks).record()
 
     def page(
         self,
         graph: Graph,
         steps: list[Record],
-        tracks: Tracks,
+        tracks: Numbers,
         durations: Durations,
         profile: Profile | None,
     ) -> Record:
@@ -153,7 +117,6 @@ class _Book:
                 "rows": [
                     [tracks[r.node], r.seconds, r.times, r.cost.nbytes, r.estimate]
                     for r in profile.rows
-                    if r.node in tracks
                 ],
             }
         record["timelines"] = list(_timelines(graph, tracks, durations))
@@ -163,11 +126,11 @@ class _Book:
 
 
 class _GraphWriter:
-    def __init__(self, book: _Book, graph: Graph, tracks: Tracks) -> None:
+    def __init__(self, book: _Book, graph: Graph, tracks: Numbers) -> None:
         self.book, self.graph, self.tracks = book, graph, tracks
         self.names = Names(graph)
         self.groups = Groups(graph, self.names)
-        self.nodes = list(_all(graph))
+        self.nodes = list(nodes_of(graph))
         self.place = {node: i for i, node in enumerate(self.nodes)}
         self.group_place: dict[Group | None, int] = {g: i for i, g in enumerate(self.groups.all)}
         self.group_place[None] = -1
@@ -230,17 +193,7 @@ class _GraphWriter:
         return record | {name: entry for name, entry in optional.items() if entry}
 
 
-def _all(graph: Graph) -> Iterator[Node]:
-    """Inputs and nodes, a loop's bodies right after it."""
-    for value in graph.inputs:
-        yield value.node
-    for node in graph.nodes:
-        yield node
-        for body in node.bodies:
-            yield from _all(body)
-
-
-def _timelines(graph: Graph, tracks: Tracks, durations: Durations) -> Iterator[Record]:
+def _timelines(graph: Graph, tracks: Numbers, durations: Durations) -> Iterator[Record]:
     """One for the graph, and one for a turn of each loop or a branch."""
     names = Names(graph)
     pending = [("one call", graph, 1)]

@@ -33,7 +33,7 @@ export function describe(model: Model, id: string, box?: Box): Label {
     const { kind, label, node } = inner.group!;
     const record = kind === "loop" ? nodes[node!] : undefined;
     const results = record ? shortList(record.o.map(([name, type]) => `${name} ${type}`), 2) : "";
-    return { kind: "group", title: label, lines: results ? [clip(results)] : [], badge: `${inner.count} ops` };
+    return { kind: "group", title: label, lines: results ? [clip(results)] : [], badge: inner.count === 1 ? "1 op" : `${inner.count} ops` };
   }
   const node = nodes[Number(id.slice(1))];
   if (node.op === "input") {
