@@ -51,11 +51,15 @@ class _Writer:
         """Of inputs of bodies that stand for an outer value."""
         self._given: dict[Node, Value] = {}
         """What an input of a body starts from."""
-        self._spaces: dict[Node, str] = {}
         for _, node in graph.walk():
             for entries, (_, shared) in zip(body_entries(node), body_inputs(node), strict=True):
                 self._sources |= dict(shared)
                 self._given |= {v.node: source for v, source in entries if source is not None}
+        self._readers: dict[Value, Node] = {}
+        """The first node that reads a value, be it in a body: a weight stands beside it."""
+        for _, node in graph.walk():
+            for value in () if node.bodies else node.inputs:
+                self._readers.setdefault(self._source(value), node)
 
     def graph(self, name: str) -> Record:
         nodes = [self._input(value) for value in self._graph.inputs]
@@ -80,11 +84,15 @@ class _Writer:
     def _id(self, value: Value) -> str:
         return str(self._tracks[value.node])
 
+    def _source(self, value: Value) -> Value:
+        while value in self._sources:
+            value = self._sources[value]
+        return value
+
     def _edges(self, values: list[Value]) -> list[Record]:
         found = []
         for position, value in enumerate(values):
-            while value in self._sources:
-                value = self._sources[value]
+            value = self._source(value)
             if not is_scalar(value):
                 found.append(
                     {
@@ -124,7 +132,7 @@ class _Writer:
 
     def _constant(self, node: Node) -> Record:
         attrs = {"name": self._names[node.output], "type": str(node.output.type)}
-        reader = next(iter(self._graph.users.get(node.output, ())), None)
+        reader = self._readers.get(node.output)
         space = self._space(self._groups.of.get(reader)) if reader else ""
         return self._record(node, "constant", space, [], attrs)
 
