@@ -3,6 +3,7 @@
 Moves:
     1. `quantize` of what does not change in a loop, out of every loop around it, at any depth;
        also of what a loop carries and hands on as it came.
+       And `quantize` of each slice of a stack of weights, as one of the stack.
     2. `quantize` of constants to the pack step, which runs once for a program.
     3. `quantize` of parameters to the prepare step, which runs once for a set of parameters.
     4. what such a `quantize` is computed from, with it.
@@ -28,6 +29,7 @@ from qgraph.names import body_inputs, invariant_names
 from qgraph.ops import LOOPS, OPS, RANDOM
 
 from .invariants import as_invariants
+from .stacks import quantize_whole
 
 PACK, PREPARE, RUN = -2, -1, 0
 """Levels below that of a run; inside of n loops a value that changes has level n."""
@@ -45,8 +47,12 @@ class HoistQuantize:
 
     def __call__(self, graph: Graph) -> Graph:
         graph = as_invariants(graph, self.name)
-        levels = {v: PREPARE if v.node.args["parameter"] else RUN for v in graph.inputs}
-        return _stage(_hoist_from_loops(graph, levels, 0), levels)
+        while True:
+            levels = {v: PREPARE if v.node.args["parameter"] else RUN for v in graph.inputs}
+            hoisted = _hoist_from_loops(graph, levels, 0)
+            graph = quantize_whole(hoisted, self.name)
+            if graph is hoisted:
+                return _stage(graph, levels)
 
 
 def _level(node: Node, levels: dict[Value, int], floor: int) -> int:
