@@ -120,9 +120,10 @@ class Program:
         *,
         release: bool = False,
         progress: Progress | None = None,
+        cache: PackCache | None = None,
     ) -> None:
         self._specialise = specialise
-        self._cache = PackCache()
+        self.cache = cache or PackCache()
         self._lock = threading.Lock()
         self._executables: dict[Key, Executable] = {}
         # Those that take nothing but arrays, by shapes and dtypes alone: a call must be cheap.
@@ -133,7 +134,7 @@ class Program:
             self._add(plan, release)
 
     def _add(self, plan: Plan, release: bool) -> Executable:
-        executable = Executable(plan, self._cache, release=release, progress=self._progress)
+        executable = Executable(plan, self.cache, release=release, progress=self._progress)
         form = plan.graph.in_tree
         key = (form, *((v.shape, v.dtype) for v in plan.graph.inputs))
         self._executables[key] = self._last = executable
@@ -269,6 +270,27 @@ class Program:
         from .artefact import save_program
 
         return save_program(self, folder)
+
+    def export(self, path: str | Path) -> Path:
+        """Write the program to a `.mlxfn` file, which MLX runs without qgraph.
+
+        `mx.import_function(path)` takes the arrays of a call in order, without their tree, and
+        returns the results as a list.  The packed weights are in the file.
+
+        Raises:
+            QGraphError: it has parameters or several specialisations, runs something from the host
+                (a long loop, a `while_loop`, a kernel that calls a library), or holds an op that
+                MLX cannot write.
+
+        >>> import os, tempfile, mlx.core as mx, qgraph as qg
+        >>> program = qg.compile(lambda x: qg.exp(x) + 1, qg.spec((4,)))
+        >>> path = program.export(os.path.join(tempfile.mkdtemp(), "f.mlxfn"))
+        >>> mx.import_function(str(path))(mx.zeros(4))[0].tolist()
+        [2.0, 2.0, 2.0, 2.0]
+        """
+        from .export import export_program
+
+        return export_program(self, path)
 
     def prepare(self, *parameters: Any) -> Prepared:
         """Pack parameters once; pass the result in place of all of them.

@@ -1,0 +1,111 @@
+"""Programs as .mlxfn files: what MLX alone computes with them is what the program computes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import qgraph as qg
+from qgraph.target import as_target
+
+
+def imported(path: Path, *inputs: mx.array) -> list[np.ndarray]:
+    """The results of the file in a process that knows nothing of qgraph."""
+    folder = path.parent
+    mx.save_safetensors(str(folder / "in.safetensors"), {str(i): a for i, a in enumerate(inputs)})
+    code = f"""
+import sys, mlx.core as mx
+given = mx.load({str(folder / "in.safetensors")!r})
+f = mx.import_function({str(path)!r})
+out = f(*[given[str(i)] for i in range(len(given))])
+mx.save_safetensors({str(folder / "out.safetensors")!r}, {{str(i): a for i, a in enumerate(out)}})
+assert "qgraph" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
+    found = mx.load(str(folder / "out.safetensors"))
+    return [np.array(found[str(i)]) for i in range(len(found))]
+
+
+def plain_passes() -> list[qg.Pass]:
+    return [p for p in qg.default_passes(as_target("cpu")) if p.name != "choose-kernel"]
+
+
+def test_a_quantized_layer_with_a_loop(tmp_path: Path) -> None:
+    mx.random.seed(0)
+    w, scale = mx.random.normal((64, 64)), mx.random.normal((64,))
+
+    def layer(x: qg.Tensor, y: qg.Tensor) -> tuple[qg.Tensor, qg.Tensor]:
+        h = qg.fori_loop(0, 3, lambda i, h: qg.tanh(qg.quantized_matmul(h, w)) + i, x)
+        return h * scale, qg.exp(y)
+
+    specs = [qg.spec((2, 64)), qg.spec((5,))]
+    program = qg.compile(layer, *specs, target="cpu", passes=plain_passes())
+    path = program.export(tmp_path / "layer.mlxfn")
+    x, y = mx.random.normal((2, 64)), mx.random.normal((5,))
+    results = imported(path, x, y)
+    for found, wanted in zip(results, program(x, y), strict=True):
+        np.testing.assert_allclose(found, np.array(wanted), rtol=1e-6, atol=1e-6)
+    # And against NumPy, from the weight that quantization stands for.
+    packed = mx.quantize(w)
+    dense = np.array(mx.dequantize(*packed), np.float64)
+    h = np.array(x, np.float64)
+    for i in range(3):
+        h = np.tanh(h @ dense.T) + i
+    np.testing.assert_allclose(results[0], h * np.array(scale), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(results[1], np.exp(np.array(y)), rtol=1e-6)
+
+
+def test_products_on_several_streams_run_on_one(tmp_path: Path) -> None:
+    mx.random.seed(1)
+    weights = [mx.random.normal((512, 512)) for _ in range(2)]
+    program = qg.compile(
+        lambda x: [qg.quantized_matmul(x, w) for w in weights],
+        qg.spec((1, 512)), target="cpu", passes=plain_passes(),
+    )  # fmt: skip
+    path = program.export(tmp_path / "two.mlxfn")
+    x = mx.random.normal((1, 512))
+    for found, wanted in zip(imported(path, x), program(x), strict=True):
+        np.testing.assert_allclose(found, np.array(wanted), rtol=1e-6, atol=1e-5)
+
+
+def test_trees_become_lists_in_order(tmp_path: Path) -> None:
+    program = qg.compile(lambda d: {"sum": d["a"] + d["b"][0]}, {"a": qg.spec((3,)),
+                         "b": [qg.spec((3,))]}, target="cpu")  # fmt: skip
+    path = program.export(tmp_path / "tree.mlxfn")
+    (total,) = imported(path, mx.array([1.0, 2.0, 3.0]), mx.array([10.0, 20.0, 30.0]))
+    assert total.tolist() == [11.0, 22.0, 33.0]
+
+
+def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
+    loop = qg.compile(
+        lambda x: qg.while_loop(lambda h: qg.sum(h) < 10, lambda h: h * 2, x),
+        qg.spec((4,)), target="cpu",
+    )  # fmt: skip
+    with pytest.raises(qg.QGraphError, match="driven from the host") as caught:
+        loop.export(tmp_path / "loop.mlxfn")
+    assert "test_export.py" in str(caught.value)
+    parameters = qg.compile(lambda w, x: x @ w, qg.spec((4, 4)), qg.spec((1, 4)), parameters=[0])
+    with pytest.raises(qg.QGraphError, match="has parameters"):
+        parameters.export(tmp_path / "p.mlxfn")
+    several = qg.jit(lambda x: x + 1)
+    with pytest.raises(qg.QGraphError, match="0 specialisations"):
+        several.export(tmp_path / "j.mlxfn")
+    with pytest.raises(qg.QGraphError, match="does not end in"):
+        loop.export(tmp_path / "loop.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kernel_of_the_host_is_refused(tmp_path: Path) -> None:
+    w = mx.random.normal((512, 512))
+    program = qg.compile(lambda x: qg.quantized_matmul(x, w), qg.spec((256, 512)), target="cpu")
+    kernels = [n for n in program.plan.graph.nodes if n.op == "packed_matmul"]
+    if not any("blas" in n.args["kernel"] for n in kernels):
+        pytest.skip("no kernel of the host was chosen on this machine")
+    with pytest.raises(qg.QGraphError, match="calls a library of the host") as caught:
+        program.export(tmp_path / "f.mlxfn")
+    assert "choose-kernel" in str(caught.value)
