@@ -31,7 +31,7 @@ from typing import Any
 import mlx.core as mx
 
 from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import PRODUCTS, Decision, Entry, record
+from qgraph.ledger import PRODUCTS, Decision, Entry, record, weight_name
 from qgraph.rewrite import rewrite, setting
 from qgraph.tensor import Tensor, apply
 
@@ -177,6 +177,6 @@ def _note(
 ) -> None:
     what, name = f"{node.op} of {node.inputs[0].type}", ""
     if weight is not None:
-        name = str(weight.source.operand("w").node.args.get("name", ""))
+        name = weight_name(weight.source.operand("w"))
         what += f" with {weight.source.output.type}"
     record(Entry(_NAME, decision, what, node.origin, reason, case, name))

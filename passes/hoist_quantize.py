@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qgraph.ir import Graph, Node, Stage, Value, input_value, map_values
-from qgraph.ledger import Decision, Entry, record
+from qgraph.ledger import Decision, Entry, record, weight_name
 from qgraph.names import body_inputs, invariant_names
 from qgraph.ops import LOOPS, OPS, RANDOM
 
@@ -254,6 +254,6 @@ def _stage(graph: Graph, levels: dict[Value, int]) -> Graph:
 
 def _report(node: Node, decision: Decision, where: str) -> None:
     if node.op in ("quantize", "dequantize"):
-        name = next((str(v.node.args.get("name", "")) for v in node.inputs), "")
+        name = weight_name(node.inputs[0])
         what = f"{node.op} of {node.inputs[0].type}"
         record(Entry("hoist-quantize", decision, what, node.origin, where, name=name))

@@ -19,7 +19,7 @@ from typing import Any
 import mlx.core as mx
 
 from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import Decision, Entry, record
+from qgraph.ledger import Decision, Entry, record, weight_name
 from qgraph.rewrite import Visit, rewrite, setting
 from qgraph.tensor import Tensor, apply
 
@@ -164,6 +164,6 @@ def _concatenate(node: Node) -> Sequence[Value] | None:
 
 
 def _note(node: Node, source: Node, decision: Decision, reason: str, case: int = 0) -> None:
-    name = str(source.operand("w").node.args.get("name", ""))
+    name = weight_name(source.operand("w"))
     what = f"{node.op} of {source.output.type}"
     record(Entry(_NAME, decision, what, node.origin, reason, case, name))

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 
 from qgraph.changes import PARAMETERS, changes
 from qgraph.ir import Graph, Node, Value, input_value
-from qgraph.ledger import Entry, record
+from qgraph.ledger import Entry, record, weight_name
 from qgraph.names import body_inputs
 from qgraph.ops import LOOPS
 from qgraph.rewrite import rewrite
@@ -44,7 +44,8 @@ def _quantized(stack: Value, like: Node, made_by: str) -> Sequence[Tensor]:
     parts: Sequence[Tensor] = apply("quantize", (Tensor(stack),), settings, like.stream)
     parts[0].value.node.origin = like.origin.by(made_by)
     reason = "of all layers at once, not at each turn"
-    record(Entry(made_by, "hoisted", f"quantize of {like.inputs[0].type}", like.origin, reason))
+    what, name = f"quantize of {like.inputs[0].type}", weight_name(stack)
+    record(Entry(made_by, "hoisted", what, like.origin, reason, name=name))
     return parts
 
 

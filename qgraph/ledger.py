@@ -10,7 +10,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from .changes import CALLS, PARAMETERS, behind_views, changes, readers
+from .changes import CALLS, PARAMETERS, VIEWS, behind_views, changes, readers
 from .ir import Graph, Node, Value
 from .names import outermost
 from .origin import NOWHERE, Origin
@@ -43,9 +43,10 @@ class Entry:
     name: str = ""
 
     def __str__(self) -> str:
-        case = f" (case {self.case})" if self.case else ""
-        reason = f": {self.reason}" if self.reason else ""
-        return f"{self.decision}{case} {self.what} {self.origin}{reason}".strip()
+        case = f"(case {self.case})" if self.case else ""
+        name = f"({self.name})" if self.name and self.name not in self.what else ""
+        said = " ".join(filter(None, [self.decision, case, self.what, name, str(self.origin)]))
+        return f"{said}: {self.reason}" if self.reason else said
 
 
 _active: ContextVar[list[Entry] | None] = ContextVar("ledger", default=None)
@@ -67,6 +68,13 @@ def record(entry: Entry) -> None:
     entries = _active.get()
     if entries is not None and entry not in entries[-64:]:
         entries.append(entry)
+
+
+def weight_name(value: Value) -> str:
+    """What the user calls the weight behind a value: through views, quantization and indexing."""
+    while value.node.op in VIEWS | {"quantize", "dequantize", "getitem", "take"}:
+        value = value.node.inputs[0]
+    return str(value.node.args.get("name", "") or "")
 
 
 PRODUCTS = frozenset(
@@ -107,8 +115,7 @@ def _what(node: Node) -> str:
 
 
 def _entry(node: Node, decision: Decision, reason: str) -> Entry:
-    source = behind_views(node.inputs[0]).node if node.inputs else node
-    name = str(source.args.get("name", ""))
+    name = weight_name(node.inputs[0]) if node.op in ("quantize", "dequantize") else ""
     return Entry("", decision, _what(node), node.origin, reason, name=name)
 
 

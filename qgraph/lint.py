@@ -51,7 +51,7 @@ class Finding:
 def lint(graph: Graph) -> list[Finding]:
     """Quantizes that need not run so often, and packed weights that are made dense.
 
-    The costliest come first.
+    The costliest come first; alike ones of one line are counted together.
 
     >>> import mlx.core as mx, qgraph as qg
     >>> w = mx.ones((64, 64))
@@ -60,8 +60,14 @@ def lint(graph: Graph) -> list[Finding]:
     >>> lint(graph)[0].times
     64
     """
-    found = _findings(graph, changes(graph), 1, False)
-    return sorted(found, key=lambda finding: -finding.bytes)
+    found: dict[tuple[str, Origin, bool], Finding] = {}
+    for finding in _findings(graph, changes(graph), 1, False):
+        key = (finding.what, finding.origin, finding.guessed)
+        if (known := found.get(key)) is not None:
+            times, moved = known.times + finding.times, known.bytes + finding.bytes
+            finding = replace(finding, times=times, bytes=moved)
+        found[key] = finding
+    return sorted(found.values(), key=lambda finding: -finding.bytes)
 
 
 def explained(findings: list[Finding], ledger: list[Entry]) -> list[Finding]:

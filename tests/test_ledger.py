@@ -49,8 +49,10 @@ def test_every_one_is_there_with_a_decision() -> None:
 def test_entries_read_well() -> None:
     plan = qg.optimize(qg.trace(lambda x: x @ qg.dequantize(*Q).T, qg.spec((2, 64))))
     lines = [str(e) for e in plan.ledger()]
-    assert lines[0].startswith("fused (case 1) matmul of f32[2,64] with f32[64,64] test_ledger.py:")
-    assert lines[1].startswith("fused dequantize of u32[64,8] test_ledger.py:")
+    assert lines[0].startswith(
+        "fused (case 1) matmul of f32[2,64] with f32[64,64] (Q.0) test_ledger.py:"
+    )
+    assert lines[1].startswith("fused dequantize of u32[64,8] (Q.0) test_ledger.py:")
 
 
 def reason(fn: Any, op: str, *args: Any, **options: Any) -> str:
@@ -67,12 +69,12 @@ def test_each_node_of_a_line_is_listed() -> None:
     other = mx.ones((32, 64))
     plan = qg.optimize(qg.trace(lambda x: (x @ fake(W).T) @ fake(other).T, qg.spec((2, 64))))
     assert sorted(str(e).split(" test_")[0] for e in plan.ledger()) == [
-        "fused (case 9) matmul of f32[2,64] with f32[32,64]",
-        "fused (case 9) matmul of f32[2,64] with f32[64,64]",
-        "fused dequantize of u32[32,8]",
-        "fused dequantize of u32[64,8]",
-        "packed quantize of f32[32,64]",
-        "packed quantize of f32[64,64]",
+        "fused (case 9) matmul of f32[2,64] with f32[32,64] (other)",
+        "fused (case 9) matmul of f32[2,64] with f32[64,64] (W)",
+        "fused dequantize of u32[32,8] (other)",
+        "fused dequantize of u32[64,8] (W)",
+        "packed quantize of f32[32,64] (other)",
+        "packed quantize of f32[64,64] (W)",
     ]
 
 
