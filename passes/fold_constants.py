@@ -7,6 +7,7 @@ Leaves alone:
     1. anything larger: zeros of a key-value cache would only take memory.
     2. quantize and dequantize: `hoist-quantize` moves them, where the report shows them.
     3. random ops, `keep`, loops and branches.
+    4. broadcasts of constants: what reads them broadcasts by itself, and a number stays one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from qgraph.ir import Graph, Node, Value, constant_value, is_constant, map_value
 from qgraph.ops import OPS, RANDOM
 from qgraph.rewrite import rewrite
 
-_KEPT = RANDOM | {"quantize", "dequantize", "keep", "quantized_matmul", "gather_qmm", "pack_weight"}
+_KEPT = RANDOM | {"quantize", "dequantize", "keep", "quantized_matmul", "gather_qmm", "pack_weight",
+                  "broadcast_to"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,4 +51,5 @@ class FoldConstants:
         result = OPS[node.op].call(args)
         arrays = [result] if isinstance(result, mx.array) else list(result)
         mx.eval(arrays)
-        return [constant_value(array) for array in arrays]
+        name = next((name for v in node.inputs if (name := v.node.args["name"])), "")
+        return [constant_value(array, f"{name}_{node.op}" if name else "") for array in arrays]

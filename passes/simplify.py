@@ -6,6 +6,7 @@ Rewrites, exactly:
     3. transposes that move nothing, and two that are one.
     4. reshapes and broadcasts to the same shape, and a reshape of a reshape.
     5. `-(-x)`.
+    6. `broadcast_to` before an elementwise op or `addmm`, which broadcast by themselves.
 Leaves alone:
     1. `x + 0`, which turns -0 into 0.
     2. casts there and back, which round.
@@ -18,11 +19,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 import qgraph.functions as functions
-from qgraph.ir import Graph
+from qgraph.ir import Graph, Node, Value
+from qgraph.ops import OPS
+from qgraph.rewrite import rewrite
 from qgraph.rules import ApplyRules, Match, Rule
 
 F = functions.FUNCTIONS
+_BROADCASTING = {name for name, op in OPS.items() if op.kind == "elementwise"} | {"where", "addmm"}
 
 
 def _keeps_type(match: Match) -> str | None:
@@ -88,4 +94,21 @@ class Simplify:
     contract: str = "exact"
 
     def __call__(self, graph: Graph) -> Graph:
+        graph = rewrite(graph, lambda _: _without_broadcasts, self.name)
         return ApplyRules(RULES, explain=False, name=self.name)(graph)
+
+
+def _without_broadcasts(node: Node) -> Sequence[Value] | None:
+    if node.op not in _BROADCASTING or len(node.outputs) > 1:
+        return None
+    bare = {
+        value: value.node.operand("a")
+        for value in node.inputs
+        if value.node.op == "broadcast_to" and (node.op != "addmm" or value is node.operand("c"))
+    }
+    # One operand at least gives the shape of the result.
+    for value in list(bare):
+        shapes = [bare.get(v, v).type.shape for v in node.inputs]
+        if node.op != "addmm" and np.broadcast_shapes(*shapes) != node.output.type.shape:
+            del bare[value]
+    return node.with_inputs(bare).outputs if bare else None

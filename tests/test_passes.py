@@ -17,6 +17,7 @@ from qgraph.passes import (
     EliminateDeadCode,
     FoldConstants,
     HoistQuantize,
+    Simplify,
 )
 from qgraph.target import Target
 from qgraph.verify import verify
@@ -49,7 +50,9 @@ def unchanged(run: Any, fn: Any, *args: Any) -> None:
 def test_fold_constants() -> None:
     graph, _ = after(FoldConstants(), lambda x: x + qg.exp(C) * 2, X)
     text = EliminateDeadCode()(graph).format(origins=False)
-    assert text == ("graph f(x: f32[2,4]) -> f32[2,4]\n  %0: f32[2,4] = add(x, @c0)\n  return %0")
+    assert text == (
+        "graph f(x: f32[2,4]) -> f32[2,4]\n  %0: f32[2,4] = add(x, @C_exp_multiply)\n  return %0"
+    )
     _, text = after(FoldConstants(), lambda x: x + qg.arange(4), X)
     assert "arange" not in text
 
@@ -74,7 +77,24 @@ def test_fold_constants_leaves_alone() -> None:
     unchanged(FoldConstants(), lambda x: x + qg.dequantize(*mx.quantize(w))[0, :4], X)
     unchanged(FoldConstants(), lambda x: x + qg.random.normal((4,), key=key), X)
     unchanged(FoldConstants(), lambda x: x + qg.keep(C), X)
+    unchanged(FoldConstants(), lambda x: x + qg.broadcast_to(C, (2, 4)), X)
     unchanged(FoldConstants(max_bytes=8), lambda x: x + qg.exp(C), X)
+
+
+def test_simplify_broadcasts() -> None:
+    """They go where the op broadcasts by itself, and stay where the result needs them."""
+    one = mx.array(1.5)
+
+    def fn(x: Any) -> Any:
+        h = x * qg.broadcast_to(one, x.shape) + qg.broadcast_to(C, x.shape)
+        h = qg.where(qg.broadcast_to(h[:1] > 0, h.shape), h, qg.broadcast_to(one, h.shape))
+        y = qg.addmm(qg.broadcast_to(C, h.shape), h, qg.eye(4))
+        return y, qg.exp(qg.broadcast_to(one, (3,)))
+
+    graph, _ = after(Simplify(), fn, X)
+    text = EliminateDeadCode()(graph).format(origins=False)
+    assert text.count("broadcast_to") == 1
+    assert "exp(%" in text
 
 
 def test_common_subexpressions() -> None:
