@@ -99,7 +99,7 @@ class Ours:
     def __init__(self, model: Llama, prompt: mx.array, chunk: int, **options: Any) -> None:
         self.model, self.prompt, self.chunk = model, prompt, chunk
         self.start = qg.jit(model.prefill, **options)
-        self.step = qg.jit(model.decode(chunk), **options)
+        self.step = qg.jit(model.decode(chunk), share=self.start, **options)
 
     def prefill(self) -> mx.array:
         count = mx.array(self.prompt.shape[1], mx.int32)

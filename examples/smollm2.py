@@ -165,7 +165,7 @@ class Generator:
     ) -> None:
         self.model, self.temperature, self.chunk = model, temperature, chunk
         self.prefill = qg.jit(model.prefill, **options)
-        self.decode = qg.jit(model.decode(chunk, temperature), **options)
+        self.decode = qg.jit(model.decode(chunk, temperature), share=self.prefill, **options)
 
     def tokens(self, prompt: Sequence[int], count: int, seed: int = 0) -> Iterator[int]:
         """Up to `count` tokens after `prompt`, as they come; ends at the end token.

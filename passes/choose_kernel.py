@@ -10,17 +10,24 @@ Rewrites:
        moves to the pack or prepare step.
     2. the same weight read by several products with one kernel: packed once, by
        `eliminate-common-subexpressions`.
+    3. `gather_qmm`: `packed_gather`.
+    4. with a budget, weights that are worth it are kept dense: those first that gain most a byte.
 Leaves alone:
-    1. products for which plain `qmm` is best, small ones, or those about which nothing is known.
+    1. products for which MLX's own kernel is best, small ones, or those about which nothing is
+       known.
     2. weights that change from call to call: packing them would cost more than it gives.
-    3. weights in batches, and nodes whose device or stream the user chose.
+    3. `quantized_matmul`s with weights in batches, and nodes whose device or stream the user chose.
     4. what other passes do and can do better, as they see the graph around: shards on several
        streams (`assign-streams`), and float32 for half precision (`widen-half`).
     5. kernels that run from the host, inside loops short enough to unroll.
+
+Every kernel but the dense ones reads the weight packed as MLX packs it, so that plans for one row
+and for many share one packed copy.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +41,22 @@ from qgraph.tensor import Tensor, apply
 from qgraph.tuner import Choice, choose
 
 _NAME = "choose-kernel"
-_LEFT = ("qmm", "f32+qmm")
+_LEFT = ("qmm", "f32+qmm", "gather_qmm", "f32+gather_qmm")
+_INDICES = ("lhs_indices", "rhs_indices")
+
+
+@dataclass(frozen=True)
+class Product:
+    """A quantized product that may be carried out in another way.
+
+    Attributes:
+        old: the node before the pass.
+        in_loop: it is in a body, which may unroll.
+    """
+
+    old: Node
+    problem: Problem
+    in_loop: bool
 
 
 @dataclass(frozen=True)
@@ -43,12 +65,12 @@ class ChooseKernel:
 
     Args:
         target: device and machine.
-        budget: bytes beyond its packed form that each weight may keep, for dense copies.
-        exact: only kernels that give the same bits as `mx.quantized_matmul`.
+        budget: bytes beyond the packed weights that dense copies of weights may take in all.
+        exact: only kernels that give the same bits as MLX's own.
         tune: measure what no cache holds; takes seconds a shape.
-        min_flops: work below which plain `qmm` stays: such products take microseconds, and lie
+        min_flops: work below which MLX's own stays: such products take microseconds, and lie
             outside of what tables were measured on.
-        gain: how much faster than plain a kernel must be to be taken.
+        gain: how much faster than MLX's own a kernel must be to be taken.
     """
 
     target: Target | None = None
@@ -61,71 +83,120 @@ class ChooseKernel:
     contract: str = "tolerance"
 
     def __call__(self, graph: Graph) -> Graph:
-        target = self.target or as_target()
+        products = self._products(graph, self.target or as_target())
+        chosen = self._choices(products)
+        if not chosen:
+            return graph
+        return rewrite(graph, lambda inner: _visitor(inner, chosen), self.name)
+
+    def _products(self, graph: Graph, target: Target) -> list[Product]:
         fixed = fixed_values(graph)
-        loops = {body for _, node in graph.walk() for body in node.bodies}
+        found = []
+        for inner, node in graph.walk():
+            parts = _parts(node)
+            if (
+                node.op in ("quantized_matmul", "gather_qmm")
+                and node.stream is None
+                and not node.kernel
+                and node.operand("w").ndim == (3 if node.op == "gather_qmm" else 2)
+                and all(v in fixed for v in parts)
+            ):
+                problem = _problem(node, parts, target)
+                if problem.flops >= self.min_flops:
+                    found.append(Product(node, problem, inner is not graph))
+        return found
 
-        def visitor(inner: Graph) -> Visit:
-            return self._visitor(inner, target, fixed, inner in loops)
+    def _choices(self, products: Sequence[Product]) -> dict[int, tuple[Product, Choice]]:
+        """For products that leave MLX's own kernel, by the serial of their node."""
+        picked: dict[tuple[Problem, bool], Choice] = {}
+        dense: dict[tuple[Problem, bool], Choice] = {}
+        for product in products:
+            key = product.problem, product.in_loop
+            if key not in picked:
+                picked[key] = self._pick(product, 0)
+                dense[key] = self._pick(product, self.budget) if self.budget else picked[key]
+        chosen = {p.old.serial: (p, picked[p.problem, p.in_loop]) for p in products}
+        left = self.budget
+        for product in sorted(products, key=lambda p: -_worth(p, picked, dense)):
+            choice = dense[product.problem, product.in_loop]
+            extra = kernel(choice.kernel).extra_bytes(product.problem)
+            worth = _worth(product, picked, dense) > 0 and self._gains(choice)
+            if worth and extra <= left:
+                chosen[product.old.serial] = product, choice
+                left -= extra
+        return {
+            serial: (product, choice)
+            for serial, (product, choice) in chosen.items()
+            if choice.kernel not in _LEFT and self._gains(choice)
+        }
 
-        return rewrite(graph, visitor, self.name)
-
-    def _visitor(self, graph: Graph, target: Target, fixed: set[Value], in_loop: bool) -> Visit:
-        places = iter(graph.nodes)
-
-        def visit(node: Node) -> Sequence[Value] | None:
-            old = next(places)
-            if node.op != "quantized_matmul" or node.stream is not None or node.kernel:
-                return None
-            parts = [old.value(name) for name in ("w", "scales", "biases")]
-            given = [v for v in parts if v is not None]
-            if node.operand("w").ndim != 2 or not all(v in fixed for v in given):
-                return None
-            return self._choose(node, target, in_loop)
-
-        return visit
-
-    def _choose(self, node: Node, target: Target, in_loop: bool) -> Sequence[Value] | None:
-        parts = [v for name in ("w", "scales", "biases") if (v := node.value(name)) is not None]
-        problem = Problem.of(
-            node.operand("x"),
-            parts,
-            target=target,
-            group_size=node.args["group_size"],
-            bits=node.args["bits"],
-            mode=setting(node, "mode"),
-            transpose=setting(node, "transpose"),
-        )
-        if problem.flops < self.min_flops:
-            return None
+    def _pick(self, product: Product, budget: int) -> Choice:
+        problem = product.problem
         names = [
             name
-            for name in candidates(problem, budget=self.budget, exact=self.exact)
-            if not name.startswith("shard")
+            for name in candidates(problem, budget=budget, exact=self.exact)
+            if not name.startswith("shard") and not (product.in_loop and kernel(name).host)
         ]
-        choice = choose(problem, budget=self.budget, exact=self.exact, tune=self.tune, names=names)
-        if in_loop and kernel(choice.kernel).host:
-            choice = _without_host(choice)
-        if choice.kernel in _LEFT or not self._is_worth_it(choice):
-            return None
-        record(Entry(_NAME, "chosen", f"{node.op} {problem}", node.origin, str(choice)))
-        static = {"problem": problem, "kernel": choice.kernel}
-        packed = [Tensor(v) for v in parts]
-        if kernel(choice.kernel).layout:
-            packed = apply("pack_weight", (packed,), static)
-        y = apply("packed_matmul", (Tensor(node.operand("x")), packed), static)
-        y.value.node.kernel = choice.kernel
-        return [y.value]
+        return choose(problem, budget=budget, exact=self.exact, tune=self.tune, names=names)
 
-    def _is_worth_it(self, choice: Choice) -> bool:
-        plain = dict(choice.others).get("qmm")
+    def _gains(self, choice: Choice) -> bool:
+        others = dict(choice.others)
+        plain = others.get("qmm", others.get("gather_qmm"))
         return plain is None or plain >= self.gain * choice.estimate_us
 
 
-def _without_host(choice: Choice) -> Choice:
-    """The best of the others that runs within a compiled stretch."""
-    rest = [(name, us) for name, us in choice.others if not kernel(name).host]
-    if not rest:
-        return Choice("qmm", "default", choice.estimate_us)
-    (name, us), *others = rest
-    return Choice(name, choice.source, us, tuple(others))
+def _parts(node: Node) -> list[Value]:
+    return [v for name in ("w", "scales", "biases") if (v := node.value(name)) is not None]
+
+
+def _problem(node: Node, parts: Sequence[Value], target: Target) -> Problem:
+    problem = Problem.of(
+        node.operand("x"),
+        parts,
+        target=target,
+        group_size=node.args["group_size"],
+        bits=node.args["bits"],
+        mode=setting(node, "mode"),
+        transpose=setting(node, "transpose"),
+    )
+    # A gathered product has as many rows as its result.
+    return problem.replace(m=node.output.type.size // problem.n)
+
+
+def _worth(
+    product: Product,
+    picked: dict[tuple[Problem, bool], Choice],
+    dense: dict[tuple[Problem, bool], Choice],
+) -> float:
+    """Microseconds a byte that keeping the weight dense gains."""
+    key = product.problem, product.in_loop
+    gain = picked[key].estimate_us - dense[key].estimate_us
+    extra = kernel(dense[key].kernel).extra_bytes(product.problem)
+    return 0.0 if math.isnan(gain) or not extra else gain / extra
+
+
+def _visitor(graph: Graph, chosen: dict[int, tuple[Product, Choice]]) -> Visit:
+    places = iter(graph.nodes)
+
+    def visit(node: Node) -> Sequence[Value] | None:
+        found = chosen.get(next(places).serial)
+        return None if found is None else _carried_out(node, *found)
+
+    return visit
+
+
+def _carried_out(node: Node, product: Product, choice: Choice) -> Sequence[Value]:
+    problem = product.problem
+    record(Entry(_NAME, "chosen", f"{node.op} {problem}", node.origin, str(choice)))
+    static = {"problem": problem, "kernel": choice.kernel}
+    packed = [Tensor(v) for v in _parts(node)]
+    if kernel(choice.kernel).layout:
+        packed = apply("pack_weight", (packed,), static)
+    operands = (Tensor(node.operand("x")), packed)
+    if node.op == "gather_qmm":
+        indices = {n: Tensor(v) for n in _INDICES if (v := node.value(n)) is not None}
+        y = apply("packed_gather", operands, static | indices)
+    else:
+        y = apply("packed_matmul", operands, static)
+    y.value.node.kernel = choice.kernel
+    return [y.value]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import mlx.core as mx
 
+from .errors import InputError
 from .ir import Graph
-from .packing import Progress
-from .pipeline import Pass, optimize
+from .packing import PackCache, Progress
+from .pipeline import Pass, Tune, optimize
 from .plan import Plan
 from .program import Program
 from .quantize_config import Quantize
 from .target import Target, as_target
-from .tensor import Constants
 from .trace import sharing, trace
 
 
@@ -24,7 +25,10 @@ def compile(
     target: Target | str | mx.Device | None = None,
     quantize: Quantize | None = None,
     passes: Sequence[Pass] | None = None,
+    budget: int = 0,
+    tune: Tune = "table",
     parameters: Sequence[int] = (),
+    share: Program | None = None,
     release: bool | None = None,
     progress: Progress | None = None,
     **keywords: Any,
@@ -37,7 +41,10 @@ def compile(
         target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
         quantize: which float weights to quantize, and how.
         passes: instead of the default ones; `[]` runs the graph as written.
+        budget, tune: as for `optimize`.
         parameters: as for `trace`.
+        share: a program made by `jit` whose packed weights this one shares, where both use the same
+            arrays.
         release: let float weights go once they are packed; by default True for a function, and
             False for a graph, which may be compiled again.
         progress: called with name, count and total while weights are packed.
@@ -48,12 +55,18 @@ def compile(
     >>> program(mx.ones((1, 64))).shape
     (1, 64)
     """
+    cache = _cache_of(share)
     if isinstance(fn, Graph):
         graph, release = fn, bool(release)
     else:
-        graph, release = trace(fn, *specs, parameters=parameters, **keywords), release is not False
-    plan = optimize(graph, target=target, quantize=quantize, passes=passes)
-    return Program(None, plan, release=release, progress=progress)
+        # What is shared is held; without that, float weights go once they are packed.
+        with nullcontext() if share is None else sharing(cache.constants):
+            graph = trace(fn, *specs, parameters=parameters, **keywords)
+        release = release is not False and share is None
+    plan = optimize(
+        graph, target=target, quantize=quantize, passes=passes, budget=budget, tune=tune
+    )
+    return Program(None, plan, release=release, progress=progress, cache=cache)
 
 
 def jit(
@@ -62,12 +75,20 @@ def jit(
     target: Target | str | mx.Device | None = None,
     quantize: Quantize | None = None,
     passes: Sequence[Pass] | None = None,
+    budget: int = 0,
+    tune: Tune = "table",
     parameters: Sequence[int] = (),
+    share: Program | None = None,
     progress: Progress | None = None,
 ) -> Program:
     """A program that compiles `fn` at the first call, and once more for other input types.
 
-    All of its specialisations share one packed copy of the weights.
+    Each number of rows has a plan of its own, with the kernels that are fastest for it.  All share
+    one packed copy of the weights, also with another program: one for a prompt, one that decodes.
+
+    Args:
+        fn: takes and returns trees of arrays.
+        target, quantize, passes, budget, tune, parameters, share, progress: as for `compile`.
 
     >>> import mlx.core as mx, qgraph as qg
     >>> double = qg.jit(lambda x: x * 2)
@@ -75,11 +96,21 @@ def jit(
     (array([2, 4], dtype=float32), array(6, dtype=int32))
     """
     where = as_target(target)
-    constants = Constants()
+    cache = _cache_of(share)
 
     def specialise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-        with sharing(constants):
+        with sharing(cache.constants):
             graph = trace(fn, *args, parameters=parameters, **kwargs)
-        return optimize(graph, target=where, quantize=quantize, passes=passes)
+        return optimize(
+            graph, target=where, quantize=quantize, passes=passes, budget=budget, tune=tune
+        )
 
-    return Program(specialise, progress=progress)
+    return Program(specialise, progress=progress, cache=cache)
+
+
+def _cache_of(share: Program | None) -> PackCache:
+    if share is None:
+        return PackCache()
+    if not isinstance(share, Program):
+        raise InputError(f"share={type(share).__name__}", hint="give a program: qg.jit(...)")
+    return share.cache

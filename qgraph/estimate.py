@@ -26,7 +26,7 @@ VIEWS = _words("""
 """)
 """Ops whose result shares its operand's buffer, or may."""
 
-_PARTIAL = _words("getitem take take_along_axis slice gather_qmm gather_mm")
+_PARTIAL = _words("getitem take take_along_axis slice gather_qmm packed_gather gather_mm")
 """Ops that read of their first operand no more than they pick."""
 
 _UPDATES = frozenset({"slice_update", "put_along_axis"})
@@ -167,6 +167,7 @@ _FLOPS: dict[str, Callable[[Node], float]] = {
     "addmm": lambda node: _matmul(node) + node.output.type.size,
     "quantized_matmul": lambda node: _matmul(node, "x"),
     "packed_matmul": lambda node: _matmul(node, "x"),
+    "packed_gather": lambda node: _matmul(node, "x"),
     "gather_qmm": lambda node: _matmul(node, "x"),
     "gather_mm": _matmul,
     "dequantize": lambda node: 2.0 * node.output.type.size,

@@ -48,6 +48,29 @@ def packed_matmul(
     return carry_out(chosen, x, packed, problem, streams or _DefaultStream())
 
 
+def packed_gather(
+    x: mx.array,
+    packed: Sequence[mx.array],
+    problem: Problem,
+    kernel: str,
+    lhs_indices: mx.array | None = None,
+    rhs_indices: mx.array | None = None,
+) -> mx.array:
+    """What `gather_qmm` gives for x (..., M, K) and matrices picked by index, by `kernel`."""
+    from .kernels import kernel as named
+    from .kernels.gather import Gather
+
+    streams = streams_in_use.get()
+    chosen = named(kernel)
+    if chosen.host and streams is None:
+        chosen = named("gather_qmm")
+    assert isinstance(chosen, Gather)
+    if chosen.host:
+        mx.eval([a for a in (x, lhs_indices, rhs_indices) if a is not None])
+    indices = (lhs_indices, rhs_indices)
+    return chosen.run(x, packed, problem, streams or _DefaultStream(), *indices)
+
+
 def decode_attention(
     q: mx.array, k: mx.array, v: mx.array, last: mx.array, scale: float
 ) -> mx.array:
@@ -61,4 +84,4 @@ def runs_on_host(op: str, args: Any) -> bool:
     """Must a node run from Python, between compiled stretches?"""
     from .kernels import kernel as named
 
-    return op == "packed_matmul" and named(args["kernel"]).host
+    return op in ("packed_matmul", "packed_gather") and named(args["kernel"]).host

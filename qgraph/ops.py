@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .kernel_ops import decode_attention, pack_weight, packed_matmul
+from .kernel_ops import decode_attention, pack_weight, packed_gather, packed_matmul
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ _LOCAL: dict[str, Callable[..., Any]] = {
     "decode_attention": decode_attention,
     "pack_weight": pack_weight,
     "packed_matmul": packed_matmul,
+    "packed_gather": packed_gather,
     **{f"at_{m}": _at(m) for m in ("add", "subtract", "multiply", "divide", "maximum", "minimum")},
 }
 
@@ -264,6 +265,7 @@ _TABLE: dict[str, str] = {
     "chosen kernels": """
         pack_weight(parts, problem, kernel)
         packed_matmul(x, packed, problem, kernel)
+        packed_gather(x, packed, problem, kernel, lhs_indices=None, rhs_indices=None)
         decode_attention(q, k, v, last, scale)
     """,
     "indexing": """

@@ -15,6 +15,7 @@ import mlx.core as mx
 from .interpret import Env, Interpreter, Streams
 from .ir import Graph, Node, Value
 from .lower import captured_constants
+from .tensor import Constants
 
 Progress = Callable[[str, int, int], None]
 """Called with a weight's name, how many nodes are packed, and how many there are."""
@@ -24,9 +25,11 @@ class PackCache:
     """Packed arrays shared by the specialisations of a program.
 
     A packed value is known by what it is computed from: the same ops, settings and constants.
+    Traces that share `constants` have one constant for each array.
     """
 
     def __init__(self) -> None:
+        self.constants = Constants()
         self._arrays: dict[Any, list[mx.array]] = {}
         self._held: list[Any] = []
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import mlx.core as mx
 
-from .errors import VerifyError
+from .errors import InputError, VerifyError
 from .ir import Graph
 from .ledger import recording
 from .plan import Plan, PlanStep
@@ -30,8 +30,13 @@ class Pass(Protocol):
     def __call__(self, graph: Graph) -> Graph: ...
 
 
-def default_passes(target: Target | None = None) -> list[Pass]:
-    """The passes that `optimize` runs, in order.
+Tune = Literal["table", "measure"]
+
+
+def default_passes(
+    target: Target | None = None, *, budget: int = 0, tune: Tune = "table"
+) -> list[Pass]:
+    """The passes that `optimize` runs, in order; arguments as there.
 
     Raising comes first, as it knows an expansion only as MLX wrote it; a layer norm is one of the
     RMS norms of what it has centred, so it is raised before them.
@@ -75,7 +80,7 @@ def default_passes(target: Target | None = None) -> list[Pass]:
         MergeMatmuls(target),
         Legalize(target),
         ChooseAttention(target),
-        ChooseKernel(target),
+        ChooseKernel(target, budget=budget, tune=tune == "measure"),
         WidenHalf(target),
         AssignStreams(target),
         HoistQuantize(),
@@ -88,6 +93,23 @@ def _quantizing(config: Quantize | None) -> list[Pass]:
     from .passes import EliminateDeadCode, QuantizeWeights
 
     return [] if config is None else [EliminateDeadCode(), QuantizeWeights(config)]
+
+
+def _chosen(
+    passes: Sequence[Pass] | None, target: Target, budget: int, tune: Tune
+) -> Sequence[Pass]:
+    if tune not in get_args(Tune):
+        raise InputError(f"tune={tune!r}", hint=f"give one of {', '.join(get_args(Tune))}")
+    if budget < 0:
+        raise InputError(f"budget={budget}", hint="give the bytes that dense copies may take")
+    if passes is None:
+        return default_passes(target, budget=budget, tune=tune)
+    if budget or tune != "table":
+        raise InputError(
+            "budget and tune belong to the default passes",
+            hint="give them to your own ChooseKernel: ChooseKernel(budget=..., tune=True)",
+        )
+    return passes
 
 
 def _verify_after(name: str, graph: Graph) -> None:
@@ -103,6 +125,8 @@ def optimize(
     target: Target | str | mx.Device | None = None,
     quantize: Quantize | None = None,
     passes: Sequence[Pass] | None = None,
+    budget: int = 0,
+    tune: Tune = "table",
     check: bool = True,
     on_pass: Callable[[PlanStep], None] | None = None,
 ) -> Plan:
@@ -113,11 +137,15 @@ def optimize(
         target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
         quantize: which float weights to quantize first, and how.
         passes: instead of the default ones; `[]` runs none.
+        budget: bytes that dense copies of weights may take, where they make products faster.
+        tune: "measure" times the kernels for the products of this graph on this machine and
+            remembers the results; "table" asks what was measured before, here or for the package.
         check: verify the graph after every pass.
         on_pass: called after each pass, with its step.
 
     Raises:
         VerifyError: a pass broke the graph; names the pass and the node.
+        InputError: `passes` is given together with `budget` or `tune`, which are the passes' own.
 
     >>> import qgraph as qg
     >>> graph = qg.trace(lambda x: (qg.exp(x), qg.exp(x)), qg.spec((4,)), name="f")
@@ -128,10 +156,11 @@ def optimize(
     """
     where = as_target(target)
     source = graph
+    runs = _chosen(passes, where, budget, tune)
     if check:
         verify(graph)
     steps = []
-    for run in [*_quantizing(quantize), *(default_passes(where) if passes is None else passes)]:
+    for run in [*_quantizing(quantize), *runs]:
         start = time.perf_counter()
         with recording() as entries, recording_replacements() as replaced:
             after = run(graph)

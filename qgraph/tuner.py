@@ -19,8 +19,12 @@ from .kernels import Problem, candidates, carry_out, kernel
 from .kernels.cache import Cache
 from .kernels.cost import CostTable, table_for
 from .kernels.cuda_model import estimate as cuda_estimate
+from .kernels.gather import Gather
 from .target import Target, as_target
 from .timing import Timing, interleaved
+
+SORT_US = 40.0
+"""Two argsorts and two gathers on a GPU, a guess from the number of launches."""
 
 HOPELESS = 6.0
 """A candidate this many times slower than the best in its warm-up is not run again."""
@@ -62,7 +66,9 @@ def choose(
     Args:
         budget: bytes beyond the packed weight that this product may keep.
         exact: only kernels whose result is that of `mx.quantized_matmul` bit for bit.
-        tune: measure what the cache does not hold, and remember it.
+        tune: measure what the cache does not hold, and remember it.  Above 16 rows the next power
+            of two is measured in place of the very number, so that prompts of many lengths share
+            their measurements.
         names: kernels to choose from; by default all that apply.
         cache: of measurements; by default the user's.
         table: by default the one shipped for the target.
@@ -74,27 +80,41 @@ def choose(
     if len(names) == 1 and not tune:
         return Choice(names[0], "default", math.nan)
     cache = Cache.user() if cache is None else cache
-    known = cache.get(problem)
-    if all(name in known for name in names):
-        return _best({name: known[name] for name in names}, "cache")
+    for asked in dict.fromkeys((problem, bucket(problem))):
+        known = cache.get(asked)
+        if all(name in known for name in names):
+            return _best({name: known[name] for name in names}, "cache")
     if tune:
-        timings = measure(problem, names)
+        timings = measure(bucket(problem), names)
         found = {name: 1e6 * timing.median for name, timing in timings.items()}
-        cache.put(problem, found)
+        cache.put(bucket(problem), found)
         return _best(found, "measured")
     table = table or table_for(problem)
     exactly = {name: table.measured(name, problem) if table else None for name in names}
     if all(us is not None for us in exactly.values()):
         return _best(_known(exactly), "table")
     modelled = _known({name: estimate(name, problem, table) for name in names})
-    if "qmm" in names and "qmm" not in modelled:
-        return Choice("qmm", "default", math.nan)
-    return _best(modelled, "model") if modelled else Choice(names[0], "default", math.nan)
+    plain = names[0]  # MLX's own
+    if plain not in modelled:
+        return Choice(plain, "default", math.nan)
+    return _best(modelled, "model")
+
+
+def bucket(problem: Problem) -> Problem:
+    """The problem whose measurements stand for this one's.
+
+    >>> [bucket(Problem(m, 64, 64, mx.float32, "affine", 4, 64)).m for m in (3, 16, 37, 512)]
+    [3, 16, 64, 512]
+    """
+    m = problem.m
+    return problem if m <= 16 else problem.replace(m=1 << (m - 1).bit_length())
 
 
 def estimate(name: str, problem: Problem, table: CostTable | None = None) -> float | None:
     """Microseconds of a kernel by the shipped table or the cost model; None if neither knows."""
     table = table or table_for(problem)
+    if problem.experts:
+        return _gathered(name, problem, table)
     if table is not None and (us := table.measured(name, problem)) is not None:
         return us
     if table is not None and (us := table.estimate(name, problem)) is not None:
@@ -102,32 +122,23 @@ def estimate(name: str, problem: Problem, table: CostTable | None = None) -> flo
     return cuda_estimate(name, problem) if problem.backend == "cuda" else None
 
 
-def choose_together(
-    problems: Sequence[Problem], *, budget: int = 0, exact: bool = False, **options: Any
-) -> list[Choice]:
-    """Kernels for one weight at several row counts that share one packed copy.
-
-    The layout chosen is the one that loses least, over all problems and as a product of ratios,
-    against a free choice for each.
-    """
-    free = [choose(p, budget=budget, exact=exact, **options) for p in problems]
-    by_layout: dict[tuple[str, ...], list[Choice]] = {}
-    for layout in dict.fromkeys(kernel(c.kernel).layout for c in free):
-        names = [_of_layout(p, layout, budget, exact) for p in problems]
-        if all(names):
-            pairs = zip(problems, names, strict=True)
-            by_layout[layout] = [choose(p, names=some, **options) for p, some in pairs]
-    if not by_layout:
-        return [Choice("qmm", "default", math.nan) for _ in problems]
-    return min(by_layout.values(), key=lambda cs: sum(math.log(c.estimate_us) for c in cs))
-
-
-def _of_layout(p: Problem, layout: tuple[str, ...], budget: int, exact: bool) -> list[str]:
-    """Kernels of one layout; what runs on the host reads any packed weight."""
-    names = candidates(p, budget=budget, exact=exact)
-    prefix = "".join(f"{part}+" for part in layout)
-    names += [prefix + n for n in names if kernel(n).host and not kernel(n).layout and layout]
-    return [n for n in dict.fromkeys(names) if kernel(n).layout == layout]
+def _gathered(name: str, problem: Problem, table: CostTable | None) -> float | None:
+    """A `gather_qmm` from what the plain products it is made of take."""
+    used = min(problem.experts, problem.m)
+    one = problem.replace(experts=0)
+    each = one.replace(m=-(-problem.m // used))
+    if name == "gather_qmm" and problem.backend == "cuda":
+        single = estimate("qmm", one.replace(m=1), table)
+        return None if single is None else single * problem.m
+    if name in ("gather_qmm", "f32+gather_qmm"):
+        return estimate(name.replace("gather_", ""), one, table)
+    if name == "group+host-blas":
+        us = estimate("host-blas", each, table)
+        return None if us is None else us * used
+    if name == "dequantize+gather_mm" and problem.backend == "cuda":
+        us = estimate("dequantize+matmul", each, table)
+        return None if us is None else us * problem.experts + SORT_US
+    return None
 
 
 def _known(found: Mapping[str, float | None]) -> dict[str, float]:
@@ -142,7 +153,10 @@ def _best(found: Mapping[str, float], source: str) -> Choice:
 def random_operands(problem: Problem, seed: int = 0) -> tuple[mx.array, list[mx.array]]:
     """x (m, k) and packed parts for a problem, of normal numbers, evaluated."""
     key_x, key_w = mx.random.split(mx.random.key(seed))
-    shape = (problem.n, problem.k) if problem.transpose else (problem.k, problem.n)
+    shape: tuple[int, ...] = (problem.n, problem.k)
+    shape = shape if problem.transpose else shape[::-1]
+    if problem.experts:
+        shape = (problem.experts, *shape)
     scales_dtype = problem.scales_dtype or problem.dtype
     w_dtype = scales_dtype if problem.mode == "affine" else problem.dtype
     w = mx.random.normal(shape, key=key_w).astype(w_dtype)
@@ -159,6 +173,7 @@ def runs(
 
     On GPUs it does so `calls_at_once(problem)` times, each on a copy of x and of the weight: one
     product is over before the next is sent, and a weight used again would be in the cache.
+    Each row of x goes to an expert drawn at random.
     """
     from .interpret import Streams  # here, so that choosing needs no lowering
 
@@ -166,16 +181,23 @@ def runs(
     copies = [(x, list(parts))]
     for _ in range(1, calls_at_once(problem)):
         copies.append((x + 0, [part + 0 for part in parts]))
-    mx.eval(copies)
+    high = max(1, problem.experts)
+    experts = mx.random.randint(0, high, (problem.m,), mx.uint32, key=mx.random.key(7))
+    mx.eval(copies, experts)
 
     def prepared(name: str) -> Callable[[], Any]:
         chosen = kernel(name)
         packed = [chosen.pack(own, problem) for _, own in copies]
         mx.eval(packed)
 
+        def product(x: mx.array, own: Sequence[mx.array]) -> mx.array:
+            if not problem.experts:
+                return carry_out(chosen, x, own, problem, streams)
+            assert isinstance(chosen, Gather)
+            return chosen.run(x[:, None], own, problem, streams, None, experts)
+
         def call(*xs: mx.array) -> list[mx.array]:
-            pairs = zip(xs, packed, strict=True)
-            return [carry_out(chosen, x, own, problem, streams) for x, own in pairs]
+            return [product(x, own) for x, own in zip(xs, packed, strict=True)]
 
         function = call if chosen.host else mx.compile(call)
         return lambda: mx.eval(function(*(x for x, _ in copies)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import qgraph as qg
-from qgraph.kernels import Problem
+from qgraph.kernels import Problem, kernel
 from qgraph.passes import (
     ChooseKernel,
     EliminateCommonSubexpressions,
@@ -32,6 +32,7 @@ PASSES = [
     EliminateCommonSubexpressions(),
     EliminateDeadCode(),
 ]
+PLAIN = "quantized_matmul"
 OWN_LAYOUT = {"dense", "dense+host-blas", "shard2+qmm"}
 KERNELS = ["pad8+qmm", "chunk4+qmm", "dequantize+matmul", "host-blas", *sorted(OWN_LAYOUT)]
 
@@ -45,10 +46,12 @@ def forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def force(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    others = (("shard2+qmm", 5.0), ("qmm", 10.0))
-    monkeypatch.setattr(
-        choose_kernel, "choose", lambda problem, **_: Choice(name, "table", 1.0, others)
-    )
+    def choose(problem: Problem, names: Any, **_: Any) -> Choice:
+        # What runs from the host is offered where it may run; the rest is forced.
+        offered = not kernel(name).host or any(kernel(n).host for n in names)
+        return Choice(name if offered else names[0], "table", 1.0, (("qmm", 10.0),))
+
+    monkeypatch.setattr(choose_kernel, "choose", choose)
 
 
 def expected(x: mx.array) -> Any:
@@ -98,8 +101,8 @@ def test_in_a_loop_nothing_runs_from_the_host(forced: str) -> None:
         return qg.fori_loop(0, 2, lambda i, h: qg.fori_loop(0, 2, body, h), x)
 
     made = plan(fn, X)
-    inside = [n.kernel for _, n in made.graph.walk() if n.op == "packed_matmul"]
-    assert inside == ["shard2+qmm" if "host" in forced else forced]
+    inside = [n.kernel for _, n in made.graph.walk() if n.op in ("packed_matmul", PLAIN)]
+    assert inside == ["" if "host" in forced else forced]
     results = [qg.compile(g, passes=[], target="cpu")(X) for g in (made.source, made.graph)]
     assert mx.allclose(*results, atol=1e-5)
 
@@ -149,3 +152,55 @@ def test_the_problem_is_that_of_the_product(monkeypatch: pytest.MonkeyPatch) -> 
     assert seen == [
         Problem(6, 128, 64, mx.bfloat16, "mxfp4", 4, 32, False, mx.uint8, "cpu", "x86_64", 2)
     ]
+
+
+def test_gathered_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = mx.quantize(mx.random.normal((3, 96, 64), key=mx.random.key(4)), group_size=32)
+    x = mx.random.normal((7, 1, 64), key=mx.random.key(5))
+    ids = mx.array([2, 0, 2, 1, 0, 0, 2], mx.uint32)
+    dense = reference.dequantize(*[to_numpy(p) for p in experts], 32, 4, "affine")
+    exact = to_numpy(x).astype(np.float64) @ dense.swapaxes(-1, -2)[np.array(ids)]
+
+    def fn(x: Any, ids: Any) -> Any:
+        return qg.gather_qmm(x, *experts, rhs_indices=ids, group_size=32)
+
+    for name in ("sort+gather_qmm", "dequantize+gather_mm", "group+host-blas"):
+        force(monkeypatch, name)
+        made = plan(fn, x, ids)
+        assert [n.kernel for n in made.graph.nodes if n.op == "packed_gather"] == [name]
+        program = qg.compile(made.graph, passes=[], target="cpu")
+        assert program(x, ids).shape == (7, 1, 96)
+        assert reference.relative_error(to_numpy(program(x, ids)), exact) < 2e-6
+
+
+def test_many_rows_to_few_experts_are_grouped() -> None:
+    """By the cost model: MLX decodes an expert again for each row."""
+    experts = mx.quantize(mx.random.normal((4, 512, 512), key=mx.random.key(4)))
+    ids = qg.spec((256,), mx.uint32)
+    graph = qg.trace(
+        lambda x, i: qg.gather_qmm(x, *experts, rhs_indices=i), qg.spec((256, 1, 512)), ids
+    )
+    kernels = [n.kernel for n in ChooseKernel(CPU)(graph).nodes if n.op == "packed_gather"]
+    assert kernels == ["group+host-blas"]
+
+
+def test_a_budget_goes_to_what_gains_most_a_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {n: mx.quantize(mx.random.normal((n, 64)), group_size=32) for n in (32, 64, 128)}
+    gains = {32: 15.0, 64: 40.0, 128: 30.0}  # dense copies of 8, 16 and 32 KiB
+
+    def choose(problem: Problem, budget: int, **_: Any) -> Choice:
+        if budget:
+            return Choice("dense", "table", 100.0 - gains[problem.n], (("qmm", 100.0),))
+        return Choice("qmm", "table", 100.0)
+
+    monkeypatch.setattr(choose_kernel, "choose", choose)
+
+    def fn(x: Any) -> Any:
+        return [qg.quantized_matmul(x, *w, group_size=32) for w in weights.values()]
+
+    def kept(kib: int) -> list[int]:
+        graph = ChooseKernel(CPU, min_flops=0, budget=kib << 10)(qg.trace(fn, X))
+        return [n.output.shape[-1] for n in graph.nodes if n.op == "packed_matmul"]
+
+    assert (kept(0), kept(7), kept(8), kept(16)) == ([], [], [32], [64])
+    assert (kept(24), kept(55), kept(56)) == ([32, 64], [32, 64], [32, 64, 128])

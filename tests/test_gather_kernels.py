@@ -4,10 +4,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qgraph.kernels import EXACT, Problem
-from qgraph.kernels.gather import GATHER_KERNELS, gather_candidates
+from qgraph.interpret import Streams
+from qgraph.kernels import EXACT, Problem, candidates, kernel
+from qgraph.kernels.names import GATHERS
 from tests.arrays import to_numpy
 
+STREAMS = Streams(mx.Device(mx.cpu, 0))
 MODES = [("affine", 4, 64), ("mxfp4", 4, 32), ("affine", 8, 32)]
 TOLERANCE = {mx.float32: 3e-6, mx.float16: 5e-3, mx.bfloat16: 4e-2}
 
@@ -44,11 +46,11 @@ def test_every_candidate_is_the_product(dtype, mode, transpose, m):
     lhs = np.arange(7)[:, None]
     want = exactly(x, parts, p, lhs, rhs)
     plain = mx.gather_qmm(x, *parts, rhs_indices=mx.array(rhs), transpose=transpose, **p.settings)
-    names = gather_candidates(p)
-    assert set(names) >= set(GATHER_KERNELS) - {"f32+gather_qmm"}
+    names = candidates(p)
+    assert set(names) >= {cls.name for cls in GATHERS} - {"f32+gather_qmm"}
     for name in names:
-        chosen = GATHER_KERNELS[name]
-        y = chosen.run(x, chosen.pack(parts, p), p, None, mx.array(rhs))
+        chosen = kernel(name)
+        y = chosen.run(x, chosen.pack(parts, p), p, STREAMS, None, mx.array(rhs))
         assert (y.shape, y.dtype) == (plain.shape, plain.dtype), name
         assert np.linalg.norm(to_numpy(y) - want) < TOLERANCE[dtype] * np.linalg.norm(want), name
         if chosen.contract(p) == EXACT:
@@ -59,16 +61,16 @@ def test_both_indices():
     x, parts, p = operands(mx.float32, MODES[0], batch=(7,))
     lhs, rhs = np.array([6, 0, 0, 3]), np.array([4, 4, 0, 1])
     want = exactly(x, parts, p, lhs, rhs)
-    for name in gather_candidates(p):
-        chosen = GATHER_KERNELS[name]
+    for name in candidates(p):
+        chosen = kernel(name)
         y = chosen.run(
-            x, chosen.pack(parts, p), p, mx.array(lhs, mx.uint32), mx.array(rhs, mx.uint32)
+            x, chosen.pack(parts, p), p, STREAMS, mx.array(lhs, mx.uint32), mx.array(rhs, mx.uint32)
         )
         assert np.allclose(to_numpy(y), want, rtol=1e-4, atol=1e-4), name
 
 
 def test_refusals():
     _, _, p = operands(mx.float32, MODES[0])
-    assert "one matrix" in GATHER_KERNELS["gather_qmm"].applies(p.replace(experts=0))
-    assert "GPU" in GATHER_KERNELS["group+host-blas"].applies(p.replace(backend="cuda"))
-    assert gather_candidates(p, exact=True) == ["gather_qmm", "sort+gather_qmm"]
+    assert "one matrix" in kernel("gather_qmm").applies(p.replace(experts=0))
+    assert "GPU" in kernel("group+host-blas").applies(p.replace(backend="cuda"))
+    assert candidates(p, exact=True) == ["gather_qmm", "sort+gather_qmm"]

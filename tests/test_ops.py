@@ -29,6 +29,7 @@ Q3 = mx.quantize(mx.random.normal((3, 128, 64), key=KEY))
 NV = mx.quantize(BIG, mode="nvfp4")
 IDS = mx.array([2, 0, 1], mx.uint32)
 PROBLEM = Problem(2, 128, 64, mx.float32, "affine", 4, 64, scales_dtype=mx.float32)
+EXPERTS = PROBLEM.replace(m=6, experts=3)
 
 ONE = "abs arctan arcsinh ceil conjugate cos cosh degrees erf exp expm1 floor isfinite isinf isnan "
 ONE += "isneginf isposinf logical_not negative positive radians sigmoid sign sin sinh square tan "
@@ -239,6 +240,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "quantized_matmul": (mx.ones((2, 64)), *Q, True, 64, 4),
     "pack_weight": (list(Q), PROBLEM, "f32+qmm"),
     "packed_matmul": (mx.ones((2, 64)), list(Q), PROBLEM, "qmm"),
+    "packed_gather": (mx.ones((3, 2, 64)), list(Q3), EXPERTS, "sort+gather_qmm", None, IDS),
     "decode_attention": (
         mx.random.normal((1, 2, 1, 64), key=KEY),
         *[mx.ones((1, 2, 5, 64))] * 2,

@@ -203,3 +203,62 @@ def test_programs_are_deterministic_in_text_and_value() -> None:
     assert len(texts) == 1
     results = [qg.compile(step, X)(X) for _ in range(2)]
     assert mx.array_equal(*results)
+
+
+def packed_arrays(*programs: qg.Program) -> set[int]:
+    return {id(a) for p in programs for e in p.executables for a in e.known.values()}
+
+
+def test_one_row_and_many_have_a_plan_each_and_one_packed_copy() -> None:
+    w = mx.random.normal((512, 512), key=mx.random.key(3))
+    program = qg.jit(lambda x: qg.quantized_matmul(x, w), target="cpu")
+    kernels = []
+    for m in (1, 8, 256):
+        x = mx.random.normal((m, 512), key=mx.random.key(m))
+        y = program(x)
+        assert mx.allclose(y, qg.quantized_matmul(x, w), rtol=1e-4, atol=1e-4)
+        kernels.append([n.kernel for n in program.plan.graph.nodes if n.kernel])
+    assert kernels[0] != kernels[2]  # many rows are better off with another kernel
+    packed = sum(a.nbytes for a in mx.quantize(w))
+    assert program.weight_bytes == packed
+
+
+def test_programs_share_packed_weights() -> None:
+    one = qg.jit(lambda x: qg.quantized_matmul(x, W), target="cpu")
+    other = qg.jit(lambda x: qg.tanh(qg.quantized_matmul(x, W)), target="cpu", share=one)
+    third = qg.compile(lambda x: qg.sin(qg.quantized_matmul(x, W)), X, target="cpu", share=one)
+    apart = qg.jit(lambda x: qg.quantized_matmul(x, W), target="cpu")
+    y = one(X)
+    assert mx.array_equal(other(X), mx.tanh(y))
+    assert mx.array_equal(third(X), mx.sin(y))
+    assert mx.array_equal(apart(X), y)
+    assert len(packed_arrays(one, other, third)) == len(packed_arrays(one)) == 3
+    assert not packed_arrays(one) & packed_arrays(apart)
+    with pytest.raises(InputError, match="give a program"):
+        qg.jit(lambda x: x, share="one")  # type: ignore[arg-type]
+
+
+def test_options_of_passes_given_twice_are_refused() -> None:
+    for options in ({"budget": 1}, {"tune": "measure"}):
+        with pytest.raises(InputError, match="belong to the default passes"):
+            qg.compile(lambda x: x, X, passes=[], **options)
+    with pytest.raises(InputError, match="give one of table, measure"):
+        qg.compile(lambda x: x, X, tune="yes")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="bytes that dense copies may take"):
+        qg.compile(lambda x: x, X, budget=-1)
+
+
+def test_tune_measures_and_remembers(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
+    w, x = mx.quantize(mx.random.normal((512, 512))), mx.ones((20, 512))
+    fn = lambda x: qg.quantized_matmul(x, *w)  # noqa: E731
+    sources = []
+    for tune in ("measure", "table"):
+        program = qg.compile(fn, x, target="cpu", tune=tune)
+        entries = [e for e in program.plan.ledger() if e.made_by == "choose-kernel"]
+        sources.append(
+            [word for e in entries for word in ("measured", "cache") if word in e.reason]
+        )
+        assert mx.allclose(program(x), fn(x), rtol=1e-4, atol=1e-4)
+    assert sources == [["measured"], ["cache"]]
+    assert list(tmp_path.rglob("kernels.json"))

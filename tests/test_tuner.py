@@ -6,12 +6,12 @@ import math
 import mlx.core as mx
 import pytest
 
-from qgraph.kernels import Problem, kernel
+from qgraph.kernels import Problem
 from qgraph.kernels.cache import Cache, device_key
 from qgraph.kernels.cost import CostTable, problem_key
 from qgraph.kernels.cuda_model import estimate as cuda_estimate
 from qgraph.target import as_target
-from qgraph.tuner import choose, choose_together, estimate, measure
+from qgraph.tuner import choose, estimate, measure
 
 CPU = as_target("cpu")
 
@@ -162,30 +162,28 @@ def test_exactness_and_budget_limit_the_choice(cache):
     assert picks == ["shard2+qmm", "host-blas", "dense+host-blas"]
 
 
-def test_buckets_share_one_layout(cache):
-    few, many = problem(1), problem(64)
-    us = {"dequantize+matmul": 5000.0, "shard2+dequantize+matmul": 5000.0}
-    known = table(
-        (few, {"qmm": 100.0, "shard2+qmm": 50.0, "host-blas": 80.0, **us}),
-        (many, {"qmm": 6400.0, "shard2+qmm": 3200.0, "host-blas": 200.0, **us}),
-    )
-    choices = choose_together([few, many], cache=cache, table=known)
-    assert [c.kernel for c in choices] == ["shard2+qmm", "shard2+host-blas"]
-    assert len({kernel(c.kernel).layout for c in choices}) == 1
-
-
 @pytest.mark.parametrize("m", [3, 4])
-def test_hopper_pads_few_rows(cache, m):
+def test_hopper_decodes_each_weight_once_for_few_rows(cache, m):
     p = Problem(
         m, 14336, 4096, mx.bfloat16, "affine", 4, 64, True, mx.bfloat16, "cuda", "sm_90", 16
     )
     choice = choose(p, cache=cache)
-    assert choice.source == "table"
-    assert choice.kernel.startswith("pad")
+    assert choice.kernel == "mma"
     assert estimate("qmm", p) > 2 * choice.estimate_us
     odd = choose(p.replace(n=14335), cache=cache)
-    assert odd.source == "model"
+    assert (odd.kernel, odd.source) == ("mma", "model")
+    fp4 = choose(p.replace(mode="mxfp4", group_size=32, scales_dtype=mx.uint8), cache=cache)
+    assert fp4.kernel.startswith("pad")
+    assert fp4.source == "table"
     assert cuda_estimate("qmm", p) > 2 * cuda_estimate("pad8+qmm", p)
+
+
+def test_prompts_of_many_lengths_share_measurements(cache):
+    cache.put(problem(64), {"qmm": 9.0, "host-blas": 3.0})
+    names = ["qmm", "host-blas"]
+    for m in (33, 50, 64):
+        assert choose(problem(m), names=names, cache=cache).source == "cache"
+    assert choose(problem(65), names=names, cache=cache).source != "cache"
 
 
 def test_hopper_dequantizes_for_prefill(cache):

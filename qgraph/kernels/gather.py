@@ -16,34 +16,24 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from .base import EXACT, HALF, Packed, Problem, named_parts
+from .base import EXACT, HALF, Kernel, Packed, Problem, Streams, named_parts
 from .decode import as_numpy
 from .host_blas import multiply, packed_rows
 
 Indices = mx.array | None
 
 
-class GatherKernel:
-    """Like `Kernel`, for x (…, m, k), packed parts (experts, n, …) and indices.
+class Gather(Kernel):
+    """Like any kernel, for x (…, m, k), packed parts (experts, n, …) and indices.
 
     `problem.m` counts all rows of the result: those of x by the number of indices.
     """
 
     name = "gather_qmm"
-    host = False
     sorts = False
 
     def applies(self, problem: Problem) -> str | None:
         return None if problem.experts else "the weight is one matrix"
-
-    def contract(self, problem: Problem) -> str:
-        return EXACT
-
-    def extra_bytes(self, problem: Problem) -> int:
-        return 0
-
-    def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
-        return tuple(parts)
 
     def product(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, lhs: Indices, rhs: Indices
@@ -65,6 +55,7 @@ class GatherKernel:
         x: mx.array,
         packed: Sequence[mx.array],
         problem: Problem,
+        streams: Streams,
         lhs: Indices = None,
         rhs: Indices = None,
     ) -> mx.array:
@@ -92,7 +83,7 @@ def broadcast_indices(
     return both[0], both[1]
 
 
-class SortedGather(GatherKernel):
+class SortedGather(Gather):
     name = "sort+gather_qmm"
     sorts = True
 
@@ -100,7 +91,7 @@ class SortedGather(GatherKernel):
         return EXACT if problem.backend == "cpu" else "MLX may take another kernel for sorted rows"
 
 
-class DequantizedGather(GatherKernel):
+class DequantizedGather(Gather):
     name = "dequantize+gather_mm"
     sorts = True
 
@@ -119,7 +110,7 @@ class DequantizedGather(GatherKernel):
         return y.astype(problem.out_dtype)
 
 
-class Float32Gather(GatherKernel):
+class Float32Gather(Gather):
     name = "f32+gather_qmm"
 
     def applies(self, problem: Problem) -> str | None:
@@ -141,7 +132,7 @@ class Float32Gather(GatherKernel):
         return y.astype(problem.out_dtype)
 
 
-class GroupedHostBlas(GatherKernel):
+class GroupedHostBlas(Gather):
     name = "group+host-blas"
     host = True
 
@@ -158,6 +149,7 @@ class GroupedHostBlas(GatherKernel):
         x: mx.array,
         packed: Sequence[mx.array],
         problem: Problem,
+        streams: Streams,
         lhs: Indices = None,
         rhs: Indices = None,
     ) -> mx.array:
@@ -174,19 +166,3 @@ class GroupedHostBlas(GatherKernel):
             y[users] = multiply(together, rows, problem).reshape(-1, m, problem.n)
         result = mx.array(y).astype(problem.out_dtype)
         return result.reshape(*rhs.shape, m, problem.n)
-
-
-GATHER_KERNELS: dict[str, GatherKernel] = {
-    cls.name: cls()
-    for cls in (GatherKernel, SortedGather, DequantizedGather, Float32Gather, GroupedHostBlas)
-}
-
-
-def gather_candidates(problem: Problem, *, exact: bool = False) -> list[str]:
-    """The kernels that may carry out a `gather_qmm`, MLX's own first."""
-    return [
-        name
-        for name, candidate in GATHER_KERNELS.items()
-        if candidate.applies(problem) is None
-        and not (exact and candidate.contract(problem) != EXACT)
-    ]

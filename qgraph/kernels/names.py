@@ -15,14 +15,17 @@ from .chunked import Chunked
 from .dense import Dense
 from .dequantized import Dequantized
 from .float32 import Float32
+from .gather import DequantizedGather, Float32Gather, Gather, GroupedHostBlas, SortedGather
 from .host_blas import DenseHostBlas, HostBlas
 from .padded import Padded
 from .plain import Plain
 from .sharded import Sharded
 from .tensor_cores import TensorCores
 
+GATHERS = (Gather, SortedGather, DequantizedGather, Float32Gather, GroupedHostBlas)
 BASES: dict[str, Callable[[], Kernel]] = {
-    cls.name: cls for cls in (Plain, TensorCores, Dequantized, Dense, HostBlas, DenseHostBlas)
+    cls.name: cls
+    for cls in (Plain, TensorCores, Dequantized, Dense, HostBlas, DenseHostBlas, *GATHERS)
 }
 PREFIXES: dict[str, Callable[[int, Kernel], Kernel]] = {
     "pad": Padded,
@@ -56,7 +59,9 @@ def kernel(name: str) -> Kernel:
 
 
 def names_to_try(problem: Problem) -> list[str]:
-    """What may be best on the backend, plain `qmm` first; some need a budget or do not apply."""
+    """What may be best on the backend, MLX's own first; some need a budget or do not apply."""
+    if problem.experts:
+        return [cls.name for cls in GATHERS]
     if problem.backend != "cpu":
         pads = [f"pad{rows}+qmm" for rows in (8, 16)]
         chunks = [f"chunk{rows}+qmm" for rows in (4, 8)]
@@ -93,6 +98,6 @@ def refusal(name: str, problem: Problem, *, budget: int = 0, exact: bool = False
 
 
 def candidates(problem: Problem, *, budget: int = 0, exact: bool = False) -> list[str]:
-    """The kernels that may carry out a problem, plain `qmm` first."""
+    """The kernels that may carry out a problem, MLX's own first."""
     names = names_to_try(problem)
     return [name for name in names if refusal(name, problem, budget=budget, exact=exact) is None]
