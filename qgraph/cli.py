@@ -83,6 +83,9 @@ def show(
     costs: Annotated[bool, typer.Option("--costs", help="Bytes and FLOPs beside nodes.")] = False,
     fold: Annotated[bool, typer.Option("--fold", help="Repeated layers once.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Cut longer lists to so many.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page for browsers instead, with every pass.")
+    ] = None,
     colour: Colour = None,
 ) -> None:
     """Print a graph: optimized, or as written, or the part of it that you ask for.
@@ -92,11 +95,16 @@ def show(
     `qgraph show model.py:layer -s "f16[1,4096]" --op "*matmul*" --costs`
 
     `qgraph show plan.json --feeds %42 --depth 2`
+
+    `qgraph show qgraph.examples.first_program:graph --html plan.html`
     """
     graph = graph_of(find(where, specs or [])) if written else None
     plan = None if graph is not None and not report else plan_of(where, specs, target)
     shown = graph if graph is not None else plan.graph if plan else None
     assert shown is not None
+    if html is not None:
+        page = plan.save(html) if plan and not written else shown.save(html)
+        return typer.echo(f"written to {page}; open it in a browser")
     in_colour = console.is_terminal if colour is None else colour
     typer.echo(
         shown.format(
@@ -193,6 +201,9 @@ def profile(
     target: TargetName = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; medians are shown.")] = 5,
     top: Annotated[int, typer.Option(min=1, help="Show so many of the costliest nodes.")] = 20,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page for browsers too, coloured by time.")
+    ] = None,
 ) -> None:
     """Time each node on made-up inputs, beside an estimate and this machine's copy bandwidth.
 
@@ -201,6 +212,8 @@ def profile(
     program = _program(where, specs, target)
     measured = program.profile(*_example_call(program.plan.graph), repeats=repeats)
     typer.echo(measured.format(top=top))
+    if html is not None:
+        typer.echo(f"written to {program.plan.save(html, measured)}; open it in a browser")
 
 
 @app.command()

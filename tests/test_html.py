@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import doctest
 import gzip
+import importlib
 import json
 import re
 import shutil
@@ -15,8 +17,10 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from typer.testing import CliRunner
 
 import qgraph as qg
+from qgraph.cli import app
 from qgraph.diff import Diff
 from qgraph.examples import smollm2, smollm2_files
 from qgraph.ir import Graph
@@ -25,7 +29,7 @@ from qgraph.plan import Plan
 from qgraph.viewer import to_html
 from qgraph.viewer.groups import Groups
 from qgraph.viewer.records import plan_record
-from qgraph.viewer.timeline import Durations, schedule
+from qgraph.schedule import Durations, schedule
 
 from .browser import Page, chromium
 
@@ -170,6 +174,23 @@ def test_a_profile_of_another_graph_is_refused(plan: Plan, tmp_path: Path) -> No
         plan.save(tmp_path / "plan.txt")
 
 
+def test_the_command_line_writes_pages(tmp_path: Path) -> None:
+    runner = CliRunner()
+    where = "qgraph.examples.first_program:graph"
+    shown, measured = tmp_path / "plan.html", tmp_path / "profile.html"
+    done = runner.invoke(app, ["show", where, "--html", str(shown)])
+    assert done.exit_code == 0, done.output
+    assert len(data(shown.read_text())["steps"]) > 1
+    done = runner.invoke(app, ["profile", where, "--repeats", "1", "--html", str(measured)])
+    assert done.exit_code == 0, done.output
+    rows = data(measured.read_text())["profile"]["rows"]
+    assert all(seconds > 0 for _, seconds, *_ in rows)
+    done = runner.invoke(app, ["show", where, "--written", "--html", str(shown)])
+    assert len(data(shown.read_text())["steps"]) == 1
+    runner.invoke(app, ["dump", where, str(tmp_path / "dump")])
+    assert data((tmp_path / "dump" / "plan.html").read_text())["steps"][0]["name"] == "as written"
+
+
 @pytest.mark.skipif(
     not (ROOT / "web" / "node_modules").is_dir() or shutil.which("node") is None,
     reason="the page's sources are not installed: npm ci in web/",
@@ -179,6 +200,12 @@ def test_the_built_page_is_that_of_its_sources(tmp_path: Path) -> None:
     command = ["node", "build.mjs", str(built)]
     subprocess.run(command, cwd=ROOT / "web", check=True, capture_output=True)
     assert built.read_text() == (ROOT / "qgraph" / "viewer" / "viewer.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["__init__", "groups", "records", "timeline", "tracks"])
+def test_doctests(name: str) -> None:
+    module = importlib.import_module(f"qgraph.viewer.{name}".removesuffix(".__init__"))
+    assert doctest.testmod(module).failed == 0
 
 
 # What a browser shows
