@@ -28,8 +28,9 @@ def repeats(nodes: Sequence[Node]) -> list[Run]:
 
     Two blocks are alike if their nodes have the same ops, static arguments, types, user lines,
     kernels and streams, and read each other at the same distances; weights and inputs of one type
-    are alike, those of a module if their paths differ in numbers only.  What the first block reads from before it, such as the input of the first layer,
-    stands for one value that the second reads instead, the same wherever it is read.
+    are alike, those of a module if their paths differ in numbers only.  What the first block reads
+    from before it, such as the input of the first layer, stands for one value that the second
+    reads instead, the same wherever it is read.
     """
     ids: dict[Any, int] = {}
     marks = [ids.setdefault(_signature(node), len(ids)) for node in nodes]
