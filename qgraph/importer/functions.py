@@ -48,8 +48,8 @@ def from_mlx(
     """
     _refuse_shapeless(fn, keywords)
     leaves, tree = flatten((examples, keywords), static=True)
-    arrays = [_example(leaf) for leaf in leaves]
     paths = argument_paths(tree, parameter_names(_signature(fn), examples))
+    arrays = [_example(leaf, path) for leaf, path in zip(leaves, paths, strict=True)]
     inputs = [input_value(type_of(a), path) for a, path in zip(arrays, paths, strict=True)]
     with tracing():
         outputs, out_tree = _import(fn, [Tensor(v) for v in inputs], arrays, tree)
@@ -83,12 +83,18 @@ def _import(
     return replay(recording, inputs, Surroundings.of(fn).weights, title(fn)), recording.form
 
 
-def _example(leaf: Any) -> mx.array:
+def _example(leaf: Any, path: str) -> mx.array:
     if isinstance(leaf, Spec):
         return placeholder(leaf.type)
     if isinstance(leaf, TensorType):
         return placeholder(leaf)
-    return leaf if isinstance(leaf, mx.array) else mx.array(leaf)
+    try:
+        return leaf if isinstance(leaf, mx.array) else mx.array(leaf)
+    except (TypeError, ValueError):
+        raise UnsupportedError(
+            f"from_mlx: argument {path} is a {type(leaf).__name__}, which is no tree of arrays",
+            hint="pass the arrays in it, and make the object of them inside of the function",
+        ) from None
 
 
 def _signature(fn: Callable[..., Any]) -> Callable[..., Any]:
