@@ -86,6 +86,9 @@ def show(
     html: Annotated[
         Path | None, typer.Option(help="Write a page for browsers instead, with every pass.")
     ] = None,
+    timeline: Annotated[
+        bool, typer.Option("--timeline", help="Draw the estimated schedule of each stream instead.")
+    ] = False,
     colour: Colour = None,
 ) -> None:
     """Print a graph: optimized, or as written, or the part of it that you ask for.

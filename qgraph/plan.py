@@ -16,6 +16,7 @@ from .ir import Graph, Node, Value
 from .ledger import Entry, unmentioned
 from .origin import NOWHERE
 from .target import Target
+from .timeline import schedule_table, timelines
 
 if TYPE_CHECKING:
     from .diff import Diff
@@ -106,7 +107,11 @@ class Plan:
         return found
 
     def report(self, width: int = 100) -> str:
-        """Tables of the passes and of the weights that are packed; what could not be quantized."""
+        """Tables of the passes, of the weights that are packed and of the schedule.
+
+        The schedule is estimated: what each stream has to do, and the critical path, which no
+        number of streams shortens.  Weights that could not be quantized are named.
+        """
         passes = Table(title=f"passes for {self.target}", title_justify="left")
         for heading, justify in (
             ("pass", "left"),
@@ -127,9 +132,21 @@ class Plan:
         tables = [passes]
         if weights := self.weights():
             tables.append(_weight_table(weights))
+        if any(node.stage == "run" and node.op != "constant" for node in self.graph.nodes):
+            tables.append(schedule_table(self.graph, self.target))
         left = [e for e in self.ledger() if e.made_by == "quantize-weights"]
         lines = [f"not quantized: {e.what}: {e.reason}" for e in left if e.decision == "refused"]
         return "\n".join([*(_render(table, width) for table in tables), *lines])
+
+    def timeline(self, width: int = 100) -> str:
+        """The estimated schedule drawn as text: a line for each stream.
+
+        >>> import qgraph as qg
+        >>> plan = qg.optimize(qg.trace(lambda x: qg.exp(x) + 1, qg.spec((4,)), name="f"))
+        >>> print(plan.timeline(width=40).splitlines()[0])
+        f: one call, estimated 2 µs on cpu
+        """
+        return timelines(self.graph, self.target, width)
 
     def check(self, *inputs: Any) -> None:
         """Run the graph after every pass on sample inputs and compare.

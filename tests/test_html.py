@@ -202,7 +202,7 @@ def test_the_built_page_is_that_of_its_sources(tmp_path: Path) -> None:
     assert built.read_text() == (ROOT / "qgraph" / "viewer" / "viewer.html").read_text()
 
 
-@pytest.mark.parametrize("name", ["__init__", "groups", "records", "timeline", "tracks"])
+@pytest.mark.parametrize("name", ["__init__", "groups", "records", "tracks"])
 def test_doctests(name: str) -> None:
     module = importlib.import_module(f"qgraph.viewer.{name}".removesuffix(".__init__"))
     assert doctest.testmod(module).failed == 0

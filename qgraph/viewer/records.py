@@ -22,7 +22,7 @@ from ..profile import Profile
 from ..target import as_target
 from ..text import call_text, static
 from .groups import Group, Groups
-from .timeline import Durations, schedule
+from ..schedule import Durations, schedule
 from .tracks import Tracks, changes, nodes_of
 
 Record = dict[str, Any]
