@@ -4,7 +4,8 @@ Rewrites, exactly:
     1. `x * 1`, `x / 1` and `x - 0`.
     2. casts to the dtype that the tensor has.
     3. transposes that move nothing, and two that are one.
-    4. reshapes and broadcasts to the same shape, and a reshape of a reshape.
+    4. reshapes and broadcasts to the same shape, and a reshape, `squeeze` or `expand_dims` of a
+       reshape.
     5. `-(-x)`.
     6. `broadcast_to` before an elementwise op or `addmm`, which broadcast by themselves.
 Leaves alone:
@@ -80,6 +81,16 @@ RULES = (
         "reshape-of-reshape",
         lambda x, first, second: F["reshape"](F["reshape"](x, first), second),
         lambda x, first, second: _reshaped(x, second),
+    ),
+    Rule(
+        "squeeze-of-reshape",
+        lambda x, shape, axis: F["squeeze"](F["reshape"](x, shape), axis),
+        lambda x, shape, axis: _reshaped(x, F["squeeze"](F["reshape"](x, shape), axis).shape),
+    ),
+    Rule(
+        "expand-dims-of-reshape",
+        lambda x, shape, axis: F["expand_dims"](F["reshape"](x, shape), axis),
+        lambda x, shape, axis: _reshaped(x, F["expand_dims"](F["reshape"](x, shape), axis).shape),
     ),
     _effectless("same-broadcast", lambda x, shape: F["broadcast_to"](x, shape)),
     Rule("negative-of-negative", lambda x: F["negative"](F["negative"](x)), _itself),

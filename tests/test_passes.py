@@ -97,6 +97,17 @@ def test_simplify_broadcasts() -> None:
     assert "exp(%" in text
 
 
+def test_simplify_reshapes() -> None:
+    def fn(x: Any) -> Any:
+        same = qg.squeeze(qg.reshape(x, (2, 1, 4)), 1)
+        return same, qg.expand_dims(qg.reshape(x, (8,)), 0), qg.squeeze(qg.reshape(x, (8, 1)))
+
+    graph, _ = after(Simplify(), fn, X)
+    graph = EliminateDeadCode()(graph)
+    assert [n.op for n in graph.nodes] == ["reshape", "reshape"]
+    assert graph.outputs[0] is graph.inputs[0]
+
+
 def test_common_subexpressions() -> None:
     _, text = after(
         EliminateCommonSubexpressions(), lambda x: (qg.exp(x) + 1.0, qg.exp(x) + 1.0), X
