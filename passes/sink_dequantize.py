@@ -1,13 +1,13 @@
 """Take rows of a packed weight before they are dequantized, not after.
 
-Rewrites (each exact: a row's groups lie within the row):
+Rewrites (each exact: a row's groups lie within the row), also of the weight transposed:
     6. `take(dequantize(q), ids)` and `dequantize(q)[ids]`, as embeddings do: only the rows asked
        for are dequantized.
     8. slices and splits along rows, and concatenations of rows with the same settings.
 Leaves alone:
     1. an index or a slice on the last axis, along which groups run.
     2. a lookup of more rows than the weight has: dequantizing once is less work.
-    3. slices of a weight that something else needs dense.
+    3. slices of a weight that something else needs dense; other slices and products do not.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.core as mx
+import numpy as np
 
+from qgraph.changes import readers
 from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import Decision, Entry, record, weight_name
+from qgraph.ledger import PRODUCTS, Decision, Entry, record, weight_name
 from qgraph.rewrite import Visit, rewrite, setting
 from qgraph.tensor import Tensor, apply
 
-from .weight_view import PARTS, parts_of
+from .contraction import as_contraction
+from .weight_view import PARTS, TRANSPOSES, WeightView, as_operand, parts_of, resolve
 
 _NAME = "sink-dequantize"
 
@@ -39,131 +41,185 @@ class SinkDequantize:
         return rewrite(graph, _visitor, self.name)
 
 
+@dataclass(frozen=True)
+class _Weight:
+    """A `dequantize`, and which of its axes each axis of an operand is."""
+
+    source: Node
+    axes: tuple[int, ...]
+
+    @staticmethod
+    def behind(value: Value) -> _Weight | None:
+        axes, node = list(range(value.ndim)), value.node
+        while node.op in TRANSPOSES:
+            sizes = np.empty([2 + i for i in range(node.output.ndim)], np.uint8)
+            order = [size - 2 for size in TRANSPOSES[node.op](sizes, node).shape]
+            axes, node = [order[i] for i in axes], node.inputs[0].node
+        return _Weight(node, tuple(axes)) if node.op == "dequantize" else None
+
+    @property
+    def type(self) -> Any:
+        return self.source.output.type
+
+    def of_parts(self, fn: Callable[[Tensor], Tensor]) -> Value:
+        """What the operand is when `fn` is done to the packed parts."""
+        return self.dequantized([fn(part) for part in parts_of(self.source)])
+
+    def dequantized(self, parts: Sequence[Tensor]) -> Value:
+        options = {k: a for k, a in self.source.args.items() if k not in PARTS}
+        dense: Tensor = apply("dequantize", tuple(parts), options, self.source.stream)
+        if self.axes == tuple(range(len(self.axes))):
+            return dense.value
+        transposed: Tensor = apply("transpose", (dense, self.axes))
+        return transposed.value
+
+
 def _visitor(graph: Graph) -> Visit:
-    shared = {
+    dense = {
         node.serial
         for node in graph.nodes
-        if node.op == "dequantize"
-        and len(graph.users.get(node.output, ())) + (node.output in graph.outputs) > 1
+        if node.op == "dequantize" and _is_needed_dense(graph, node)
     }
 
     def visit(node: Node) -> Sequence[Value] | None:
-        if node.op == "concatenate":
-            return _concatenate(node)
-        rule = _RULES.get(node.op)
-        if rule is None or not node.inputs or node.inputs[0].node.op != "dequantize":
+        if node.op not in _RULES or not node.inputs:
             return None
-        source = node.inputs[0].node
-        result = rule(node, source, source.serial in shared)
+        weight = _Weight.behind(node.inputs[0])
+        if weight is None:
+            return None
+        result = _RULES[node.op](node, weight)
+        if not isinstance(result, str) and weight.source.serial in dense and not _is_lookup(node):
+            result = "the whole weight is needed dense by something else as well"
         if isinstance(result, str):
-            _note(node, source, "refused", f"not fused: {result}")
+            _note(node, weight, "refused", f"not fused: {result}")
             return None
-        _note(node, source, "fused", "", 6 if _is_lookup(node) else 8)
+        _note(node, weight, "fused", "", 6 if _is_lookup(node) else 8)
         return result
 
     return visit
 
 
+def _is_needed_dense(graph: Graph, source: Node) -> bool:
+    """Does anything read it that neither takes rows of the packed weight nor fuses?"""
+    if source.output in graph.outputs:
+        return True
+    for reader in readers(graph, source.output):
+        if reader.op in PRODUCTS:
+            if not _fuses(reader):
+                return True
+        elif reader.op not in _RULES:
+            return True
+        else:
+            weight = _Weight.behind(reader.inputs[0])
+            if weight is None or isinstance(_RULES[reader.op](reader, weight), str):
+                return True
+    return False
+
+
+def _fuses(product: Node) -> bool:
+    weights = [p.weight.value for p in as_contraction(product)]
+    if product.op == "gather_mm":
+        weights = [product.operand("b")]
+    found = [w for w in map(resolve, weights) if isinstance(w, WeightView)]
+    return any(not isinstance(as_operand(w), str) for w in found)
+
+
 def _is_lookup(node: Node) -> bool:
     """Are rows picked by indices that only the run knows?"""
-    return node.op == "take" or len(node.inputs) > 1
-
-
-def _dequantized(source: Node, parts: Sequence[Tensor]) -> Value:
-    options = {k: a for k, a in source.args.items() if k not in PARTS}
-    result: Tensor = apply("dequantize", tuple(parts), options, source.stream)
-    return result.value
-
-
-def _each(source: Node, fn: Callable[[Tensor], Tensor]) -> list[Value]:
-    return [_dequantized(source, [fn(part) for part in parts_of(source)])]
+    return node.op == "take" or (node.op == "getitem" and len(node.inputs) > 1)
 
 
 _LAST = "groups run along the last axis; index rows, or quantize the transpose"
 
 
-def _take(node: Node, source: Node, shared: bool) -> list[Value] | str:
-    axis, weight = setting(node, "axis"), node.operand("a")
-    indices = node.args["indices"]
-    if axis is None or axis % weight.ndim == weight.ndim - 1:
+def _take(node: Node, weight: _Weight) -> list[Value] | str:
+    axis, indices = setting(node, "axis"), node.args["indices"]
+    if axis is None or weight.axes[axis % len(weight.axes)] == weight.type.ndim - 1:
         return _LAST
-    axis %= weight.ndim
+    ordered = list(weight.axes) == sorted(weight.axes)
     if isinstance(indices, Value):
-        if indices.type.size > weight.shape[axis]:
+        rows = weight.type.shape[weight.axes[axis]]
+        if indices.type.size > rows:
             return (
-                f"{indices.type.size} rows are looked up in {weight.shape[axis]}; "
+                f"{indices.type.size} rows are looked up in {rows}; "
                 "dequantizing all of them once is less work"
             )
+        if not ordered and indices.ndim != 1:
+            return "look rows up before the weight is transposed"
         indices = Tensor(indices)
-    return _rows(node, source, indices, axis)
+    elif not ordered:
+        return "look rows up before the weight is transposed"
+    place = weight.axes[axis]
+    return [weight.of_parts(lambda part: apply("take", (part, indices, place)))]
 
 
-def _rows(node: Node, source: Node, indices: Any, axis: int) -> list[Value]:
-    """The rows, dequantized; one row alone has one axis, and dequantize takes two."""
-    if node.output.ndim > 1:
-        return _each(source, lambda part: apply("take", (part, indices, axis)))
-    one = mx.array([indices]) if isinstance(indices, int) else indices.reshape(1)
-    (row,) = _each(source, lambda part: apply("take", (part, one, axis)))
-    return [apply("reshape", (Tensor(row), node.output.shape)).value]
-
-
-def _getitem(node: Node, source: Node, shared: bool) -> list[Value] | str:
-    index = node.args["index"]
-    parts = index if isinstance(index, tuple) else (index,)
-    weight = node.operand("a")
-    if any(p is Ellipsis or p is None for p in parts) or len(parts) >= weight.ndim:
-        return _LAST if len(parts) >= weight.ndim else "index rows without ... and None"
-    lookups = [p for p in parts if isinstance(p, Value)]
-    if not lookups and shared:
-        return "the whole weight is needed dense by something else as well"
+def _getitem(node: Node, weight: _Weight) -> list[Value] | str:
+    parts = _expanded(node.args["index"], len(weight.axes))
+    if parts is None:
+        return "index rows without None"
+    index: list[Any] = [slice(None)] * len(weight.axes)
+    for axis, part in zip(weight.axes, parts, strict=False):
+        index[axis] = part
+    if index[-1] != slice(None):
+        return _LAST
+    ordered = list(weight.axes) == sorted(weight.axes)
+    if not ordered and not all(isinstance(p, slice) for p in parts):
+        return "index rows before the weight is transposed"
     if node.output.type.size > weight.type.size:
         return "more rows are looked up than there are; dequantizing once is less work"
-    if node.output.ndim < 2:
-        if weight.ndim != 2:
-            return "one row of several axes is looked up; index one axis after the other"
-        return _rows(node, source, Tensor(lookups[0]) if lookups else parts[0], 0)
-    place = tuple(Tensor(p) if isinstance(p, Value) else p for p in parts)
-    return _each(source, lambda part: apply("getitem", (part, place)))
+    place = tuple(Tensor(p) if isinstance(p, Value) else p for p in index[:-1])
+    return [weight.of_parts(lambda part: apply("getitem", (part, place)))]
 
 
-def _split(node: Node, source: Node, shared: bool) -> list[Value] | str:
-    weight, axis = node.operand("a"), setting(node, "axis")
-    if axis % weight.ndim == weight.ndim - 1:
-        return _LAST
-    if shared:
-        return "the whole weight is needed dense by something else as well"
-    sections = node.args["indices_or_sections"]
-    pieces = [apply("split", (part, sections, axis)) for part in parts_of(source)]
-    return [_dequantized(source, piece) for piece in zip(*pieces, strict=True)]
-
-
-_RULES: dict[str, Callable[[Node, Node, bool], list[Value] | str]] = {
-    "take": _take,
-    "getitem": _getitem,
-    "split": _split,
-}
-
-
-def _concatenate(node: Node) -> Sequence[Value] | None:
-    sources = [v.node for v in node.inputs]
-    if any(s.op != "dequantize" for s in sources) or len(sources) < 2:
+def _expanded(index: Any, ndim: int) -> list[Any] | None:
+    """The index with `...` written out; None if it adds axes."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if any(part is None for part in parts):
         return None
-    first, axis = sources[0], setting(node, "axis")
+    dots = [i for i, part in enumerate(parts) if part is Ellipsis]
+    for i in dots:
+        parts[i : i + 1] = [slice(None)] * (ndim - len(parts) + 1)
+    return parts
+
+
+def _split(node: Node, weight: _Weight) -> list[Value] | str:
+    axis = weight.axes[setting(node, "axis")]
+    if axis == weight.type.ndim - 1:
+        return _LAST
+    sections = node.args["indices_or_sections"]
+    pieces = [apply("split", (part, sections, axis)) for part in parts_of(weight.source)]
+    return [weight.dequantized(piece) for piece in zip(*pieces, strict=True)]
+
+
+def _concatenate(node: Node, weight: _Weight) -> list[Value] | str:
+    weights = [_Weight.behind(v) for v in node.inputs]
+    others = [w for w in weights if w is not None]
+    if len(others) < len(weights):
+        return "not all that is concatenated is packed"
+    sources = [w.source for w in others]
     options = [{k: a for k, a in s.args.items() if k not in PARTS} for s in sources]
     dtypes = {str(v.dtype) for s in sources for v in s.inputs[1:]}
     if any(o != options[0] for o in options) or len(dtypes) > 1:
-        _note(node, first, "refused", "not fused: the weights are quantized differently")
-        return None
-    if axis is None or axis % node.output.ndim == node.output.ndim - 1:
-        _note(node, first, "refused", f"not fused: {_LAST}")
-        return None
-    columns = zip(*(parts_of(s) for s in sources), strict=True)
-    joined = [apply("concatenate", (list(column), axis)) for column in columns]
-    _note(node, first, "fused", "", 8)
-    return [_dequantized(first, joined)]
+        return "the weights are quantized differently"
+    if any(w.axes != weight.axes for w in others):
+        return "the weights are transposed differently"
+    axis = setting(node, "axis")
+    if axis is None or weight.axes[axis] == weight.type.ndim - 1:
+        return _LAST
+    place = weight.axes[axis]
+    columns = zip(*map(parts_of, sources), strict=True)
+    return [weight.dequantized([apply("concatenate", (list(c), place)) for c in columns])]
 
 
-def _note(node: Node, source: Node, decision: Decision, reason: str, case: int = 0) -> None:
-    name = weight_name(source.operand("w"))
-    what = f"{node.op} of {source.output.type}"
+_RULES: dict[str, Callable[[Node, _Weight], list[Value] | str]] = {
+    "take": _take,
+    "getitem": _getitem,
+    "split": _split,
+    "concatenate": _concatenate,
+}
+
+
+def _note(node: Node, weight: _Weight, decision: Decision, reason: str, case: int = 0) -> None:
+    name = weight_name(weight.source.operand("w"))
+    what = f"{node.op} of {weight.type}"
     record(Entry(_NAME, decision, what, node.origin, reason, case, name))

@@ -112,11 +112,16 @@ def _reshape(view: Strided, node: Node) -> Strided:
     return view.reshape(node.output.shape, copy=False)
 
 
-_VIEWS: dict[str, Callable[[Strided, Node], Strided]] = {
+TRANSPOSES: dict[str, Callable[[Strided, Node], Strided]] = {
     "transpose": lambda v, n: v.transpose(setting(n, "axes")),
     "matrix_transpose": lambda v, n: v.swapaxes(-1, -2),
     "swapaxes": lambda v, n: v.swapaxes(n.args["axis1"], n.args["axis2"]),
     "moveaxis": lambda v, n: np.moveaxis(v, n.args["source"], n.args["destination"]),
+}
+"""Ops that put axes in another order, on NumPy's arrays."""
+
+_VIEWS: dict[str, Callable[[Strided, Node], Strided]] = {
+    **TRANSPOSES,
     "broadcast_to": lambda v, n: np.broadcast_to(v, n.output.shape),
     "expand_dims": _reshape,
     "squeeze": _reshape,

@@ -14,7 +14,7 @@ import numpy as np
 
 import qgraph as qg
 from qgraph.target import Target
-from tests.fusion import FORMATS, K, N, Weight, random, wide
+from tests.fusion import K, N, Weight, random, wide
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,15 @@ def _split(q: Given, x: Any) -> Any:
     return [x @ part.T for part in qg.split(q.dense(), 3, axis=0)]
 
 
+def _thirds(w: Any) -> list[Any]:
+    return [w[i * N // 3 : (i + 1) * N // 3, :] for i in range(3)]
+
+
+def _slice_and_whole(q: Given, x: Any) -> Any:
+    w = q.dense()
+    return [x @ w[:8].T, x @ w.T, qg.take(w, mx.array([1, 2]), axis=0)]
+
+
 def _joined(q: Given, x: Any) -> Any:
     return x @ qg.concatenate([q.dense()[:16], q.dense()[64:]]).T
 
@@ -190,6 +199,21 @@ CASES = [
          ("dequantize", "quantized_matmul", "sum"), ("matmul",), noted=1),
     Case(8, "split", _split, lambda w, x: np.split(x @ w.T, 3, axis=1)),
     Case(8, "slice", lambda q, x: x @ q.dense()[16:80].T, lambda w, x: x @ w[16:80].T),
+    Case(8, "several slices", lambda q, x: [x @ part.T for part in _thirds(q.dense())],
+         lambda w, x: np.split(x @ w.T, 3, axis=1)),
+    Case(8, "a slice and the whole", _slice_and_whole,
+         lambda w, x: [x @ w[:8].T, x @ w.T, w[[1, 2]]], ("dequantize", "quantized_matmul", "take"),
+         ("matmul",)),
+    Case(8, "slice of the transpose", lambda q, x: x @ q.dense().T[..., 16:80],
+         lambda w, x: x @ w[16:80].T),
+    Case(8, "split of the transpose",
+         lambda q, x: [x @ p for p in qg.split(q.dense().T, 3, axis=-1)],
+         lambda w, x: np.split(x @ w.T, 3, axis=1)),
+    Case(8, "layers of a stack", lambda q, x: x @ q.dense()[0].T + x @ q.dense()[2].T,
+         lambda w, x: x @ (w[0] + w[2]).T, w=(3, N, K)),
+    Case(8, "concatenate transposed",
+         lambda q, x: x @ qg.concatenate([q.dense()[:16].T, q.dense().T], axis=1),
+         lambda w, x: x @ np.concatenate([w[:16], w]).T),
     Case(8, "concatenate", _joined, lambda w, x: x @ np.concatenate([w[:16], w[64:]]).T),
     Case(8, "split of a product", lambda q, x: qg.split(x @ q.dense().T, 3, axis=1),
          lambda w, x: np.split(x @ w.T, 3, axis=1), ("quantized_matmul", "split"), noted=1),
@@ -208,78 +232,3 @@ CASES = [
 def target(case: Case) -> Target:
     """CUDA and Metal are stood in for by targets of those backends on the CPU."""
     return Target(mx.Device(mx.cpu, 0), case.target, case.target, 2)
-
-
-@dataclass(frozen=True)
-class NearMiss:
-    """What looks like case `number` and must be left alone, with words of the reason."""
-
-    number: int
-    name: str
-    model: Model
-    words: str
-    x: tuple[int, ...] | mx.array = (5, K)
-    w: tuple[int, ...] = (N, K)
-    dtype: mx.Dtype = mx.float32
-    is_float: bool = False
-
-    @property
-    def id(self) -> str:
-        return f"{self.number} {self.name}"
-
-
-def _shared_slice(q: Given, x: Any) -> Any:
-    w = q.dense()
-    return [x @ w[:8].T, w]
-
-
-def _two_formats(q: Given, x: Any) -> Any:
-    other = FORMATS["affine-8-64" if q.weight.settings["bits"] == 4 else "affine-4-32"]
-    again = qg.dequantize(*qg.quantize(random(N, K, seed=5), **other), **other)
-    return x @ qg.concatenate([q.dense(), again]).T
-
-
-def _requantized(q: Given, x: Any) -> Any:
-    return qg.quantized_matmul(x, q.dense(), group_size=64, bits=8)
-
-
-_LAST = "groups run along the last axis"
-NEAR_MISSES = [
-    NearMiss(1, "groups are split", lambda q, x: x @ q.dense().reshape(2 * N, K // 2).T,
-             "groups do not run whole", (5, K // 2)),
-    NearMiss(1, "rows are mixed",
-             lambda q, x: x @ q.dense().reshape(N, 2, K // 2).swapaxes(0, 1).reshape(N, K).T,
-             "reshape between dequantize and the product is no view"),
-    NearMiss(1, "one row for all", lambda q, x: x @ qg.broadcast_to(q.dense()[:1], (9, K)).T,
-             "one row of the weight is broadcast"),
-    NearMiss(1, "columns are cut", lambda q, x: x @ q.dense()[:, :64].T, _LAST, (5, 64)),
-    NearMiss(1, "scaled rows", lambda q, x: x @ (q.dense() * random(N, 1)).T,
-             "scale x, the result"),
-    NearMiss(1, "an added weight", lambda q, x: x @ (q.dense() + random(N, K)).T,
-             "add the products instead"),
-    NearMiss(2, "a cast to integers",
-             lambda q, x: x @ q.dense().astype(mx.int32).T.astype(mx.float32),
-             "a cast to int32 between"),
-    NearMiss(3, "two summed axes", lambda q, x: qg.tensordot(x, q.dense()[:5], 2),
-             "no product of matrices that sums one axis"),
-    NearMiss(3, "a diagonal", lambda q, x: qg.einsum("mk,mk->m", x, q.dense()[:5]),
-             "no product of matrices that sums one axis"),
-    NearMiss(3, "three operands", lambda q, x: qg.einsum("mk,nk,mk->mn", x, q.dense(), x),
-             "no product of matrices that sums one axis"),
-    NearMiss(5, "experts that split groups",
-             lambda q, x: qg.gather_mm(x, q.dense().reshape(4, 2 * N, K // 2).swapaxes(1, 2)),
-             "groups do not run whole", (4, 5, K // 2), EXPERTS),
-    NearMiss(5, "broadcast experts",
-             lambda q, x: qg.gather_mm(x, qg.broadcast_to(q.dense(), (4, N, K)).swapaxes(1, 2)),
-             "are broadcast; let the indices", (4, 5, K)),
-    NearMiss(6, "columns", lambda q, ids: qg.take(q.dense(), ids, axis=1), _LAST, LOOKED_UP),
-    NearMiss(6, "elements", lambda q, ids: qg.take(q.dense(), ids), _LAST, LOOKED_UP),
-    NearMiss(6, "more than there are",
-             lambda q, ids: qg.take(q.dense(), ids, axis=0), "is less work",
-             mx.zeros((200,), mx.int32)),
-    NearMiss(8, "a slice of what is needed dense", _shared_slice, "needed dense by something else"),
-    NearMiss(8, "columns are split", lambda q, x: x @ qg.split(q.dense(), 2, axis=1)[0].T, _LAST,
-             (5, K // 2)),
-    NearMiss(8, "two formats", _two_formats, "quantized differently"),
-    NearMiss(9, "a second quantize", _requantized, "is not the identity"),
-]  # fmt: skip

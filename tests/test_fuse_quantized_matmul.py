@@ -35,7 +35,8 @@ from tests.fusion import (
     reasons,
     wide,
 )
-from tests.fusion_cases import CASES, NEAR_MISSES, Case, Given, NearMiss, target
+from tests.fusion_cases import CASES, Case, Given, target
+from tests.fusion_near_misses import NEAR_MISSES, NearMiss
 from tests.in_numpy import InNumPy
 from tests.random_graphs import ROWS, K, parameters, programs, run
 
