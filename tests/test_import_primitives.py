@@ -70,10 +70,10 @@ def graph_of(name: str, arguments: Sequence[Any], arrays: Sequence[mx.array],
         "inputs": [(k, a.shape, a.dtype) for k, a in zip(keys, arrays, strict=True)],
         "outputs": [(k, a.shape, a.dtype) for k, a in zip(made, outputs, strict=True)],
     }
-    recording = Recording(keys, {}, [primitive], made, {}, {}, LEAF, Markers())
+    recording = Recording({}, keys, {}, [primitive], made, {}, {}, LEAF, Markers())
     inputs = [input_value(type_of(a), key) for a, key in zip(arrays, keys, strict=True)]
     with tracing():
-        tensors = replay(recording, [Tensor(v) for v in inputs], {}, "f")
+        tensors = replay(recording, [Tensor(v) for v in inputs], "f")
     values = [t.value for t in tensors]
     tree = flatten((tuple(arrays), {}))[1]
     return Graph("f", inputs, in_program_order(values, inputs), values, in_tree=tree,

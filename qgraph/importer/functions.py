@@ -15,7 +15,7 @@ from ..tensor import Tensor, as_tensor, placeholder
 from ..trace import argument_paths, in_program_order, parameter_names, tracing
 from ..tree import Tree, flatten
 from ..types import Spec, TensorType, type_of
-from .record import Surroundings, record, title
+from .record import record, title
 from .replay import replay
 
 
@@ -80,7 +80,7 @@ def _import(
     fn: Callable[..., Any], inputs: Sequence[Tensor], arrays: Sequence[mx.array], tree: Tree
 ) -> tuple[list[Any], Tree]:
     recording = record(fn, arrays, tree)
-    return replay(recording, inputs, Surroundings.of(fn).weights, title(fn)), recording.form
+    return replay(recording, inputs, title(fn)), recording.form
 
 
 def _example(leaf: Any, path: str) -> mx.array:

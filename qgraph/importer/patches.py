@@ -254,20 +254,6 @@ def _noting(function: Callable[..., Any], notes: Notes, in_place: bool) -> Calla
     return noted
 
 
-def _compiles() -> bool:
-    """Does `mx.compile` do anything now?  A compiled function is called once for two calls."""
-    calls: list[int] = []
-
-    def count(x: mx.array) -> mx.array:
-        calls.append(1)
-        return x
-
-    compiled = mx.compile(count)
-    for _ in range(2):
-        compiled(mx.array(0))
-    return len(calls) == 1
-
-
 @contextmanager
 def recording(notes: Notes | None, markers: Markers) -> Iterator[None]:
     """While this is open MLX is as the module says."""
@@ -278,10 +264,7 @@ def recording(notes: Notes | None, markers: Markers) -> Iterator[None]:
         originals.setdefault((owner, name), getattr(owner, name))
         setattr(owner, name, function)
 
-    compiles = _compiles()
     try:
-        # A compiled function would be recorded by itself, of arrays of its own.
-        mx.disable_compile()
         for owner, name, function in _SAID:
             put(owner, name, function)
         for op in _UNSAID:
@@ -295,8 +278,6 @@ def recording(notes: Notes | None, markers: Markers) -> Iterator[None]:
                 put(owner, name, _noting(getattr(owner, name), notes, in_place))
         yield
     finally:
-        if compiles:
-            mx.enable_compile()
         for (owner, name), original in originals.items():
             setattr(owner, name, original)
         _one_at_a_time.release()

@@ -30,6 +30,7 @@ class Recording:
     """A function's graph as MLX hands it over; arrays go by MLX's keys.
 
     Attributes:
+        weights: parameters of modules by path.
         inputs: keys of the weights and then of the arguments.
         constants: arrays that are neither.
         primitives: in program order, each with its name, arguments, inputs and outputs.
@@ -39,6 +40,7 @@ class Recording:
         form: of the tree that the function returns.
     """
 
+    weights: dict[str, mx.array]
     inputs: list[str]
     constants: dict[str, mx.array]
     primitives: list[Primitive]
@@ -216,6 +218,7 @@ def _attempt(
     count = len(notes.arrays) if notes else 0
     end = count + len(captured)
     return Recording(
+        weights=around.weights,
         inputs=[key for key, _, _ in _only(said, "inputs")],
         constants=dict(_only(said, "constants")),
         primitives=[r for r in said if r["type"] == "primitive"],

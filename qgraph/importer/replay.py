@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import mlx.core as mx
-
 from ..errors import QGraphError, UnsupportedError
 from ..functions import FUNCTIONS
 from ..origin import Origin, stated, user_frame
@@ -17,14 +15,13 @@ from .record import Primitive, Recording
 from .ways import way_round
 
 
-def replay(
-    recording: Recording, inputs: Sequence[Tensor], weights: Mapping[str, mx.array], fn: str
-) -> list[Any]:
+def replay(recording: Recording, inputs: Sequence[Tensor], fn: str) -> list[Any]:
     """Nodes for what was recorded, the function's inputs being `inputs`; gives its outputs.
 
     Raises:
         UnsupportedError: a primitive has no entry in the table, or no op says what it does.
     """
+    weights = recording.weights
     paths = dict(zip(recording.inputs, weights, strict=False))
     env: dict[str, Any] = dict(zip(recording.inputs[len(paths) :], inputs, strict=True))
     outside = user_frame()
@@ -109,6 +106,8 @@ def _make(
         if name == "CustomKernel" and (call := recording.marker(primitive)) is not None:
             args, kwargs = call.arguments(inputs)
             result = FUNCTIONS[call.op](*args, **kwargs, stream=call.stream)
+        elif name == "CustomKernel":
+            raise NotImplementedError(f"{primitive['arguments'][0]} is a kernel of its own")
         elif name in PRIMITIVES:
             result = PRIMITIVES[name](inputs, primitive["arguments"], types)
         else:
