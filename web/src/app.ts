@@ -9,6 +9,8 @@ export type Colours = "changes" | "streams" | "time";
 export type Side = "before" | "after";
 export type Status = "" | "gone" | "new" | "changed";
 
+const MOST_SHOWN = 4000;
+
 export interface Stage {
   step: StepRecord;
   model: Model;
@@ -108,12 +110,19 @@ export class App {
 
   fold(all: boolean): void {
     this.open.clear();
-    if (!all) {
-      for (const side of ["before", "after"] as const) {
-        for (const box of this.side(side).model.boxes) this.open.add(box.key);
-      }
-    }
+    if (!all) for (const side of ["before", "after"] as const) this.openMost(this.side(side).model);
     this.tell("view");
+  }
+
+  // The outer groups first, and no more than a browser can draw in a few seconds.
+  private openMost(model: Model): void {
+    let shown = 0;
+    for (let boxes = [model.top]; boxes.length; ) {
+      shown += boxes.reduce((sum, box) => sum + box.items.length + box.ports.size, 0);
+      if (shown > MOST_SHOWN) return;
+      for (const box of boxes) this.open.add(box.key);
+      boxes = boxes.flatMap((box) => box.items.map((id) => model.boxById(id)).filter((inner) => inner !== undefined));
+    }
   }
 
   // Open what hides the selection, on both sides; was there anything to open?

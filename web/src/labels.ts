@@ -68,7 +68,8 @@ export function measure(label: Label): { width: number; height: number } {
   const badge = label.badge ? textWidth(label.badge, MONO) + 18 : 0;
   const chevron = label.kind === "group" ? 16 : 0;
   const widest = Math.max(title + badge + chevron, ...label.lines.map((line) => textWidth(line, MONO)));
-  return { width: Math.ceil(widest) + 26, height: (pill ? 22 : 30) + 15 * label.lines.length };
+  const width = 12 * Math.ceil((widest + 22) / 12); // in steps, so that layers alike are placed alike
+  return { width, height: (pill ? 22 : 30) + 15 * label.lines.length };
 }
 
 export function clip(text: string): string {

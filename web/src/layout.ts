@@ -62,7 +62,29 @@ export class Layouter {
   }
 }
 
+// Layers that are alike look alike: what was placed for one serves the others.
+const placed = new Map<string, { ids: string[]; layout: Layout }>();
+
 function arrange(sizes: Map<string, Size>, edges: { from: string; to: string }[]): Layout {
+  const ids = [...sizes.keys()];
+  const place = new Map(ids.map((id, i) => [id, i]));
+  const form = [...sizes.values()].map(({ width, height }) => `${width}x${height}`);
+  const key = `${form} ${edges.map((e) => `${place.get(e.from)}>${place.get(e.to)}`)}`;
+  let known = placed.get(key);
+  if (!known) {
+    known = { ids, layout: arranged(sizes, edges) };
+    placed.set(key, known);
+  }
+  const now = new Map(known.ids.map((id, i) => [id, ids[i]]));
+  const items = known.layout.items.map((item) => {
+    const id = now.get(item.id)!;
+    return { ...item, id, inner: sizes.get(id)!.inner, shift: sizes.get(id)!.shift };
+  });
+  const lines = known.layout.edges.map((e) => ({ from: now.get(e.from)!, to: now.get(e.to)!, points: e.points }));
+  return { ...known.layout, items, edges: lines };
+}
+
+function arranged(sizes: Map<string, Size>, edges: { from: string; to: string }[]): Layout {
   const parts = components([...sizes.keys()], edges).map((ids) => {
     const held = new Set(ids);
     return run(ids, sizes, edges.filter((e) => held.has(e.from)));
