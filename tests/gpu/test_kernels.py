@@ -1,11 +1,14 @@
 """Kernels on a GPU against float64: skipped without one."""
 
+import itertools
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from qgraph.interpret import Streams
 from qgraph.kernels import EXACT, Problem, candidates, carry_out, kernel
+from qgraph.kernels.decode_attention import decode_attention
 from qgraph.target import as_target
 from qgraph.tuner import random_operands
 
@@ -55,19 +58,84 @@ def check(p):
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: f"{m[0]}{m[1]}g{m[2]}")
-@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32], ids=str)
-@pytest.mark.parametrize("m", [1, 3, 8, 13, 40])
-def test_candidates(m, mode, dtype):
-    check(make(m, 256, 512, dtype, mode))
+def test_candidates(mode):
+    for m in (1, 3, 8, 13, 40):
+        check(make(m, 256, 512, mx.bfloat16, mode))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.float32], ids=str)
+def test_other_dtypes(dtype):
+    for m in (1, 3, 8, 40):
+        check(make(m, 256, 512, dtype, MODES[0]))
 
 
 @pytest.mark.parametrize(("n", "k"), SIZES)
-@pytest.mark.parametrize("m", [1, 5, 12, 100])
-def test_odd_sizes(m, n, k):
-    check(make(m, n, k, mx.bfloat16, ("affine", 4, 32)))
+def test_odd_sizes(n, k):
+    for m in (1, 5, 12, 100):
+        check(make(m, n, k, mx.bfloat16, ("affine", 4, 32)))
 
 
-@pytest.mark.parametrize("mode", MODES, ids=lambda m: f"{m[0]}{m[1]}g{m[2]}")
-@pytest.mark.parametrize("m", [1, 4, 64])
-def test_not_transposed(m, mode):
-    check(make(m, 512, 256, mx.bfloat16, mode, transpose=False))
+@pytest.mark.parametrize("mode", [MODES[0], MODES[7]], ids=lambda m: f"{m[0]}{m[1]}g{m[2]}")
+def test_not_transposed(mode):
+    for m in (1, 4, 64):
+        check(make(m, 512, 256, mx.bfloat16, mode, transpose=False))
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+def test_tensor_cores(dtype, bits, group):
+    """Rows and columns that fill no tile, K that fills no chunk, x at any address."""
+    for (n, k), m in itertools.product([(200, 512), (4096, 1536), (9, 256)], [1, 3, 8, 13, 32]):
+        p = make(m, n, k, dtype, ("affine", bits, group))
+        x, parts = random_operands(p, seed=m)
+        y = carry_out(kernel("mma"), x, parts, p, Streams(GPU))
+        got, want = np.array(y.astype(mx.float32), np.float64), exactly(p, x, parts)
+        assert np.linalg.norm(got - want) < 3e-3 * np.linalg.norm(want), p
+        shifted = mx.concatenate([mx.zeros((1,), dtype), x.reshape(-1)])
+        mx.eval(shifted)
+        again = carry_out(kernel("mma"), shifted[1:].reshape(m, k), parts, p, Streams(GPU))
+        assert mx.array_equal(y, again).item()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "heads", "kv_heads", "length", "last"),
+    [
+        (mx.bfloat16, 128, 32, 8, 512, 300),
+        (mx.float16, 64, 9, 3, 200, 0),
+        (mx.float32, 64, 4, 4, 333, 332),
+        (mx.bfloat16, 128, 4, 1, 3000, 2900),
+    ],
+)
+def test_decode_attention(dtype, dim, heads, kv_heads, length, last):
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        mx.array(rng.normal(size=(2, h, n, dim))).astype(dtype)
+        for h, n in ((heads, 1), (kv_heads, length), (kv_heads, length))
+    )
+    y = decode_attention(q, k, v, mx.array(last), dim**-0.5)
+    q, k, v = (np.array(a.astype(mx.float32), np.float64) for a in (q, k, v))
+    k, v = (np.repeat(a[:, :, : last + 1], heads // kv_heads, axis=1) for a in (k, v))
+    scores = q @ k.swapaxes(-1, -2) * dim**-0.5
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    want = p / p.sum(-1, keepdims=True) @ v
+    got = np.array(y.astype(mx.float32), np.float64)
+    tolerance = {mx.float32: 1e-5, mx.float16: 1e-3, mx.bfloat16: 5e-3}[dtype]
+    assert np.linalg.norm(got - want) < tolerance * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("rows", [4, 64])
+def test_gathered_products(rows):
+    p = make(rows, 256, 512, mx.bfloat16, MODES[0]).replace(experts=5)
+    with mx.stream(GPU):
+        x, parts = random_operands(p)
+    rhs = np.random.default_rng(1).integers(0, 5, rows)
+    with mx.stream(mx.cpu):
+        scales = [s.astype(mx.float32) for s in parts[1:]]
+        w = np.array(mx.dequantize(parts[0], *scales, **p.settings), np.float64)
+        left = np.array(x.astype(mx.float32), np.float64)
+    want = left[:, None] @ w.swapaxes(-1, -2)[rhs]
+    for name in candidates(p):
+        y = kernel(name).run(x[:, None], parts, p, Streams(GPU), None, mx.array(rhs, mx.uint32))
+        got = np.array(y.astype(mx.float32), np.float64)
+        assert np.linalg.norm(got - want) < 3e-2 * np.linalg.norm(want), name
