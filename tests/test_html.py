@@ -26,10 +26,10 @@ from qgraph.examples import smollm2, smollm2_files
 from qgraph.ir import Graph
 from qgraph.names import Names
 from qgraph.plan import Plan
+from qgraph.schedule import Durations, schedule
 from qgraph.viewer import to_html
 from qgraph.viewer.groups import Groups
 from qgraph.viewer.records import plan_record
-from qgraph.schedule import Durations, schedule
 
 from .browser import Page, chromium
 
@@ -283,6 +283,14 @@ def test_a_click_selects_on_both_sides_and_says_what_became_of_it(page: Page) ->
     page.screenshot("click")
 
 
+def test_what_stands_for_nothing_alone_leads_to_what_went_with_it(page: Page) -> None:
+    page.search("take model.embed_tokens.scales")
+    assert page.texts(".details h2") == ["take"]
+    before = page.texts(".pane.before .item.selected > .title")
+    assert before == ["take"]
+    assert any("sink-dequantize" in entry for entry in page.texts(".history li"))
+
+
 def test_one_pass_alone(page: Page) -> None:
     index = page.texts(".chip").index("fuse-quantized-matmul")
     page.js("document.querySelectorAll('.chip')[arguments[0]].click()", index)
@@ -306,6 +314,10 @@ def test_keys(page: Page) -> None:
     page.press("Escape")
     assert page.texts(".details h2") == ["decode"]
     page.press("c")
+    top = page.js(
+        "return document.querySelector('.pane.after .item.group').getBoundingClientRect().top"
+    )
+    assert 0 < top < 1000
     assert page.texts(".pane.after .item.group > .title")[-1].startswith("scan[4]")
     page.press("]")
     assert page.texts(".chip.here") == ["fold-constants"]

@@ -24,6 +24,7 @@ export class App {
   selected: Selection;
   colours: Colours;
   toggled = ""; // the group that was folded or unfolded last
+  fresh = false; // all was folded or unfolded: look at it from the start
   readonly open = new Set<string>();
   readonly stages: number[]; // places in page.steps of those with a graph
   readonly shares = new Map<number, number>(); // part of the time, by track
@@ -110,6 +111,7 @@ export class App {
 
   fold(all: boolean): void {
     this.open.clear();
+    this.fresh = true;
     if (!all) for (const side of ["before", "after"] as const) this.openMost(this.side(side).model);
     this.tell("view");
   }
@@ -165,16 +167,22 @@ export class App {
 
   // Tracks across the pass that leads to stage `pass`, in the direction of `to`.
   private carry(tracks: number[], pass: number, to: number): number[] {
-    const replaced = this.page.steps[this.stages[pass]].replaced ?? [];
+    const { replaced = [], changes = [] } = this.page.steps[this.stages[pass]];
+    const forward = to === pass;
     const result = new Set<number>();
     for (const track of tracks) {
-      if (this.graphHas(to, track)) result.add(track);
-      else {
-        for (const [old, now] of replaced) {
-          if (to === pass && old === track && this.graphHas(to, now)) result.add(now);
-          if (to !== pass && now === track && this.graphHas(to, old)) result.add(old);
-        }
+      if (this.graphHas(to, track)) {
+        result.add(track);
+        continue;
       }
+      let others = replaced.filter(([old, now]) => track === (forward ? old : now)).map(([old, now]) => (forward ? now : old));
+      if (!others.length) {
+        // Nothing stands for it alone: what went and came together with it, if that is not too much.
+        const change = changes.find((c) => (forward ? c.out : c.in).includes(track));
+        others = (forward ? change?.in : change?.out) ?? [];
+        if (others.length > 6) others = [];
+      }
+      for (const other of others) if (this.graphHas(to, other)) result.add(other);
     }
     return [...result];
   }

@@ -68,7 +68,10 @@ export class Details {
     ];
   }
 
-  private percent(track: number): string { return `${(100 * (this.app.shares.get(track) ?? 0)).toFixed(1)}%`; }
+  private percent(track: number): string {
+    const share = 100 * (this.app.shares.get(track) ?? 0);
+    return share < 0.05 ? "less than 0.1%" : `${share.toFixed(1)}%`;
+  }
 
   private settings(entries: Record<string, string>): Node {
     const list = Object.entries(entries).map(([name, value]) => h("div", {}, h("code", {}, `${name} = ${value}`)));

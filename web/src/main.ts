@@ -63,6 +63,7 @@ async function start(): Promise<void> {
     document.body.dataset.colours = app.colours;
     bothButton.setAttribute("aria-pressed", String(app.both));
     for (const pane of shown()) pane.draw();
+    app.fresh = false;
     passes.draw();
   };
   app.onChange((what) => {

@@ -43,7 +43,7 @@ export class Pane {
     const place = this.app.both ? (this.side === "before" ? "Before" : "After") : "Graph";
     this.title.replaceChildren(h("b", {}, place), ` ${step.name}`, h("span", {}, `${model.top.count} ops`));
     this.root.setAttribute("aria-label", `${place}: ${step.name}`);
-    if (this.step === "") this.fit(false);
+    if (this.step === "" || this.app.fresh) this.fit(false);
     else if (this.step === step.name) this.keep(anchor);
     this.step = step.name;
     this.mark();
