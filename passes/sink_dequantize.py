@@ -66,6 +66,11 @@ class _Weight:
         return self.dequantized([fn(part) for part in parts_of(self.source)])
 
     def dequantized(self, parts: Sequence[Tensor]) -> Value:
+        """Of parts with other rows; one row alone has one axis, and `dequantize` takes two."""
+        if parts[0].ndim == 1:
+            row = Tensor(self.dequantized([apply("expand_dims", (p, 0)) for p in parts]))
+            alone: Tensor = apply("squeeze", (row, 0))
+            return alone.value
         options = {k: a for k, a in self.source.args.items() if k not in PARTS}
         dense: Tensor = apply("dequantize", tuple(parts), options, self.source.stream)
         if self.axes == tuple(range(len(self.axes))):
@@ -88,7 +93,8 @@ def _visitor(graph: Graph) -> Visit:
         if weight is None:
             return None
         result = _RULES[node.op](node, weight)
-        if not isinstance(result, str) and weight.source.serial in dense and not _is_lookup(node):
+        slices = node.op in ("getitem", "split") and not _is_lookup(node)
+        if not isinstance(result, str) and slices and weight.source.serial in dense:
             result = "the whole weight is needed dense by something else as well"
         if isinstance(result, str):
             _note(node, weight, "refused", f"not fused: {result}")
