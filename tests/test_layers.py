@@ -77,6 +77,7 @@ def test_the_wheel(tmp_path: Path) -> None:
         "qgraph/examples/smollm2.py",
         "qgraph/py.typed",
         "qgraph/ops.py",
+        "qgraph/viewer/viewer.html",
     ):
         assert wanted in names
     assert len(names) == len(set(names))

@@ -172,7 +172,7 @@ export class Model {
     for (const edge of edges) for (const value of edge.values) readers.set(value, (readers.get(value) ?? 0) + 1);
     const given = edges.filter((e) => e.to === "y").length;
     const isEnd = (id: string) => edges.every((e) => e.from !== id || e.to === "y");
-    const together = edges.filter((e) => e.from === "i").length;
+    const together = new Set(edges.filter((e) => e.from === "i").map((e) => e.to)).size;
     const kept = edges.filter(({ from, to, values }) =>
       from === "i" ? together <= 4 :
       to === "y" ? given <= 4 || isEnd(from) : [...values].some((value) => readers.get(value)! <= 6));
