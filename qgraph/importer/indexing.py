@@ -13,70 +13,110 @@ from ..types import TensorType
 UPDATES = ("at_maximum", "at_minimum", "at_add", "at_multiply", "at_set")
 
 
-def _slices(start: Sequence[int], stop: Sequence[int], steps: Sequence[int]) -> tuple[slice, ...]:
-    """Python's slices for MLX's, in which a negative step may end before the first element."""
-    return tuple(
-        slice(b, None if t < 0 and e < 0 else e, None if t == 1 else t)
-        for b, e, t in zip(start, stop, steps, strict=True)
-    )
+def _slices(start: Sequence[int], steps: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
+    """Python's slices for so many elements of each axis.
+
+    MLX's own ends are of no use here: a step of 1 stands for any where there is one element.
+    """
+    found = []
+    for first, step, size in zip(start, steps, sizes, strict=True):
+        if size == 0:
+            found.append(slice(0, 0))
+            continue
+        end = first + (size - 1) * step + (1 if step > 0 else -1)
+        found.append(slice(first, end if end >= 0 else None, None if step == 1 else step))
+    return tuple(found)
 
 
 def cut(i: Sequence[Any], a: Sequence[Any], o: Sequence[TensorType]) -> Any:
-    """`Slice`: first and last index and step of each axis."""
-    return F["getitem"](i[0], _slices(*a))
+    """`Slice`: first index, end and step of each axis."""
+    start, _, steps = a
+    return F["getitem"](i[0], _slices(start, steps, o[0].shape))
 
 
 def slice_update(i: Sequence[Any], a: Sequence[Any], o: Sequence[TensorType]) -> Any:
     """`SliceUpdate`: how to combine, then as `Slice`."""
-    kind, start, stop, steps = a
-    return F[UPDATES[kind]](i[0], _slices(start, stop, steps), i[1])
+    kind, start, _, steps = a
+    x, update = i
+    if update.size == 0:
+        return x
+    return F[UPDATES[kind]](x, _slices(start, steps, update.shape), update)
 
 
-def _axes_first(x: Any, axes: Sequence[int]) -> tuple[Any, list[int]]:
-    """x with `axes` moved to the front, and the permutation that did it."""
-    order = [*axes, *(d for d in range(x.ndim) if d not in axes)]
-    return (x if order == list(range(x.ndim)) else F["transpose"](x, tuple(order))), order
+def _transposed(x: Any, order: Sequence[int]) -> Any:
+    return x if list(order) == list(range(x.ndim)) else F["transpose"](x, tuple(order))
+
+
+def _axes_first(ndim: int, axes: Sequence[int]) -> list[int]:
+    """The permutation that moves `axes` to the front."""
+    return [*axes, *(d for d in range(ndim) if d not in axes)]
+
+
+def _back(order: Sequence[int]) -> list[int]:
+    """The permutation that undoes `order`."""
+    return sorted(range(len(order)), key=lambda k: order[k])
+
+
+def _blocks(indices: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
+    """Indices of every element of the blocks of these sizes that begin at `indices`.
+
+    The result has the indices' shape, then the sizes.
+    """
+    found = []
+    for k, index in enumerate(indices):
+        wide = F["reshape"](index, (*index.shape, *(1 for _ in sizes)))
+        if sizes[k] > 1:
+            shape = [size if d == k else 1 for d, size in enumerate(sizes)]
+            steps = F["reshape"](F["arange"](0, sizes[k], 1, dtype=index.dtype), tuple(shape))
+            wide = F["add"](wide, steps)
+        found.append(wide)
+    return found
 
 
 def gather(i: Sequence[Any], a: Sequence[Any], o: Sequence[TensorType]) -> Any:
-    """`Gather`: slices of sizes `a[1]` from where the indices into the axes `a[0]` say."""
+    """`Gather`: blocks of the sizes `a[1]`, begun where the indices into the axes `a[0]` say.
+
+    The result has the shape of the indices, then that of a block.
+    """
     x, *indices = i
     axes, sizes = a
-    front, order = _axes_first(x, axes)
+    order, lead = _axes_first(x.ndim, axes), indices[0].ndim
     rest = order[len(axes) :]
-    kept = tuple(slice(0, sizes[d]) for d in rest)
+    front = _transposed(x, order)
     if any(sizes[d] != x.shape[d] for d in rest):
+        kept = (slice(0, sizes[d]) for d in rest)
         front = F["getitem"](front, (*(slice(None) for _ in axes), *kept))
-    picked = F["take"](front, indices[0], 0) if len(axes) == 1 else front[tuple(indices)]
-    # The result has the shape of the indices, then one axis of x each, of size 1 where indexed.
-    return F["reshape"](_restore(picked, indices[0].ndim, rest), o[0].shape)
+    if any(sizes[d] > 1 for d in axes):
+        picked = front[tuple(_blocks(indices, [sizes[d] for d in axes]))]
+        places = [*range(lead), *(lead + k for k in _back(order))]
+    else:
+        picked = F["take"](front, indices[0], 0) if len(axes) == 1 else front[tuple(indices)]
+        places = [*range(lead), *(lead + k for k in _back(_rank(rest)))]
+    return F["reshape"](_transposed(picked, places), o[0].shape)
 
 
-def _restore(picked: Any, lead: int, rest: Sequence[int]) -> Any:
-    """Put the axes that were not indexed back in their order."""
-    order = sorted(range(len(rest)), key=lambda k: rest[k])
-    permuted = (*range(lead), *(lead + k for k in order))
-    return picked if permuted == tuple(range(picked.ndim)) else F["transpose"](picked, permuted)
+def _rank(numbers: Sequence[int]) -> list[int]:
+    return [sorted(numbers).index(n) for n in numbers]
 
 
 def scatter(i: Sequence[Any], a: Sequence[Any], o: Sequence[TensorType]) -> Any:
     """`Scatter`: the updates have the shape of what `gather` with these indices gives."""
     kind, axes = a
     x, *indices, updates = i
-    front, order = _axes_first(x, axes)
-    lead = indices[0].ndim
+    lead, order = indices[0].ndim, _axes_first(x.ndim, axes)
     rest = order[len(axes) :]
-    kept = [updates.shape[lead + d] for d in rest]
-    moved = F["transpose"](updates, (*range(lead), *(lead + d for d in order)))
-    values = F["reshape"](moved, (*updates.shape[:lead], *kept))
+    sizes, kept = ([updates.shape[lead + d] for d in some] for some in (axes, rest))
+    values = _transposed(updates, [*range(lead), *(lead + d for d in order)])
+    if any(size > 1 for size in sizes):
+        indices = _blocks(indices, sizes)
+    else:
+        values = F["reshape"](values, (*updates.shape[:lead], *kept))
     place = tuple(indices)
     if any(size != x.shape[d] for size, d in zip(kept, rest, strict=True)):
         place = (*indices, *(slice(0, size) for size in kept))
+    front = _transposed(x, order)
     result = F[UPDATES[kind]](front, place if len(place) > 1 else place[0], values)
-    if order == list(range(x.ndim)):
-        return result
-    back = sorted(range(x.ndim), key=lambda k: order[k])
-    return F["transpose"](result, tuple(back))
+    return _transposed(result, _back(order))
 
 
 def scatter_axis(i: Sequence[Any], a: Sequence[Any], o: Sequence[TensorType]) -> Any:
