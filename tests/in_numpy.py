@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.ir import Graph, Node, Value
+from qgraph.ir import Graph, Node, Value, map_values
 from qgraph.rewrite import setting
 from tests import reference
 from tests.fusion import wide
@@ -120,5 +120,6 @@ class InNumPy:
     def take(self, node: Node, a: Any, i: Any) -> Any:
         return np.take(a, i, node.args["axis"])
 
-    def getitem(self, node: Node, a: Any) -> Any:
-        return a[node.args["index"]]
+    def getitem(self, node: Node, a: Any, *indices: Any) -> Any:
+        given = iter(indices)
+        return a[map_values(node.args["index"], lambda _: next(given))]

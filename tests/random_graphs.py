@@ -6,7 +6,7 @@ element-wise ops, loops and branches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +124,7 @@ def products(formats: list[str]) -> st.SearchStrategy[Step]:
         st.sampled_from(list(SPELLINGS)),
         st.integers(0, len(FLOATS) - 1),
         st.sampled_from(formats),
-        st.sampled_from(["constant", "parameter", "carried"]),
+        st.sampled_from(["constant", "parameter", "carried", "scanned", "indexed", "operand"]),
     )
 
 
@@ -142,6 +142,18 @@ def programs(formats: list[str], depth: int = 0) -> st.SearchStrategy[tuple[Step
         loops = st.builds(Loop, kinds, st.integers(0, 2), inner)
         step = st.one_of(product, step, loops, st.builds(Cond, inner, inner))
     return st.lists(step, min_size=1, max_size=3).map(tuple)
+
+
+def products_in(program: tuple[Step, ...]) -> Iterator[Product]:
+    """Those in loops and branches too."""
+    for step in program:
+        match step:
+            case Product():
+                yield step
+            case Loop(_, _, body):
+                yield from products_in(body)
+            case Cond(yes, no):
+                yield from products_in((*yes, *no))
 
 
 Weights = tuple[list[mx.array], dict[str, list[list[mx.array]]]]
@@ -188,15 +200,29 @@ def _step(step: Step, given: Weights, seen: list[Tensor]) -> Tensor:
 
 def _product(step: Product, given: Weights, h: Tensor) -> Tensor:
     settings, spell = FORMATS[step.format], SPELLINGS[step.spelling]
-    if step.origin != "carried":
+    if step.origin in ("constant", "parameter"):
         floats, parts = FLOATS[step.weight], PACKED[step.weight, step.format]
         if step.origin == "parameter":
             floats, parts = given[0][step.weight], tuple(given[1][step.format][step.weight])
         return spell(h, WeightIn(floats, parts, settings))
 
-    def turn(i: Tensor, carry: Tensor) -> Tensor:
-        h, (now, *others) = carry
-        return spell(h, WeightIn(now[0], now[1], settings)), [*others, now]
+    pair = [(FLOATS[i], PACKED[i, step.format]) for i in range(2)]
+    return _in_loop(step.origin, h, pair, lambda h, w: spell(h, WeightIn(w[0], w[1], settings)))
 
-    weights = [(w, PACKED[i, step.format]) for i, w in enumerate(FLOATS[:2])]
-    return qg.fori_loop(0, 2, turn, (h, weights))[0]
+
+def _in_loop(
+    origin: str, h: Tensor, pair: list[Any], apply: Callable[[Tensor, Any], Tensor]
+) -> Tensor:
+    """The product with two weights that a loop carries, scans or indexes, or a branch is given."""
+    if origin == "operand":
+        return qg.cond(qg.sum(h[:, :8]) > 0, apply, lambda h, w: h, h, pair[0])
+    if origin == "carried":
+        swap = lambda i, c: (apply(c[0], c[1]), c[2], c[1])  # noqa: E731
+        return qg.fori_loop(0, 2, swap, (h, *pair))[0]
+    (a, parts), (b, others) = pair
+    stacks = mx.stack([a, b]), tuple(mx.stack(p) for p in zip(parts, others, strict=True))
+    if origin == "scanned":
+        return qg.scan(lambda h, w: (apply(h, w), h[0]), h, stacks)[0]
+    floats, packed = stacks
+    index = lambda i: (qg.tensor(floats)[i], tuple(qg.tensor(p)[i] for p in packed))  # noqa: E731
+    return qg.fori_loop(0, 2, lambda i, h: apply(h, index(i)), h)
