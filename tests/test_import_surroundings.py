@@ -113,6 +113,10 @@ def test_what_mlx_refuses_without_a_way_round_is_named() -> None:
     with pytest.raises(UnsupportedError, match="uses CustomTransforms") as caught:
         qg.from_mlx(lambda x: twice(x), X)
     assert "itself" in caught.value.hint
+    early = mx.linalg.lu
+    with pytest.raises(UnsupportedError, match="uses LUF") as caught:
+        qg.from_mlx(lambda x: early(x[:, :4], stream=mx.cpu), X)
+    assert "write mx.linalg.lu(...)" in caught.value.hint
 
 
 def test_mlx_is_put_back() -> None:

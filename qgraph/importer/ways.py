@@ -5,7 +5,18 @@ from __future__ import annotations
 _GRADIENT = "import the function without its gradient, and differentiate in MLX"
 _DISTRIBUTED = "import each process' part alone, and communicate outside of it"
 _KERNEL = "keep the kernel outside: import what stands before and after it, and call it between"
+_UNSEEN = {
+    "BitwiseInvert": "bitwise_invert", "Contiguous": "contiguous", "CumLogAddExp": "logcumsumexp",
+    "FromFP8": "from_fp8", "GatherQQMM": "gather_qqmm", "LUF": "linalg.lu", "QQMatmul": "qqmm",
+    "SegmentedMM": "segmented_mm", "ToFP8": "to_fp8",
+}  # fmt: skip
+"""What is carried where it is called as `mx.name`, but not through a reference made before."""
 _WAYS = {
+    **{
+        name: f"write mx.{function}(...) in the function itself; a reference that was made to it "
+        "before, as by `from mlx.core import`, goes past the import"
+        for name, function in _UNSEEN.items()
+    },
     "CustomKernel": _KERNEL,
     "CustomTransforms": "call the function under mx.custom_function or mx.checkpoint itself",
     "Load": "call mx.eval on the arrays of mx.load before",
