@@ -55,15 +55,44 @@ def replay(recording: Recording, inputs: Sequence[Tensor], fn: str) -> list[Any]
 
 
 def _needed(recording: Recording, known: Mapping[str, Any]) -> list[Primitive]:
-    """The primitives that the outputs need, in order."""
+    """The primitives that the outputs need, in the order of the program.
+
+    MLX hands them over in an order in which one may come before what it reads, where it merged
+    primitives of several outputs.
+    """
+    makers = {key: p for p in recording.primitives for key, _, _ in p["outputs"]}
     wanted = set(recording.outputs)
     found = []
-    for primitive in reversed(recording.primitives):
+    for primitive in reversed(_after_inputs(recording.primitives, makers)):
         keys = {key for key, _, _ in primitive["outputs"]}
         if keys & wanted and not keys <= known.keys():
             found.append(primitive)
             wanted.update(key for key, _, _ in primitive["inputs"])
     return found[::-1]
+
+
+def _after_inputs(
+    primitives: Sequence[Primitive], makers: Mapping[str, Primitive]
+) -> list[Primitive]:
+    done: set[int] = set()
+    found = []
+    for first in primitives:
+        pending = [first]
+        while pending:
+            primitive = pending[-1]
+            before = [
+                maker
+                for key, _, _ in primitive["inputs"]
+                if (maker := makers.get(key)) is not None and id(maker) not in done
+            ]
+            if before:
+                pending += before
+                continue
+            pending.pop()
+            if id(primitive) not in done:
+                done.add(id(primitive))
+                found.append(primitive)
+    return found
 
 
 def _signature(primitive: Primitive, first: Mapping[str, str]) -> tuple[Any, ...]:
