@@ -78,7 +78,7 @@ class ChooseKernel:
     exact: bool = False
     tune: bool = False
     min_flops: float = 4e6
-    gain: float = 1.1
+    gain: float = 1.05
     name: str = _NAME
     contract: str = "tolerance"
 

@@ -1,6 +1,6 @@
 """A rough cost model of MLX 0.32 on Hopper GPUs, for what the measured table does not hold.
 
-Five figures were measured on one H200 (mlx 0.32.4) and are in the comments; the rest is the
+The figures were measured on one H200 (mlx 0.32.4) and are in the comments; the rest is the
 structure of MLX's kernels (see `plain.py`).  Its estimates rank candidates; they are no promise.
 """
 
@@ -18,8 +18,10 @@ TILE_RATE = 0.24
 """`qmm_sm80` on many rows, million million operations a millisecond: a third of the matmul's."""
 MATMUL_RATE = 0.75
 """Dense bf16 of cuBLAS, in the same unit: 8192×8192×8192 at 770 to 790 teraflops."""
-MMA_BYTES = 2.5e6
-"""Packed bytes a microsecond of `mma`, up to 8 rows."""
+MMA_US = 8.0
+MMA_BYTES = 1.75e6
+"""`mma`: before the first byte, and packed bytes a microsecond up to 8 rows: of 4 bits 2048×2048 in
+10.5 µs, 14336×4096 in 27."""
 BANDWIDTH = 4.3e6
 """Bytes a microsecond, read plus written."""
 NAIVE_SLOWDOWN = 3.0
@@ -40,7 +42,8 @@ def estimate(name: str, problem: Problem) -> float | None:
     if name == "qmm":
         return _plain(problem)
     if name == "mma":
-        return LAUNCH_US + problem.packed_bytes / MMA_BYTES * (0.9 + 0.1 * -(-problem.m // 8))
+        tiles = -(-problem.m // 8)
+        return MMA_US + problem.packed_bytes / MMA_BYTES * (0.5 + 0.5 * tiles)
     if name == "dense":
         return _matmul(problem)
     if name == "dequantize+matmul":

@@ -56,6 +56,13 @@ __device__ __forceinline__ void copy_16(void* to, const void* from, bool inside)
                "r"(inside ? 16 : 0));
 }
 
+// Every fourth group of four bits of `a`, with `magic` around them, in one instruction.
+__device__ __forceinline__ unsigned masked(unsigned a, unsigned magic) {
+  unsigned d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "n"(0x000f000f), "r"(magic));
+  return d;
+}
+
 template <typename T>
 __device__ __forceinline__ unsigned bits(T v) {
   return *reinterpret_cast<unsigned short*>(&v);
@@ -67,10 +74,10 @@ __device__ __forceinline__ float number(unsigned bits) {
   return Half<T>::to_float(*reinterpret_cast<T*>(&low));
 }
 
-// The WORDS words of x that begin at `from`, which may lie at any address.
-template <int WORDS, typename T>
-__device__ __forceinline__ void load(unsigned (&to)[WORDS], const T* from, bool aligned) {
-  if (aligned) {
+// The WORDS words of x that begin at `from`, which lies at any address if not ALIGNED.
+template <bool ALIGNED, int WORDS, typename T>
+__device__ __forceinline__ void load(unsigned (&to)[WORDS], const T* from) {
+  if constexpr (ALIGNED) {
 #pragma unroll
     for (int i = 0; i < WORDS; i += 4) {
       const uint4 v = __ldg(reinterpret_cast<const uint4*>(from) + i / 4);
@@ -97,15 +104,16 @@ __device__ __forceinline__ void read(unsigned (&to)[WORDS], const char* from) {
 }
 
 // Shared memory: WARPS * STAGES * 16 * TILES * STRIDE bytes, see below.
-template <typename T, int BITS, int GROUP, int COLUMNS, int TILES, int WARPS>
-__device__ void few_rows(const T* x, const unsigned* w, const T* scales, const T* biases, T* y,
-                         int m, int n, int k) {
+template <typename T, int BITS, int GROUP, int COLUMNS, int TILES, int WARPS, bool ALIGNED>
+__device__ void few_rows_at(const T* x, const unsigned* w, const T* scales, const T* biases, T* y,
+                            int m, int n, int k) {
   using H = Half<T>;
   constexpr int STAGES = 4;                        // chunks that a warp has under way
   constexpr int CHUNK = 1024 / BITS;               // columns in 128 bytes of a row of W
   constexpr int STRIDE = BITS == 4 ? 160 : 192;    // bytes between rows, without bank conflicts
   constexpr int ROWS = 16 * TILES;
   constexpr int PIECE = GROUP < 64 ? GROUP : 64;   // columns summed before a scale is applied
+  constexpr int PIECES = CHUNK / PIECE;
   constexpr int MINE = PIECE / 4;                  // columns of a piece that are this lane's
   constexpr int WORDS = MINE * BITS / 32;          // which are so many words of W
   constexpr int XS = MINE / 2;                     // and of x
@@ -119,7 +127,6 @@ __device__ void few_rows(const T* x, const unsigned* w, const T* scales, const T
   const int g = lane / 4, t = lane % 4;
   const int first = blockIdx.x * ROWS;
   const int chunks = (k + CHUNK - 1) / CHUNK, groups = k / GROUP, row_bytes = k / 8 * BITS;
-  const bool aligned = (reinterpret_cast<unsigned long long>(x) & 15) == 0;
   char* mine = stages + warp * STAGES * ROWS * STRIDE;
 
   auto fetch = [&](int chunk, int stage) {
@@ -135,7 +142,7 @@ __device__ void few_rows(const T* x, const unsigned* w, const T* scales, const T
     }
     asm volatile("cp.async.commit_group;");
   };
-  // Scale and bias of rows g and g + 8, one in each half of a word.
+  // Scale and bias of rows g and g + 8, one in each half of a word; zeros beyond the last column.
   auto fetch_scales = [&](int chunk, unsigned (&to)[TILES][2][HELD]) {
 #pragma unroll
     for (int i = 0; i < TILES; i++)
@@ -144,10 +151,15 @@ __device__ void few_rows(const T* x, const unsigned* w, const T* scales, const T
 #pragma unroll
         for (int j = 0; j < HELD; j++) {
           const size_t row = min(first + i * 16 + h * 8 + g, n - 1);
-          const size_t at = row * groups + min(chunk * GROUPS + j * 4 + t, groups - 1);
-          to[i][h][j] = bits(scales[at]) | bits(biases[at]) << 16;
+          const int group = chunk * GROUPS + j * 4 + t;
+          const size_t at = row * groups + min(group, groups - 1);
+          const unsigned both = bits(scales[at]) | bits(biases[at]) << 16;
+          to[i][h][j] = group < groups ? both : 0;
         }
   };
+
+  unsigned magic = H::magic;
+  asm volatile("" : "+r"(magic));  // a register, not one more constant
 
   float total[TILES][COLUMNS][4] = {};
   unsigned scale[TILES][2][HELD], following[TILES][2][HELD];
@@ -160,20 +172,32 @@ __device__ void few_rows(const T* x, const unsigned* w, const T* scales, const T
     for (int i = 0; i < TILES * 2 * HELD; i++) (&scale[0][0][0])[i] = (&following[0][0][0])[i];
     fetch(chunk + (STAGES - 1) * WARPS, (turn + STAGES - 1) % STAGES);
     fetch_scales(min(chunk + WARPS, chunks - 1), following);
+    // Rows of a tile beyond the last give columns of the result that are not written.
+    auto x_at = [&](int p, int c) {
+      const size_t row = min(c * 8 + g, m - 1);
+      return x + row * k + min(chunk * CHUNK + p * PIECE, k - PIECE) + t * MINE;
+    };
+    unsigned early[PIECES][XS];  // with one tile of x there is room to load all of it in time
+    if constexpr (COLUMNS == 1) {
+#pragma unroll
+      for (int p = 0; p < PIECES; p++) load<ALIGNED>(early[p], x_at(p, 0));
+    }
     asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1));
     __syncwarp();
     const char* stage = mine + turn % STAGES * ROWS * STRIDE;
 #pragma unroll
-    for (int p = 0; p < CHUNK / PIECE; p++) {
-      const int column = chunk * CHUNK + p * PIECE;
-      if (column >= k) break;
+    for (int p = 0; p < PIECES; p++) {
       unsigned b[COLUMNS][XS];
       float sum[COLUMNS][4] = {};
 #pragma unroll
       for (int c = 0; c < COLUMNS; c++) {
-        unsigned v[XS] = {};
-        const int row = c * 8 + g;
-        if (row < m) load(v, x + size_t(row) * k + column + t * MINE, aligned);
+        unsigned v[XS];
+        if constexpr (COLUMNS == 1) {
+#pragma unroll
+          for (int j = 0; j < XS; j++) v[j] = early[p][j];
+        } else {
+          load<ALIGNED>(v, x_at(p, c));
+        }
         // Pairs of columns as they stand in the masked words: (0,4) (1,5) ... or (0,2) (1,3).
         constexpr int FAR = BITS == 4 ? 2 : 1;
 #pragma unroll
@@ -202,7 +226,7 @@ __device__ void few_rows(const T* x, const unsigned* w, const T* scales, const T
           for (int h = 0; h < 2; h++)
 #pragma unroll
             for (int q = 0; q < 4; q++)
-              a[h][q] = (words[h][j] >> (4 * q)) & 0x000f000f | H::magic;
+              a[h][q] = masked(words[h][j] >> (4 * q), magic);
 #pragma unroll
           for (int c = 0; c < COLUMNS; c++) {
             if constexpr (BITS == 4) {
@@ -256,6 +280,15 @@ __device__ void few_rows(const T* x, const unsigned* w, const T* scales, const T
     const int row = c * 8 + column, out = first + i * 16 + low;
     if (row < m && out < n) y[size_t(row) * n + out] = H::of(result);
   }
+}
+
+template <typename T, int BITS, int GROUP, int COLUMNS, int TILES, int WARPS>
+__device__ void few_rows(const T* x, const unsigned* w, const T* scales, const T* biases, T* y,
+                         int m, int n, int k) {
+  if (reinterpret_cast<unsigned long long>(x) % 16 == 0)
+    few_rows_at<T, BITS, GROUP, COLUMNS, TILES, WARPS, true>(x, w, scales, biases, y, m, n, k);
+  else
+    few_rows_at<T, BITS, GROUP, COLUMNS, TILES, WARPS, false>(x, w, scales, biases, y, m, n, k);
 }
 
 }  // namespace qgraph
