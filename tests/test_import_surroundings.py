@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import functools
+import importlib
 import inspect
+import pkgutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,16 @@ import mlx.nn as nn
 import pytest
 
 import qgraph as qg
+import qgraph.importer
 from qgraph.errors import UnsupportedError
 from qgraph.importer.patches import _NOTED
+from qgraph.lint import lint
 from tests.test_import import Block, X, agree
+
+
+def importer_modules() -> list[Any]:
+    names = [m.name for m in pkgutil.iter_modules(qgraph.importer.__path__)]
+    return [importlib.import_module(f"qgraph.importer.{name}") for name in names]
 
 
 def lines(graph: qg.Graph, op: str) -> list[str]:
@@ -68,14 +78,25 @@ def test_modules_show_their_path() -> None:
 
 
 def test_a_module_of_mlx_alone_shows_paths_in_place_of_lines() -> None:
-    layers = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 2))
-    graph = qg.from_mlx(layers, X)
+    layers = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 40))
+    graph = qg.from_mlx(layers, mx.ones((2, 64)))
     assert [str(n.origin) for n in graph.nodes if n.op == "addmm"] == ["layers.0", "layers.2"]
-    assert "layers.2" in print_of(graph)
+    assert any(line.endswith(" layers.2") for line in str(graph).splitlines())
+    plan = qg.optimize(graph, target="cpu", quantize=qg.Quantize(4))
+    assert any(line.endswith(" layers.2") for line in str(plan.graph).splitlines())
+    fused = [str(entry) for entry in plan.ledger() if entry.decision == "fused"]
+    assert ["layers.0" in entry for entry in fused] == [True, False]
+    assert {str(f.origin) for f in lint(graph)} <= {"layers.0", "layers.1", "layers.2"}
 
 
-def print_of(graph: qg.Graph) -> str:
-    return str(graph)
+def test_mlx_may_hand_over_a_primitive_before_what_it_reads() -> None:
+    """As MLX 0.32.4 does where it merges the split inside of roll with another one."""
+    agree(lambda x: [mx.roll(x, 2, axis=0), *mx.split(x, 2, axis=0)], X)
+
+
+@pytest.mark.parametrize("module", importer_modules(), ids=lambda m: m.__name__.split(".")[-1])
+def test_doctests(module: Any) -> None:
+    assert doctest.testmod(module).failed == 0
 
 
 def test_a_function_that_hides_from_the_notes_still_has_origins() -> None:

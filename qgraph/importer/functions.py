@@ -39,11 +39,11 @@ def from_mlx(
             an array; names it, the line and the way round.
 
     >>> import mlx.core as mx, qgraph as qg
-    >>> graph = qg.from_mlx(lambda x: mx.tanh(x) * 2, mx.ones((4,)), name="f")
+    >>> graph = qg.from_mlx(lambda x: mx.tanh(x) * x, mx.ones((4,)), name="f")
     >>> print(graph.format(origins=False))
     graph f(x: f32[4]) -> f32[4]
       %0: f32[4] = tanh(x)
-      %1: f32[4] = multiply(%0, 2)
+      %1: f32[4] = multiply(%0, x)
       return %1
     """
     _refuse_shapeless(fn, keywords)
