@@ -4,6 +4,7 @@ Rewrites (each exact: a row's groups lie within the row), also of the weight tra
     6. `take(dequantize(q), ids)` and `dequantize(q)[ids]`, as embeddings do: only the rows asked
        for are dequantized.
     8. slices and splits along rows, and concatenations of rows with the same settings.
+And takes a `dequantize` into the loops and branches whose products read it, see `enter_loops`.
 Leaves alone:
     1. an index or a slice on the last axis, along which groups run.
     2. a lookup of more rows than the weight has: dequantizing once is less work.
@@ -25,6 +26,8 @@ from qgraph.rewrite import Visit, rewrite, setting
 from qgraph.tensor import Tensor, apply
 
 from .contraction import as_contraction
+from .enter_loops import into_bodies
+from .invariants import as_invariants
 from .weight_view import PARTS, TRANSPOSES, WeightView, as_operand, parts_of, resolve
 
 _NAME = "sink-dequantize"
@@ -38,6 +41,7 @@ class SinkDequantize:
     contract: str = "exact"
 
     def __call__(self, graph: Graph) -> Graph:
+        graph = into_bodies(as_invariants(graph, self.name), _is_needed_dense, self.name)
         return rewrite(graph, _visitor, self.name)
 
 

@@ -7,7 +7,7 @@ element-wise ops, loops and branches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -74,8 +74,12 @@ class WeightIn:
     floats: Tensor
     parts: tuple[Tensor, ...]
     settings: dict[str, Any]
+    made: Tensor = None
+    """Dense, from outside of the loop."""
 
     def dense(self) -> Tensor:
+        if self.made is not None:
+            return self.made
         return qg.dequantize(*self.parts, **self.settings, dtype=mx.float32)
 
     def faked(self) -> Tensor:
@@ -124,7 +128,9 @@ def products(formats: list[str]) -> st.SearchStrategy[Step]:
         st.sampled_from(list(SPELLINGS)),
         st.integers(0, len(FLOATS) - 1),
         st.sampled_from(formats),
-        st.sampled_from(["constant", "parameter", "carried", "scanned", "indexed", "operand"]),
+        st.sampled_from(
+            ["constant", "parameter", "carried", "scanned", "indexed", "operand", "outside"]
+        ),
     )
 
 
@@ -206,6 +212,10 @@ def _product(step: Product, given: Weights, h: Tensor) -> Tensor:
             floats, parts = given[0][step.weight], tuple(given[1][step.format][step.weight])
         return spell(h, WeightIn(floats, parts, settings))
 
+    if step.origin == "outside":
+        outside = WeightIn(FLOATS[step.weight], PACKED[step.weight, step.format], settings)
+        weight = replace(outside, made=outside.dense())
+        return qg.fori_loop(0, 2, lambda i, h: spell(h, weight), h)
     pair = [(FLOATS[i], PACKED[i, step.format]) for i in range(2)]
     return _in_loop(step.origin, h, pair, lambda h, w: spell(h, WeightIn(w[0], w[1], settings)))
 
