@@ -14,7 +14,7 @@ import pytest
 
 import qgraph as qg
 from qgraph.errors import UnsupportedError
-from qgraph.importer.patches import Markers
+from qgraph.importer.markers import Markers
 from qgraph.importer.primitives import PRIMITIVES
 from qgraph.importer.record import Recording, record
 from qgraph.importer.replay import replay

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import pkgutil
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,19 @@ def test_a_module_of_mlx_alone_shows_paths_in_place_of_lines() -> None:
     fused = [str(entry) for entry in plan.ledger() if entry.decision == "fused"]
     assert ["layers.0" in entry for entry in fused] == [True, False]
     assert {str(f.origin) for f in lint(graph)} <= {"layers.0", "layers.1", "layers.2"}
+
+
+def test_random_numbers_without_a_key_are_warned_of() -> None:
+    dropout = nn.Dropout(0.5)
+    with pytest.warns(UserWarning, match="without a key") as caught:
+        qg.from_mlx(lambda x: dropout(x), X)
+    assert [w.filename for w in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dropout.eval()
+        qg.from_mlx(lambda x: dropout(x), X)
+        qg.from_mlx(lambda k: mx.random.uniform(0, 1, (3,), mx.float32, k), mx.random.key(1))
+        qg.from_mlx(lambda k: mx.random.normal((3,), key=mx.random.split(k)[0]), mx.random.key(1))
 
 
 def test_mlx_may_hand_over_a_primitive_before_what_it_reads() -> None:
