@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from .contracts import EXACT, ROUNDED_WEIGHTS, difference
+from .contracts import EXACT, ROUNDED_WEIGHTS, coarsest, difference
 from .errors import ContractError
-from .first_difference import Search, pairs
+from .first_difference import Search, pairs, values
 from .ir import Graph, Node, Value, constant_value
 from .ledger import Entry
 from .names import outermost
@@ -40,25 +40,18 @@ def check_plan(plan: Plan, inputs: Sequence[Any]) -> None:
         if step.contract == ROUNDED_WEIGHTS:
             compared, given = _with_rounded_weights(step, arrays)
             before = _run(compared.before, given, device)
+        dtype = coarsest(compared.before)
         for old, new in zip(before, after, strict=True):
-            error = difference(old, new, compared.contract)
+            error = difference(old, new, compared.contract, dtype)
             if error:
                 raise _broken(compared, given, device, error)
         before = after
 
 
 def _run(graph: Graph, arrays: Sequence[mx.array], device: mx.Device) -> list[mx.array]:
-    from .packing import PackCache
-    from .plan import Plan
-    from .program import Executable
-    from .target import as_target
-
-    executable = Executable(
-        Plan(graph, graph, as_target(device)), PackCache(), release=False, progress=None
-    )
-    given = dict(zip(graph.inputs, arrays, strict=True))
-    prepared = executable.prepare([given[v] for v in executable.parameters])
-    results = executable.run([*prepared, *(given[v] for v in executable.free)])
+    env = values(graph, arrays, device)
+    results = [env[v] for v in graph.outputs]
+    del env  # what lies between is let go as it is computed
     mx.eval(results)
     return results
 
@@ -66,8 +59,10 @@ def _run(graph: Graph, arrays: Sequence[mx.array], device: mx.Device) -> list[mx
 def _broken(
     step: PlanStep, arrays: Sequence[mx.array], device: mx.Device, error: str
 ) -> ContractError:
+    dtype = coarsest(step.before)
+
     def differ(old: mx.array, new: mx.array) -> str:
-        return difference(old, new, step.contract)
+        return difference(old, new, step.contract, dtype)
 
     search = Search(pairs(step.before, step.after, step.replaced), differ, device)
     found = search.first(step.before, step.after, arrays, arrays)

@@ -31,6 +31,24 @@ def pairs(before: Graph, after: Graph, replaced: Mapping[Value, Value]) -> dict[
     }
 
 
+def values(graph: Graph, arrays: Arrays, device: mx.Device) -> Env:
+    """Every value of a graph, its bodies' apart, from those of its inputs.
+
+    Nothing is compiled but the bodies of long loops: equal ops of several results in an unrolled
+    loop would fail under `mx.compile` (0.32.4).
+    """
+    env: Env = dict(zip(graph.inputs, arrays, strict=True))
+    streams = Streams(device)
+    for node in graph.nodes:
+        if node.bodies and not unrolls(node):
+            alone = Graph("node", node.inputs, [node], node.outputs)
+            results = LoweredGraph(alone, {}, streams)([env[v] for v in node.inputs])
+            env.update(zip(node.outputs, results, strict=True))
+        else:
+            Interpreter(streams).run(node, env)
+    return env
+
+
 @dataclass(frozen=True)
 class Search:
     """Two graphs whose values should be the same.
@@ -48,7 +66,10 @@ class Search:
         self, old: Graph, new: Graph, inputs: Arrays, new_inputs: Arrays
     ) -> tuple[Node, str] | None:
         """The first node of `old` whose result differs, the innermost one, and how."""
-        before, after = self._values(old, inputs), self._values(new, new_inputs)
+        before, after = (
+            values(old, inputs, self.device),
+            values(new, new_inputs, self.device),
+        )
         for node in old.nodes:
             for value in node.outputs:
                 other = self.pairs.get(value, value)
@@ -58,19 +79,6 @@ class Search:
                 if how:
                     return self._inside(node, other.node, before, after) or (node, how)
         return None
-
-    def _values(self, graph: Graph, arrays: Arrays) -> Env:
-        """Every value of a graph, its bodies' apart."""
-        env: Env = dict(zip(graph.inputs, arrays, strict=True))
-        streams = Streams(self.device)
-        for node in graph.nodes:
-            if node.bodies and not unrolls(node):
-                alone = Graph("node", node.inputs, [node], node.outputs)
-                results = LoweredGraph(alone, {}, streams)([env[v] for v in node.inputs])
-                env.update(zip(node.outputs, results, strict=True))
-            else:
-                Interpreter(streams).run(node, env)
-        return env
 
     def _inside(self, old: Node, new: Node, before: Env, after: Env) -> tuple[Node, str] | None:
         """Look into a loop or branch, turn after turn of what it was."""
@@ -88,24 +96,24 @@ class Search:
     def _runs(self, node: Node, env: Env) -> Iterator[tuple[int, list[mx.array]]]:
         """Which body of a loop runs on which inputs, in order."""
 
-        def values(name: str) -> list[mx.array]:
+        def given(name: str) -> list[mx.array]:
             return [env[v] for v in node.args.get(name, ())]
 
-        carried = values("carried")
+        carried = given("carried")
         if node.op == "cond":
             which = 0 if env[node.operand("pred")].item() else 1
-            yield which, [*carried, *values(invariant_names(node)[which])]
+            yield which, [*carried, *given(invariant_names(node)[which])]
             return
         last = len(node.bodies) - 1
         for own in self._turns(node, env):
             if node.op == "while_loop":
-                test = [*carried, *values("cond_invariants")]
+                test = [*carried, *given("cond_invariants")]
                 yield 0, test
                 if not self._run(node.bodies[0], test)[0].item():
                     return
             index = own[:1] if node.op == "fori_loop" else []
             slices = own if node.op == "scan" else []
-            inputs = [*index, *carried, *slices, *values("invariants")]
+            inputs = [*index, *carried, *slices, *given("invariants")]
             yield last, inputs
             carried = self._run(node.bodies[last], inputs)[: len(carried)]
 
@@ -124,7 +132,7 @@ class Search:
                 yield []
 
     def _run(self, body: Graph, inputs: Arrays) -> list[mx.array]:
-        env = self._values(body, inputs)
+        env = values(body, inputs, self.device)
         return [env[v] for v in body.outputs]
 
 

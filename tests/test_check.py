@@ -211,6 +211,25 @@ class Then:
         return self.second(self.first(graph))
 
 
+def test_a_weight_of_half_precision_under_a_product_of_float32() -> None:
+    parts = mx.quantize(W.astype(mx.float16))
+    graph = qg.trace(lambda x: x @ qg.dequantize(*parts).astype(mx.float32).T, X)
+    plan = qg.optimize(graph)
+    assert "quantized_matmul" in [n.op for n in plan.graph.nodes]
+    plan.check(X)
+    with pytest.raises(ContractError, match=r"at most 0\.02 was promised"):
+        qg.optimize(graph, passes=[Slightly("matmul", 3e-2, "tolerance")]).check(X)
+
+
+def test_equal_quantizes_in_an_unrolled_loop() -> None:
+    """Under `mx.compile` the graph as written fails; it is not compiled to be checked."""
+    w = qg.tensor(W)
+    loop = qg.trace(
+        lambda x: qg.fori_loop(0, 3, lambda i, h: qg.quantized_matmul(h, w * 0.5), x), X
+    )
+    qg.optimize(loop).check(X)
+
+
 def test_contracts() -> None:
     graph = qg.trace(model, X)
     qg.optimize(graph, passes=[Slightly("sigmoid", 1e-6, "tolerance")]).check(X)
