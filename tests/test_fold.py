@@ -43,8 +43,8 @@ def test_a_llama_of_30_layers() -> None:
         "fast.rms_norm": 2, "quantized_matmul": 7, "fast.rope": 2, "reshape": 11, "transpose": 4,
         "fast.scaled_dot_product_attention": 1, "add": 2, "sigmoid": 1, "multiply": 2,
     }  # fmt: skip
-    first = "%6: f32[1,3,64] = fast.rms_norm(%5, @model.layers.0.input_layernorm.weight) "
-    assert block[0] == first + "{eps=1e-05}"
+    first = "= fast.rms_norm(%3, @model.layers.0.input_layernorm.weight) {eps=1e-05}"
+    assert block[0] == "%4: f32[1,3,64] " + first
     assert sum("model.layers.0." in line for line in block) == 9
     assert not any("model.layers.1." in line for line in lines)
     (attention,) = [line for line in block if "attention(" in line]
