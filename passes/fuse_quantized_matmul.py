@@ -133,9 +133,14 @@ def _product(node: Node, product: Contraction, packed: Packed) -> Tensor | str:
     dtype = node.output.dtype
     if not mx.issubdtype(dtype, mx.floating) or dtype == mx.float64:
         return f"the product is {dtype}; quantized products are float16, bfloat16 or float32"
-    if packed.parts[0].ndim > 2 and product.x.ndim < 2:
+    axes = packed.parts[0].ndim
+    if axes > 2 and product.x.ndim < 2:
         return "a vector times a batch of weights; give x a row axis"
-    args = _in_one_dtype(product.x, packed.parts, dtype)
+    x = product.x
+    if x.ndim < axes:
+        # MLX 0.32 takes one matrix of a batch of weights for an x of two axes.
+        x = x.reshape(*(1,) * (axes - x.ndim), *x.shape)
+    args = _in_one_dtype(x, packed.parts, dtype)
     settings = {**packed.settings, "transpose": packed.transpose}
     y = apply("quantized_matmul", args, settings, node.stream)
     return product.finish(cast(packed.scaled(y), dtype))
