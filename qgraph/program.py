@@ -161,7 +161,8 @@ class Program:
         Rows sliced off a weight that is kept as well are views of it and count once.
         """
         found = {
-            id(array): int(array.nbytes)
+            # Constants are captured as aliases, one for each specialisation.
+            id(value.node.args.get("data", array)): int(array.nbytes)
             for e in self.executables
             for value, array in e.known.items()
             if not (value.node.op == "getitem" and value.node.inputs[0] in e.known)
