@@ -14,6 +14,7 @@ Leaves alone, with the reason in the ledger:
     2. weights that anything else reads too, or a product with no quantized form: they would be made
        dense at every call.
     3. what `where` does not want; rules that match nothing are reported.
+    4. biases, which experts look up as an embedding does its rows.
 Weights that are packed already are not floats, and stay as they are.
 """
 
@@ -69,6 +70,9 @@ class QuantizeWeights:
                 _note(value, "refused", f"no quantized product does what {op} does with it")
             return
         name = str(value.node.args["name"])
+        if name.rpartition(".")[2] == "bias":
+            _note(value, "kept", "a bias, as experts have one for each, is looked up and added")
+            return
         pattern = self.config.matching(name)
         if pattern is not None:
             used.add(pattern)
@@ -120,6 +124,8 @@ def _roles(graph: Graph, weight: Value) -> set[str]:
 
 def _fuses(node: Node, value: Value) -> bool:
     """Would `node` become a quantized product, were `value` quantized?  Asked of a trial."""
+    if value.ndim < 2:
+        return False
     if value.shape[-1] % 16:
         return bool(list(as_contraction(node)))  # no format fits: that is what to tell
     w, scales = quantize(Tensor(value), mode="nvfp4")

@@ -50,6 +50,38 @@ class Quantize:
         object.__setattr__(self, "group_size", group_size)
         object.__setattr__(self, "bits", bits)
 
+    @classmethod
+    def as_mlx(cls, model: Any, name: str = "", **settings: Any) -> Quantize:
+        """What `mlx.nn.quantize` would quantize in a module that was imported, and nothing else.
+
+        Layers are asked whether they can be quantized, and a model of mlx-lm that says how its
+        layers want it (`quant_predicate`) is followed.  By default any weight of a product is
+        quantized, such as that of an expert router which is no `nn.Linear`.
+
+        Args:
+            model: the module.
+            name: the variable by which an imported function sees the module.
+            settings: bits, group_size and mode.
+
+        >>> import mlx.nn as nn
+        >>> config = Quantize.as_mlx(nn.Sequential(nn.Linear(64, 64), nn.RMSNorm(64)), bits=8)
+        >>> config.answer("layers.0.weight", (64, 64)).bits, config.answer("gate", (64, 64))
+        (8, None)
+        """
+        dot = f"{name}." if name else ""
+        layers = {
+            f"{dot}{path}.weight": (path, module)
+            for path, module in model.named_modules()
+            if hasattr(module, "to_quantized")
+        }
+        predicate = getattr(model, "quant_predicate", None)
+
+        def where(weight: str, shape: tuple[int, ...]) -> Any:
+            found = layers.get(weight)
+            return found is not None and (predicate is None or predicate(*found))
+
+        return cls(where=where, **settings)
+
     @property
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `qg.quantize`."""
