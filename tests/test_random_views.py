@@ -6,12 +6,13 @@ import math
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qgraph as qg
-from tests.fusion import Weight, not_compiled, ops, optimized, random
+from tests.fusion import Weight, check, not_compiled, ops, optimized, random, wide
 
 SHAPES = [(12, 64), (64, 64), (2, 6, 64), (3, 2, 2, 32), (64, 4, 32)]
 SETTINGS = settings(
@@ -116,6 +117,68 @@ def test_products_of_views(product: str, form: str, made: Any, seed: int) -> Non
         )
     assert written.shape == now.shape
     assert mx.allclose(written, now, rtol=1e-4, atol=1e-3)
+
+
+PLACES = st.one_of(
+    st.integers(0, 3),
+    st.sampled_from([slice(None), slice(1, None), slice(None, None, -1), slice(0, 2), ...]),
+    st.just([1, 0]),
+)
+
+
+@SETTINGS
+@given(
+    axes=st.permutations(range(3)),
+    places=st.lists(PLACES, min_size=1, max_size=3).filter(lambda p: p.count(...) < 2),
+)
+def test_indices_are_bit_for_bit(axes: list[int], places: list[Any]) -> None:
+    """Of a weight and of its transposes, with numbers, slices, dots and indices of the run."""
+    weight = Weight("affine-4-32", random(6, 4, 64))
+    arrays = [mx.array(place) for place in places if isinstance(place, list)]
+
+    def fn(*arrays: Any) -> Any:
+        given = iter(arrays)
+        index = tuple(next(given) if isinstance(p, list) else p for p in places)
+        return qg.transpose(weight.dequantize(), tuple(axes))[index]
+
+    plan = optimized(fn, *arrays)
+    with not_compiled():
+        written, now = (
+            qg.compile(g, passes=[], target="cpu")(*arrays) for g in (plan.source, plan.graph)
+        )
+    assert written.shape == now.shape
+    assert mx.array_equal(written, now)
+
+
+SIZES = {"a": 2, "b": 6, "k": 64, "m": 3, "n": 2}
+
+
+@st.composite
+def sums(draw: Any) -> tuple[str, str, str]:
+    """The letters of x, of a weight of axes a, b, k in some order, and of the result."""
+    summed = draw(st.lists(st.sampled_from("abk"), min_size=1, max_size=2, unique=True))
+    batch = [c for c in "abk" if c not in summed and draw(st.booleans())]
+    left = draw(st.permutations([*summed, *batch, *draw(st.sampled_from(["", "m", "mn"]))]))
+    result = draw(st.permutations(sorted({*left, *"abk"} - {*summed})))
+    return "".join(left), "".join(draw(st.permutations("abk"))), "".join(result)
+
+
+@SETTINGS
+@given(letters=sums(), weight_first=st.booleans())
+def test_einsum(letters: tuple[str, str, str], weight_first: bool) -> None:
+    left, right, result = letters
+    weight, x = Weight("mxfp4", random(2, 6, 64)), random(*(SIZES[c] for c in left))
+    spelt = f"{right},{left}->{result}" if weight_first else f"{left},{right}->{result}"
+
+    def fn(x: Any) -> Any:
+        dense = weight.dequantize(dtype=mx.float32)
+        w = qg.transpose(dense, tuple("abk".index(c) for c in right))
+        return qg.einsum(spelt, *((w, x) if weight_first else (x, w)))
+
+    plan = optimized(fn, x)
+    FUSED[0] += "quantized_matmul" in ops(plan.graph)
+    expected = np.einsum(f"{left},abk->{result}", wide(x), weight.dense)
+    check(plan, [x], expected, 1e-5)
 
 
 def test_many_of_them_fused() -> None:
