@@ -111,6 +111,8 @@ SPELLINGS: dict[str, Callable[[Tensor, WeightIn], Tensor]] = {
     "scaled": lambda h, w: (h * 2.0) @ w.dense().T * 0.5,
     "scaled weight": lambda h, w: h @ (w.dense() * 0.5).T,
     "refused": lambda h, w: h @ (w.dense() + w.dense()).T * 0.5,
+    "float": lambda h, w: h @ qg.swapaxes(w.floats, 0, 1),
+    "float einsum": lambda h, w: qg.einsum("mk,kn->mn", h, w.floats),
     "dense too": lambda h, w: h @ w.dense().T + qg.mean(w.dense(), axis=0),
 }  # fmt: skip
 POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {

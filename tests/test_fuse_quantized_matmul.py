@@ -166,14 +166,17 @@ IN_ALL = 2e-4
 """Relative error of a whole program of float32 steps, some of them chained ten deep."""
 
 
-@pytest.mark.parametrize("mode", MODES)
-@settings(
+SETTINGS = settings(
     max_examples=EXAMPLES,
     derandomize="QGRAPH_EXAMPLES" not in os.environ,
     print_blob=True,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@SETTINGS
 @given(data=st.data())
 def test_random_graphs(mode: str, data: st.DataObject) -> None:
     """As written, optimized, and in float64 the same; each pass keeps its contract."""
@@ -193,3 +196,14 @@ def test_random_graphs(mode: str, data: st.DataObject) -> None:
     if not any((p.origin, p.spelling) in stays for p in products_in(program)):
         stages = [n.stage for _, n in plan.graph.walk() if n.op == "quantize"]
         assert "run" not in stages, f"a quantize was not hoisted\n{plan.graph}"
+
+
+@settings(SETTINGS, max_examples=EXAMPLES // 2)
+@given(program=programs(["affine-4-32"]), form=st.sampled_from(list(FORMATS)))
+def test_random_graphs_whose_weights_are_quantized(program: tuple[Any, ...], form: str) -> None:
+    """Compared with dense weights that went through quantization, by `plan.check`."""
+    x, weights = random(ROWS, K, seed=1), parameters(["affine-4-32"])
+    graph = qg.trace(lambda w, x: run(program, w, x), weights, x, parameters=[0])
+    kind = FORMATS[form]
+    config = qg.Quantize(bits=kind["bits"], group_size=kind["group_size"], mode=kind["mode"])
+    qg.optimize(graph, quantize=config, target="cpu").check(weights, x)
