@@ -31,6 +31,15 @@ def dense(parts: Any = Q) -> Any:
     return qg.dequantize(*parts)
 
 
+SMALL = mx.random.normal((512, 512), key=KEY) * 512**-0.5
+STACK = mx.broadcast_to(SMALL, (8, 512, 512)) + 0.0
+
+
+def outside(x: Any) -> Any:
+    w = dense().T
+    return qg.fori_loop(0, 8, lambda i, h: qg.tanh(h @ w), x)
+
+
 X1, X16 = (mx.random.normal((rows, SIZE), key=KEY) for rows in (1, 16))
 CASES: dict[str, tuple[Callable[[Any], Any], mx.array]] = {
     "1 x @ dequantize(q).T": (lambda x: x @ dense().T, X1),
@@ -40,6 +49,10 @@ CASES: dict[str, tuple[Callable[[Any], Any], mx.array]] = {
     "2 scales of bfloat16, x of float32": (lambda x: x @ dense(HALF).astype(mx.float32).T, X1),
     "3 addmm": (lambda x: qg.addmm(x, x, dense().T), X1),
     "3 einsum": (lambda x: qg.einsum("mk,nk->mn", x, dense()), X1),
+    "3 einsum, heads as an axis": (
+        lambda x: qg.einsum("mk,hdk->mhd", x, dense().reshape(32, 64, SIZE)), X1,
+    ),
+    "3 a weight times a number": (lambda x: x @ (dense() * 0.5).T, X1),
     "4 dequantize(q) @ x": (lambda x: dense() @ x, X1.T),
     "5 gather_mm of experts": (
         lambda x: qg.gather_mm(x, dense(EXPERTS).swapaxes(1, 2), None, IDS),
@@ -52,7 +65,21 @@ CASES: dict[str, tuple[Callable[[Any], Any], mx.array]] = {
     "8 split in three": (
         lambda x: [x @ p.T for p in qg.split(dense(), [512, 1024], axis=0)], X1,
     ),
+    "8 three slices of one weight": (
+        lambda x: [x @ w[i : i + 512].T for w in [dense()] for i in (0, 512, 1024)], X1,
+    ),
+    "8 columns of the transpose": (lambda x: x @ dense().T[:, :1024], X1),
     "9 fake quantization": (lambda x: x @ dense(qg.quantize(W)).T, X1),
+    "dense before a loop of 8": (lambda x: outside(x), X1),
+    "the same, 16 rows": (lambda x: outside(x), X16),
+    "a stack quantized in its scan": (
+        lambda x: qg.scan(lambda h, w: (qg.quantized_matmul(h, w), h[0, 0]), x, STACK)[0],
+        X1[:, :512],
+    ),
+    "a weight quantized in a loop that carries it": (
+        lambda x: qg.fori_loop(0, 8, lambda i, c: (qg.quantized_matmul(*c), c[1]), (x, SMALL))[0],
+        X1[:, :512],
+    ),
 }  # fmt: skip
 
 
@@ -65,7 +92,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 
 def main() -> None:
-    mx.eval(W, Q, HALF, EXPERTS)
+    mx.eval(W, Q, HALF, EXPERTS, SMALL, STACK)
     table = Table(title="as written and optimized", title_justify="left")
     for heading in ("case", "written ms", "ours ms", "ratio", "written MiB", "ours MiB"):
         table.add_column(heading, justify="left" if heading == "case" else "right")
