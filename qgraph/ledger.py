@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -45,7 +45,8 @@ class Entry:
     def __str__(self) -> str:
         case = f"(case {self.case})" if self.case else ""
         name = f"({self.name})" if self.name and self.name not in self.what else ""
-        said = " ".join(filter(None, [self.decision, case, self.what, name, str(self.origin)]))
+        where = str(self.origin) if str(self.origin) not in self.what else ""
+        said = " ".join(filter(None, [self.decision, case, self.what, name, where]))
         return f"{said}: {self.reason}" if self.reason else said
 
 
@@ -89,7 +90,8 @@ def unmentioned(source: Graph, final: Graph, entries: Sequence[Entry]) -> list[E
     exactly = {(*_line(e.origin), *e.what.split()[:3]) for e in entries}
     roughly = {key[:3] for key in exactly}
     left = {_key(node) for _, node in final.walk() if node.op in _WATCHED}
-    why = _Reasons(source)
+    raised = {_line(e.origin): e.what.split()[0] for e in entries if e.made_by.startswith("raise-")}
+    why = _Reasons(source, raised)
     found: dict[Entry, None] = {}
     for graph, node in source.walk():
         if node.op not in _WATCHED or (key := _key(node)) in exactly:
@@ -122,7 +124,8 @@ def _entry(node: Node, decision: Decision, reason: str) -> Entry:
 class _Reasons:
     """Why nodes of the graph as written are still there, or no longer."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, raised: Mapping[tuple[str, int], str]) -> None:
+        self._raised = raised
         self._changes = changes(graph)
         self._outermost = outermost(graph)
 
@@ -145,7 +148,10 @@ class _Reasons:
             return "fused", f"into the {' and the '.join(by)} that {_reads(by)} it"
         if not by and node.output not in graph.outputs:
             return "merged", "nothing reads its result"
-        return "merged", "it is computed once for all that read it, or as part of another op"
+        larger = self._raised.get(_line(node.origin), node.op)
+        if larger != node.op:
+            return "merged", f"it is part of {larger} now"
+        return "merged", "an equal one is computed for all that read it"
 
     def _read_dense(self, graph: Graph, node: Node) -> str:
         by = list(dict.fromkeys(reader.op for reader in readers(graph, node.output)))

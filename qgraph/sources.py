@@ -103,9 +103,13 @@ def _takes_nothing(fn: Any) -> bool:
 
 
 def _module(name: str) -> Any:
-    dotted = name.removesuffix(".py").removeprefix("./").replace("/", ".")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
+    here, file = Path.cwd(), Path(name).resolve()
+    if name.endswith(".py") and not file.is_relative_to(here):
+        here = file.parent
+    if str(here) not in sys.path:
+        sys.path.insert(0, str(here))
+    inside = file.relative_to(here).with_suffix("") if name.endswith(".py") else None
+    dotted = name.replace("/", ".") if inside is None else ".".join(inside.parts)
     try:
         with redirect_stdout(sys.stderr):  # what the module prints is no part of the answer
             return importlib.import_module(dotted)

@@ -228,3 +228,11 @@ def test_find_takes_plans() -> None:
     module.plan = qg.optimize(source, passes=[])  # type: ignore[attr-defined]
     assert find("users_model:plan") is module.plan  # type: ignore[attr-defined]
     assert "pack (once)" not in ok("show", "users_model:plan")  # its own plan, with no passes
+
+
+def test_a_file_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for path in (str(tmp_path / "users_model.py"), "../users_model.py"):
+        assert "users_model.py:10" in ok("lint", f"{path}:step", "--spec", X, status=1)

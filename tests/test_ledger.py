@@ -124,8 +124,24 @@ def test_why_a_product_is_kept() -> None:
 
 def test_what_is_gone() -> None:
     def fn(x: Any) -> Any:
+        a = x @ x.T
+        b = x @ x.T
         qg.quantized_matmul(x, W)
-        return x @ x.T, x @ x.T
+        return a, b
 
-    entries = qg.optimize(qg.trace(fn, qg.spec((2, 64)))).ledger()
-    assert {e.decision for e in entries} <= {"merged", "kept"}
+    plan = qg.optimize(qg.trace(fn, qg.spec((2, 64))))
+    said = {e.origin.source().split(" =")[0]: (e.decision, e.reason) for e in plan.ledger()}
+    assert said["a"] == ("kept", "neither operand is a weight")
+    assert said["b"] == ("merged", "an equal one is computed for all that read it")
+
+
+def test_products_that_became_part_of_attention() -> None:
+    q = mx.random.normal((1, 2, 4, 16))
+    mx.eval(q)
+
+    def attend(q: mx.array) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(q, q, q, scale=0.25)
+
+    plan = qg.optimize(qg.from_mlx(attend, q), target="cpu")
+    merged = [e.reason for e in plan.ledger() if e.what.startswith("matmul")]
+    assert set(merged) == {"it is part of fast.scaled_dot_product_attention now"}
