@@ -6,6 +6,7 @@ By default a few of them; all that are listed with QGRAPH_ZOO=all.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -43,6 +44,7 @@ REFUSED = {
 }
 """What cannot be imported, and the words that say so."""
 FEW = EXACT if os.environ.get("QGRAPH_ZOO") == "all" else EXACT[::8]
+OTHERS = EXACT if os.environ.get("QGRAPH_ZOO") == "all" else EXACT[3::20]
 
 
 def test_every_architecture_is_listed() -> None:
@@ -50,21 +52,54 @@ def test_every_architecture_is_listed() -> None:
     assert len(EXACT) >= 100
 
 
+def close(program: qg.Program, model: Any, ids: mx.array, tolerance: float) -> None:
+    """The largest difference of the logits is below the tolerance times the largest logit."""
+    expected, actual = model(ids), program(ids)
+    assert actual.dtype == expected.dtype
+    # Logits of -inf are of tokens that phi3small never gives.
+    forbidden = expected == -float("inf")
+    assert mx.array_equal(actual == -float("inf"), forbidden).item()
+    expected, actual = (
+        mx.where(forbidden, 0, logits).astype(mx.float32) for logits in (expected, actual)
+    )
+    scale = mx.abs(expected).max()
+    assert mx.isfinite(scale).item()
+    assert scale.item() > 0  # logits of zero would prove nothing
+    assert (mx.abs(actual - expected).max() / scale).item() < tolerance
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_architecture(name: str) -> None:
     model = zoo.build(name)
     assert zoo.equal(name, model)
     ids, _ = zoo.inputs(name)
-    program = qg.compile(qg.from_mlx(model, ids), target="cpu")
-    expected, actual = model(ids), program(ids)
-    # Logits of -inf are of tokens that phi3small never gives.
-    forbidden = expected == -float("inf")
-    assert mx.array_equal(actual == -float("inf"), forbidden).item()
-    expected, actual = (mx.where(forbidden, 0, logits) for logits in (expected, actual))
-    scale = mx.abs(expected).max()
-    assert mx.isfinite(scale).item()
-    assert scale.item() > 0  # logits of zero would prove nothing
-    assert (mx.abs(actual - expected).max() / scale).item() < 1e-4
+    close(qg.compile(qg.from_mlx(model, ids), target="cpu"), model, ids, 1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name not in zoo.SHORT])
+def test_other_inputs(name: str) -> None:
+    """One token, and two rows longer than the windows of attention."""
+    model = zoo.build(name)
+    for ids in (mx.array([[5]]), mx.arange(40).reshape(2, 20) * 7 % zoo.VOCABULARY):
+        graph = qg.from_mlx(model, ids)
+        exact = qg.compile(graph, target="cpu", passes=[])
+        assert mx.array_equal(exact(ids), model(ids), equal_nan=True).item()
+        close(qg.compile(graph, target="cpu"), model, ids, 1e-4)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_bfloat16(name: str) -> None:
+    model, (ids, _) = zoo.build(name), zoo.inputs(name)
+    model.set_dtype(mx.bfloat16)
+    try:
+        expected = model(ids)
+        mx.eval(expected)
+    except RuntimeError as error:
+        pytest.skip(f"not on a CPU: {error}")
+    graph = qg.from_mlx(model, ids)
+    exact = qg.compile(graph, target="cpu", passes=[])
+    assert mx.array_equal(exact(ids), expected, equal_nan=True).item()
+    close(qg.compile(graph, target="cpu"), model, ids, 3e-2)
 
 
 @pytest.mark.parametrize("name", REFUSED)
