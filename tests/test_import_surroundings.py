@@ -103,6 +103,15 @@ def test_random_numbers_without_a_key_are_warned_of() -> None:
         qg.from_mlx(lambda k: mx.random.normal((3,), key=mx.random.split(k)[0]), mx.random.key(1))
 
 
+def test_compiled_functions_of_constants() -> None:
+    """They would be one primitive, which MLX does not hand over."""
+    window = mx.compile(lambda a: mx.exp(a) * 2 - a)
+    graph = agree(lambda x: x * window(mx.arange(6.0)), X)
+    assert graph.nodes[-1].origin.line
+    assert mx.compile(lambda a: a * 2 + 1)(X).shape == X.shape
+    agree(nn.Upsample(2.0, mode="cubic"), mx.ones((1, 4, 4, 3)))
+
+
 def test_mlx_may_hand_over_a_primitive_before_what_it_reads() -> None:
     """As MLX 0.32.4 does where it merges the split inside of roll with another one."""
     agree(lambda x: [mx.roll(x, 2, axis=0), *mx.split(x, 2, axis=0)], X)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,25 +70,35 @@ def record(fn: Callable[..., Any], arrays: Sequence[mx.array], tree: Tree) -> Re
     random: Any = mx.random.state
     high, low = random[0].tolist()
     try:
-        try:
-            return _attempt(fn, around, arrays, tree, Notes(around.paths()))
-        except UnsupportedError as error:
-            first = error
-        if first.hint == _NO_EVAL:
-            raise first
-        loads = " uses Load" in first.what
-        if loads:
-            # Arrays of a file that are read when they are first used: so use them.
-            mx.eval(list(around.arrays.values()))
-            args, kwargs = tree.build([placeholder(type_of(a)) for a in arrays])
-            mx.eval(flatten(fn(*args, **kwargs))[0])
-        # With its notes the function keeps what it computes and throws away; without, not.
-        for notes in (Notes(around.paths()), None) if loads else (None,):
+        with ExitStack() as undo:
+            tried: set[str] = set()
+            while True:
+                try:
+                    return _attempt(fn, around, arrays, tree, Notes(around.paths()))
+                except UnsupportedError as error:
+                    noted = error
+                if noted.hint == _NO_EVAL:
+                    raise noted
+                left = [name for name in ("Load", "Compiled") if name not in tried]
+                remedy = next((name for name in left if f" uses {name}" in noted.what), "")
+                tried.add(remedy)
+                if remedy == "Load":
+                    # Arrays of a file that are read when they are first used: so use them.
+                    mx.eval(list(around.arrays.values()))
+                    args, kwargs = tree.build([placeholder(type_of(a)) for a in arrays])
+                    mx.eval(flatten(fn(*args, **kwargs))[0])
+                elif remedy == "Compiled":
+                    # A compiled function that is called on constants alone; it was not refused if
+                    # compiling was off, so it is on.
+                    mx.disable_compile()
+                    undo.callback(mx.enable_compile)
+                else:
+                    break
+            # With its notes the function keeps what it computes and throws away; without, not.
             try:
-                return _attempt(fn, around, arrays, tree, notes)
+                return _attempt(fn, around, arrays, tree, None)
             except UnsupportedError as error:
-                last = error
-        raise first if first.what == last.what else last
+                raise (noted if noted.what == error.what else error) from None
     finally:
         # A key is the two halves of a seed, so this is the state as it was.
         mx.random.seed((high << 32) | low)
