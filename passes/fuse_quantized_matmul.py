@@ -137,7 +137,7 @@ def _product(node: Node, product: Contraction, packed: Packed) -> Tensor | str:
     if axes > 2 and product.x.ndim < 2:
         return "a vector times a batch of weights; give x a row axis"
     x = product.x
-    if x.ndim < axes:
+    if 2 < axes > x.ndim:
         # MLX 0.32 takes one matrix of a batch of weights for an x of two axes.
         x = x.reshape(*(1,) * (axes - x.ndim), *x.shape)
     args = _in_one_dtype(x, packed.parts, dtype)
