@@ -5,9 +5,10 @@ The passes after this one fuse that into the products and look-ups that read the
 
 Quantizes:
     1. weights of products: `matmul`, `addmm`, `gather_mm` and what else is a product, read through
-       transposes, reshapes and casts.
-    2. tables whose rows are looked up by `take` along the first axis.
-    3. weights that loops take as they are: inside their bodies, `quantize` is hoisted later.
+       transposes, reshapes and casts, or in slices of whole rows.
+    2. tables whose rows are looked up along the first axis.
+    3. weights that loops and branches take or carry unchanged, and stacks that a `scan` goes
+       through: `sink-dequantize` takes them inside.
     4. parameters, in the prepare step.
 Leaves alone, with the reason in the ledger:
     1. weights whose last axis the group size does not divide.
@@ -34,6 +35,7 @@ from qgraph.rewrite import setting
 from qgraph.tensor import Tensor
 
 from .contraction import as_contraction
+from .invariants import as_invariants
 from .weight_view import Packed, WeightView, as_operand, resolve
 
 _NAME = "quantize-weights"
@@ -48,6 +50,7 @@ class QuantizeWeights:
     contract: str = ROUNDED_WEIGHTS
 
     def __call__(self, graph: Graph) -> Graph:
+        given, graph = graph, as_invariants(graph, self.name)
         weights = [n.output for n in graph.constants()]
         weights += [v for v in graph.inputs if v.node.args["parameter"]]
         chosen: dict[Value, Quantize] = {}
@@ -59,7 +62,7 @@ class QuantizeWeights:
             if pattern not in used:
                 reason = "this rule matched no weight; see the names in print(graph)"
                 record(Entry(_NAME, "refused", f"rule {pattern!r}", reason=reason))
-        return _insert(graph, chosen) if chosen else graph
+        return _insert(graph, chosen) if chosen else given
 
     def _choose(
         self, graph: Graph, value: Value, chosen: dict[Value, Quantize], used: set[str]
@@ -115,8 +118,10 @@ def _roles(graph: Graph, weight: Value) -> set[str]:
                 found.add("head" if outer and _is_result(graph, node) else "product")
             elif node.op == "gather_mm" and node.operand("b") is value:
                 found.add("product")
-            elif node.op == "take" and value is start and setting(node, "axis") == 0:
+            elif value is start and _is_lookup(node):
                 found.add("rows")
+            elif slices := _slices(node):
+                pending += [(where, part, part, outer) for part in slices]
             else:
                 found.add(node.op)
     return found
@@ -136,16 +141,44 @@ def _fuses(node: Node, value: Value) -> bool:
     return any(isinstance(w, WeightView) and isinstance(as_operand(w), Packed) for w in weights)
 
 
+def _slices(node: Node) -> tuple[Value, ...]:
+    """What `node` gives, if it is whole rows of its operand, as many as stand in its text."""
+    if node.op == "split":
+        last = node.output.ndim - 1
+        return node.outputs if setting(node, "axis") % (last + 1) < last else ()
+    if node.op != "getitem" or any(v.ndim for v in node.inputs[1:]):
+        return ()
+    index = node.args["index"]
+    parts = index if isinstance(index, tuple) else (index,)
+    rows = len(parts) < node.operand("a").ndim and node.output.ndim > 1
+    return node.outputs if rows and all(p is not None and p is not ... for p in parts) else ()
+
+
+def _is_lookup(node: Node) -> bool:
+    """Does it take rows of a table, by indices along the first axis?"""
+    if node.op == "take":
+        return bool(setting(node, "axis") == 0)
+    index = node.args.get("index")
+    first = index[0] if isinstance(index, tuple) and len(index) == 1 else index
+    return node.op == "getitem" and isinstance(first, Value)
+
+
 def _inner_values(node: Node, value: Value) -> list[tuple[Graph, Value]]:
-    """The invariants of a loop that stand for `value`; none if it is carried or indexed."""
-    if any(value in node.args.get(name, ()) for name in ("carried", "xs")):
+    """What stands for `value` in a loop: invariants, slices of a stack; none if it is carried."""
+    if value in node.args.get("carried", ()):
         return []
-    return [
+    found = [
         (body, inner)
         for body, (_, shared) in zip(node.bodies, body_inputs(node), strict=True)
         for inner, source in shared
         if source is value
     ]
+    stacks = node.args.get("xs", ())
+    slices = node.bodies[0].inputs[len(node.args["carried"]) :]
+    whole = [v for v, stack in zip(slices, stacks, strict=False) if stack is value]
+    if whole and value.ndim < 3:
+        return []
+    return found + [(node.bodies[0], inner) for inner in whole]
 
 
 def _is_result(graph: Graph, node: Node) -> bool:
@@ -160,28 +193,19 @@ def _is_result(graph: Graph, node: Node) -> bool:
 
 
 def _insert(graph: Graph, chosen: Mapping[Value, Quantize]) -> Graph:
-    """The graph with `dequantize(quantize(w))` where it reads the chosen weights itself."""
+    """The graph with `dequantize(quantize(w))` in the place of the chosen weights."""
     nodes: list[Node] = []
     replace: dict[Value, Value] = {}
     for value in graph.inputs:
-        if value in chosen and _read_here(graph, value):
+        if value in chosen:
             nodes += _through_quantize(value, chosen[value], replace)
     for node in graph.nodes:
-        if node.bodies:
-            new = _in_bodies(node, chosen).with_inputs(
-                {old: by for old, by in replace.items() if old not in chosen}
-            )
-        else:
-            new = node.with_inputs(replace)
+        new = node.with_inputs(replace)
         nodes.append(new)
         replace.update(zip(node.outputs, new.outputs, strict=True))
-        if node.op == "constant" and node.output in chosen and _read_here(graph, node.output):
+        if node.op == "constant" and node.output in chosen:
             nodes += _through_quantize(node.output, chosen[node.output], replace)
     return graph.replace(nodes=nodes, outputs=[replace.get(v, v) for v in graph.outputs])
-
-
-def _read_here(graph: Graph, value: Value) -> bool:
-    return any(not reader.bodies for reader in graph.users.get(value, ()))
 
 
 def _through_quantize(
@@ -195,13 +219,3 @@ def _through_quantize(
     for node in added:
         node.origin = value.node.origin.by(_NAME)
     return added
-
-
-def _in_bodies(node: Node, chosen: Mapping[Value, Quantize]) -> Node:
-    bodies = []
-    for body, (_, shared) in zip(node.bodies, body_inputs(node), strict=True):
-        inner = {value: chosen[source] for value, source in shared if source in chosen}
-        bodies.append(_insert(body, inner) if inner else body)
-    if all(new is old for new, old in zip(bodies, node.bodies, strict=True)):
-        return node
-    return node.replace(bodies=tuple(bodies))

@@ -42,7 +42,8 @@ class SinkDequantize:
 
     def __call__(self, graph: Graph) -> Graph:
         graph = into_bodies(as_invariants(graph, self.name), _is_needed_dense, self.name)
-        return rewrite(graph, _visitor, self.name)
+        sunk = rewrite(graph, _visitor, self.name)
+        return sunk if sunk is graph else into_bodies(sunk, _is_needed_dense, self.name)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ FUSED = [0]
 
 
 @pytest.mark.parametrize("form", ["affine-4-32", "nvfp4"])
-@pytest.mark.parametrize("product", ["matmul", "left", "einsum", "gather_mm"])
+@pytest.mark.parametrize("product", ["matmul", "vector", "left", "einsum", "gather_mm"])
 @SETTINGS
 @given(made=views(), seed=st.integers(0, 3))
 def test_products_of_views(product: str, form: str, made: Any, seed: int) -> None:
@@ -102,6 +102,8 @@ def test_products_of_views(product: str, form: str, made: Any, seed: int) -> Non
     batch = math.prod(shape[:-2])
     if product == "left":
         x, fn = random(columns, 3), lambda x: view() @ x
+    elif product == "vector":
+        x, fn = random(rows), lambda x: x @ view()
     elif product == "einsum":
         x, fn = random(3, rows), lambda x: qg.einsum("mk,...kn->...mn", x, view())
     elif product == "gather_mm":
