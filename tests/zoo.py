@@ -168,7 +168,8 @@ OWN: dict[str, dict[str, Any]] = {
                 "num_query_heads": [4, 4], "num_kv_heads": [2, 2], "ffn_multipliers": [1.0, 2.0]},
     # It writes to the logits of tokens by number, up to 100351.
     "phi3small": {"vocab_size": 100_352, "dense_attention_every_n_layers": 2,
-                  "ff_intermediate_size": 2 * WIDTH, "gegelu_limit": 20.0, "blocksparse_block_size": 32},
+                  "ff_intermediate_size": 2 * WIDTH, "gegelu_limit": 20.0,
+                  "blocksparse_block_size": 32},
     "phixtral": {"num_vocab": VOCABULARY, "model_dim": WIDTH, "rotary_dim": 8},
     "plamo": {"n_shared_head": 2, "num_attention_heads": 4},
     "prism_hadamard_qwen35": {
