@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from qgraph.changes import behind_views
 from qgraph.ir import Node, Value
 from qgraph.rewrite import setting
 from qgraph.tensor import Tensor, apply
@@ -62,7 +63,7 @@ def resolve(value: Value) -> WeightView | str | None:
             node = scaled[0].node
         else:
             break
-    if node.op in _ARITHMETIC and any(isinstance(resolve(v), WeightView) for v in node.inputs):
+    if node.op in _ARITHMETIC and any(behind_views(v).node.op == "dequantize" for v in node.inputs):
         return f"{node.op} stands between dequantize and the product; {_ARITHMETIC[node.op]}"
     if node.op != "dequantize":
         return None

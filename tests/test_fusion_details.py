@@ -212,3 +212,17 @@ def test_the_ledger_names_case_line_and_weight() -> None:
     assert (entry.decision, entry.case, entry.name) == ("fused", 1, "packed")
     assert str(entry.origin).startswith("test_fusion_details.py:")
     assert f"f32[{N},{K}]" in entry.what
+
+
+def test_long_chains_before_a_product() -> None:
+    """Looking behind an operand goes through views and factors, not through all of a network."""
+    weight = Weight("affine-4-32", W)
+
+    def fn(x: Any) -> Any:
+        h = x
+        for _ in range(1500):
+            h = (h + x) * 0.5
+        return h @ weight.dequantize().T + h @ h.T @ h @ weight.dequantize().T
+
+    plan = optimized(fn, X)
+    assert ops(plan.graph).count("quantized_matmul") == 2
