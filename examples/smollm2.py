@@ -81,9 +81,7 @@ class Llama:
             qg.slice_update(cache[1], v, start, axes=(2,)),
         )
         keys, values = (k, v) if isinstance(mask, str) else after
-        y = qg.fast.scaled_dot_product_attention(
-            q, keys, values, scale=c.head_dim**-0.5, mask=mask
-        )
+        y = qg.fast.scaled_dot_product_attention(q, keys, values, scale=c.head_dim**-0.5, mask=mask)
         y = y.transpose(0, 2, 1, 3).reshape(1, -1, c.heads * c.head_dim)
         return self.linear(f"{name}.o_proj", y), after
 

@@ -19,10 +19,10 @@ from ..names import Names, body_entries, body_inputs
 from ..origin import Origin
 from ..plan import Plan, PlanStep
 from ..profile import Profile
+from ..schedule import Durations, schedule
 from ..target import as_target
 from ..text import call_text, static
 from .groups import Group, Groups
-from ..schedule import Durations, schedule
 from .tracks import Tracks, changes, nodes_of
 
 Record = dict[str, Any]
