@@ -42,7 +42,7 @@ class AssignStreams:
     """
 
     target: Target | None = None
-    min_flops: float = 1e6
+    min_flops: float = 5e5
     name: str = _NAME
     contract: str = "exact"
 

@@ -100,6 +100,11 @@ def pack(
     kept = run_constants(graph)
     keep_data = {id(node.args["data"]) for node in kept}
     last_reader = {v: node for node in staged.nodes for v in node.inputs}
+    # Rows sliced off hold the buffer of the whole: another specialisation may as well read that.
+    held = set(staged.wanted)
+    for node in reversed(staged.nodes):
+        if node.op == "getitem" and node.output in held:
+            held.add(node.inputs[0])
     env: Env = {}
     keys: dict[Value, Any] = {}
     for done, node in enumerate(staged.nodes, 1):
@@ -114,7 +119,7 @@ def pack(
             Interpreter(streams).run(node, env)
             arrays = [env[v] for v in node.outputs]
             mx.eval(arrays)
-            if any(v in staged.wanted for v in node.outputs):
+            if any(v in held for v in node.outputs):
                 cache.put(key, arrays)
         env.update(zip(node.outputs, arrays, strict=True))
         for value in node.inputs:

@@ -158,15 +158,14 @@ class Program:
     def weight_bytes(self) -> int:
         """Bytes of packed weights and other constants that the program keeps.
 
-        Rows sliced off a weight that is kept as well are views of it and count once.
+        Rows sliced off a weight are views of it, which hold all of it.
         """
-        found = {
-            # Constants are captured as aliases, one for each specialisation.
-            id(value.node.args.get("data", array)): int(array.nbytes)
-            for e in self.executables
-            for value, array in e.known.items()
-            if not (value.node.op == "getitem" and value.node.inputs[0] in e.known)
-        }
+        found = {}
+        for executable in self.executables:
+            for value in executable.known:
+                while value.node.op == "getitem":
+                    value = value.node.inputs[0]
+                found[self.cache.key(value, {})] = value.type.nbytes
         return sum(found.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
