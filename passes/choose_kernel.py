@@ -19,7 +19,7 @@ Leaves alone:
     3. `quantized_matmul`s with weights in batches, and nodes whose device or stream the user chose.
     4. what other passes do and can do better, as they see the graph around: shards on several
        streams (`assign-streams`), and float32 for half precision (`widen-half`).
-    5. kernels that run from the host, inside loops short enough to unroll.
+    5. in loops, kernels that run from the host and save little: the loop could not be compiled.
 
 Every kernel but the dense ones reads the weight packed as MLX packs it, so that plans for one row
 and for many share one packed copy.
@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from qgraph.invariance import fixed_values
 from qgraph.ir import Graph, Node, Value
@@ -43,6 +44,8 @@ from qgraph.tuner import Choice, choose
 _NAME = "choose-kernel"
 _LEFT = ("qmm", "f32+qmm", "gather_qmm", "f32+gather_qmm")
 _INDICES = ("lhs_indices", "rhs_indices")
+LEAVING_US = 500.0
+"""What a kernel must save in a loop that has to run from the host for it, turn by turn."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,15 @@ class ChooseKernel:
         names = [
             name
             for name in candidates(problem, budget=budget, exact=self.exact)
-            if not name.startswith("shard") and not (product.in_loop and kernel(name).host)
+            if not name.startswith("shard")
         ]
-        return choose(problem, budget=budget, exact=self.exact, tune=self.tune, names=names)
+        pick = partial(choose, problem, budget=budget, exact=self.exact, tune=self.tune)
+        choice = pick(names=names)
+        if not (product.in_loop and kernel(choice.kernel).host):
+            return choice
+        compiled = pick(names=[name for name in names if not kernel(name).host])
+        saved = compiled.estimate_us - choice.estimate_us
+        return choice if saved >= LEAVING_US else compiled
 
     def _gains(self, choice: Choice) -> bool:
         others = dict(choice.others)

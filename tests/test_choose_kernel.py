@@ -117,6 +117,24 @@ def test_host_kernels_between_stretches_and_in_long_loops(
     assert reference.relative_error(to_numpy(program(X)), wanted) < 1e-5
 
 
+def test_in_a_loop_a_host_kernel_must_save_much() -> None:
+    w = mx.quantize(mx.random.normal((512, 512), key=mx.random.key(6)) / 16)
+
+    def fn(x: Any) -> Any:
+        return qg.fori_loop(0, 3, lambda i, h: qg.tanh(qg.quantized_matmul(h, *w)), x)
+
+    dense = reference.dequantize(*[to_numpy(p) for p in w], 64, 4, "affine")
+    for rows, kernels in ((2, []), (64, ["host-blas"])):
+        x = mx.random.normal((rows, 512), key=mx.random.key(rows))
+        graph = ChooseKernel(CPU, min_flops=0)(qg.trace(fn, x))
+        assert [n.kernel for _, n in graph.walk() if n.op == "packed_matmul"] == kernels
+        h = to_numpy(x).astype(np.float64)
+        for _ in range(3):
+            h = np.tanh(h @ dense.T)
+        y = qg.compile(graph, passes=[], target="cpu")(x)
+        assert reference.relative_error(to_numpy(y), h) < 1e-5
+
+
 def test_leaves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def unchanged(fn: Any, *args: Any) -> None:
         graph = qg.trace(fn, *args)
