@@ -119,7 +119,8 @@ class Problem:
             shape = f"{self.experts},{shape}"
         scales = f" s:{s}" if self.mode == "affine" else ""
         plain = "" if self.transpose else " transpose=False"
-        weight = f"{self.mode}{self.bits}[{shape}] g{self.group_size}"
+        kind = f"affine{self.bits}" if self.mode == "affine" else self.mode
+        weight = f"{kind}[{shape}] g{self.group_size}"
         return f"{x}[{self.m},{self.k}] x {weight}{scales}{plain}"
 
 
