@@ -104,3 +104,16 @@ def test_near_misses() -> None:
     assert ChooseAttention(everywhere=True)(streamed) is streamed
     cpu = qg.trace(attend(good), Q, K, V, mx.array(5))
     assert ChooseAttention()(cpu) is cpu
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1, 1), (1, 4, 1, 1)])
+def test_masks_of_batches_or_heads_as_many_as_keys(shape: tuple[int, ...]) -> None:
+    q, k = (mx.random.normal((4, 4, n, DIM), key=mx.random.key(n)) for n in (1, 4))
+
+    def fn(q: Any, k: Any, last: Any) -> Any:
+        mask = (qg.arange(4) <= last).reshape(*shape)
+        return qg.fast.scaled_dot_product_attention(q, k, k, scale=0.125, mask=mask)
+
+    graph = qg.trace(fn, q, k, mx.array(2))
+    made = qg.optimize(graph, passes=PASSES, target="cpu").graph
+    assert "decode_attention" not in {n.op for n in made.nodes}
