@@ -18,12 +18,14 @@ Leaves alone:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qgraph.invariance import fixed_values
 from qgraph.ir import Graph, Node, Value
 from qgraph.ledger import Entry, record
+from qgraph.names import body_inputs
 from qgraph.rewrite import Visit, rewrite, setting
 from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
@@ -72,13 +74,28 @@ class MergeMatmuls:
         if rates is None:
             return graph
         fixed = fixed_values(graph)
-        return rewrite(graph, lambda inner: _visitor(inner, fixed, rates), self.name)
+        alone = fixed - _read_twice(graph)
+        return rewrite(graph, lambda inner: _visitor(inner, fixed, alone, rates), self.name)
 
 
-def _visitor(graph: Graph, fixed: set[Value], rates: Rates) -> Visit:
+def _read_twice(graph: Graph) -> set[Value]:
+    """Values that several nodes read or return, in bodies too, under each of their names."""
+    roots: dict[Value, Value] = {}
+    reads: Counter[Value] = Counter(graph.outputs)
+    for _, node in graph.walk():
+        shared = [pair for _, pairs in body_inputs(node) for pair in pairs]
+        roots.update((inner, roots.get(outer, outer)) for inner, outer in shared)
+        passed_on = {outer for _, outer in shared}
+        reads.update(roots.get(v, v) for v in set(node.inputs) - passed_on)
+        reads.update(roots.get(v, v) for body in node.bodies for v in body.outputs)
+    twice = {value for value, times in reads.items() if times > 1}
+    return twice | {inner for inner, root in roots.items() if root in twice}
+
+
+def _visitor(graph: Graph, fixed: set[Value], alone: set[Value], rates: Rates) -> Visit:
     groups: dict[object, list[Node]] = {}
     for node in graph.nodes:
-        if node.op in _PRODUCTS and _can_merge(node, graph, fixed):
+        if node.op in _PRODUCTS and _can_merge(node, fixed, alone):
             groups.setdefault(_key(node), []).append(node)
     merged: dict[int, list[Node]] = {}
     for nodes in groups.values():
@@ -104,15 +121,14 @@ def _parts(node: Node) -> list[Value]:
     return [v for name in _PARTS if (v := node.value(name)) is not None]
 
 
-def _can_merge(node: Node, graph: Graph, fixed: set[Value]) -> bool:
+def _can_merge(node: Node, fixed: set[Value], alone: set[Value]) -> bool:
     w = node.operand("w")
     return (
         node.stream is None
         and not node.kernel
         and w.ndim == (2 if node.op == "quantized_matmul" else 3)
         and all(v in fixed for v in _parts(node))
-        and list(graph.users[w]) == [node]
-        and w not in graph.outputs
+        and w in alone
     )
 
 

@@ -154,3 +154,18 @@ def test_a_split_that_costs_more_is_refused() -> None:
 def test_cpus_are_left_alone() -> None:
     graph = qg.trace(lambda x: [qg.quantized_matmul(x, *w, group_size=32) for w in (A, B)], X)
     assert MergeMatmuls(Target(mx.Device(mx.cpu, 0), "cpu", "x86_64", 2))(graph) is graph
+
+
+def test_weights_read_in_other_bodies_too_stay() -> None:
+    def pair(h: Any) -> Any:
+        return [qg.sum(qg.quantized_matmul(h, *w, group_size=32)) for w in (A, B)]
+
+    def outside(x: Any) -> Any:
+        y = qg.quantized_matmul(x, *A, group_size=32)
+        return y, qg.fori_loop(0, 2, lambda _, h: h + sum(pair(h)), x)
+
+    def branches(x: Any) -> Any:
+        return qg.cond(qg.sum(x) > 0, lambda h: sum(pair(h)), lambda h: pair(h)[0], x)
+
+    for fn, count in ((outside, 3), (branches, 3)):
+        assert len(products(merged(fn, X))) == count
