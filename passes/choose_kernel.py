@@ -169,7 +169,7 @@ def _problem(node: Node, parts: Sequence[Value], target: Target) -> Problem:
         transpose=setting(node, "transpose"),
     )
     # A gathered product has as many rows as its result.
-    return problem.replace(m=node.output.type.size // problem.n)
+    return problem.replace(m=node.output.type.size // max(1, problem.n))
 
 
 def _worth(

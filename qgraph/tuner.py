@@ -77,7 +77,7 @@ def choose(
     'qmm'
     """
     names = candidates(problem, budget=budget, exact=exact) if names is None else list(names)
-    if len(names) == 1 and not tune:
+    if not problem.m or (len(names) == 1 and not tune):
         return Choice(names[0], "default", math.nan)
     cache = Cache.user() if cache is None else cache
     for asked in dict.fromkeys((problem, bucket(problem))):

@@ -192,3 +192,8 @@ def test_hopper_dequantizes_for_prefill(cache):
     )
     assert choose(p, cache=cache).kernel == "dequantize+matmul"
     assert choose(p, cache=cache, exact=True).kernel == "qmm"
+
+
+def test_gathered_products_of_no_rows_have_an_estimate(cache):
+    problem = Problem(0, 64, 64, mx.float32, "affine", 4, 64, scales_dtype=mx.float32, experts=4)
+    assert choose(problem, cache=cache).kernel
