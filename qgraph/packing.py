@@ -31,7 +31,7 @@ class PackCache:
     def __init__(self) -> None:
         self.constants = Constants()
         self._arrays: dict[Any, list[mx.array]] = {}
-        self._held: list[Any] = []
+        self._held: dict[int, Any] = {}
 
     def key(self, value: Value, known: dict[Value, Any]) -> Any:
         if value in known:
@@ -39,7 +39,7 @@ class PackCache:
         node = value.node
         if node.op == "constant":
             data = node.args["data"]
-            self._held.append(data)
+            self._held[id(data)] = data
             return ("constant", id(data))
         attrs = tuple((name, repr(arg)) for name, arg in node.attrs.items())
         inputs = tuple(self.key(v, known) for v in node.inputs)
