@@ -133,6 +133,8 @@ def _product(node: Node, product: Contraction, packed: Packed) -> Tensor | str:
     dtype = node.output.dtype
     if not mx.issubdtype(dtype, mx.floating) or dtype == mx.float64:
         return f"the product is {dtype}; quantized products are float16, bfloat16 or float32"
+    if not product.x.size or not node.output.type.size:
+        return "the product is empty; MLX's quantized products are not"
     axes = packed.parts[0].ndim
     if axes > 2 and product.x.ndim < 2:
         return "a vector times a batch of weights; give x a row axis"
@@ -152,6 +154,9 @@ def _fuse_gather(node: Node) -> Sequence[Value] | None:
         return None
     if isinstance(weight, str):
         _note(node, "refused", f"not fused: {weight}")
+        return None
+    if not node.output.type.size:
+        _note(node, "refused", "not fused: the product is empty; MLX's quantized ones are not")
         return None
     packed = as_operand(weight)
     if isinstance(packed, str):

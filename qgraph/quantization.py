@@ -233,6 +233,12 @@ def _check_inner(op: str, x: Any, parts: tuple[Any, ...], bits: int, transpose: 
     w = parts[0]
     if x.ndim < 1:
         raise QuantizationError(f"{op}: x has no axes", hint="x needs 1 axis or more")
+    if 0 in x.shape or 0 in w.shape:
+        empty, shape = ("x", x.shape) if 0 in x.shape else ("w", w.shape)
+        raise QuantizationError(
+            f"{op}: {empty} has no elements, shape {tuple(shape)}",
+            hint="MLX ends the process for empty quantized products; leave it out, or qg.zeros(...)",
+        )
     inner = w.shape[-1] * 32 // bits if transpose else w.shape[-2]
     if x.shape[-1] != inner:
         flip = w.shape[-2] if transpose else w.shape[-1] * 32 // bits

@@ -222,10 +222,3 @@ def test_a_budget_goes_to_what_gains_most_a_byte(monkeypatch: pytest.MonkeyPatch
 
     assert (kept(0), kept(7), kept(8), kept(16)) == ([], [], [32], [64])
     assert (kept(24), kept(55), kept(56)) == ([32, 64], [32, 64], [32, 64, 128])
-
-
-def test_weights_without_rows_are_left() -> None:
-    w = [part[:0] for part in mx.quantize(mx.ones((8, 64)))]
-    graph = qg.trace(lambda x: qg.quantized_matmul(x, *w), qg.spec((1, 64)))
-    plan = qg.optimize(graph, target="cpu")
-    assert "packed_matmul" not in {node.op for node in plan.graph.nodes}

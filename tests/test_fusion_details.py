@@ -226,3 +226,14 @@ def test_long_chains_before_a_product() -> None:
 
     plan = optimized(fn, X)
     assert ops(plan.graph).count("quantized_matmul") == 2
+
+
+def test_empty_products_are_left_dense() -> None:
+    """MLX 0.32 ends the process for an empty quantized product; dense ones are fine."""
+    parts = mx.quantize(mx.random.normal((64, 64)))
+    x = mx.zeros((0, 64))
+    program = qg.compile(lambda x: x @ qg.dequantize(*parts).T, x, target="cpu")
+    assert program(x).shape == (0, 64)
+    assert "quantized_matmul" not in {n.op for _, n in program.plan.graph.walk()}
+    reasons = [e.reason for e in program.plan.ledger() if e.decision == "refused"]
+    assert reasons == ["not fused: the product is empty; MLX's quantized products are not"]

@@ -108,6 +108,11 @@ MISUSES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "one axis": ({"w": mx.ones((64,))}, ["w has 1 axes", "2 axes or more"]),
     "integers": ({"w": mx.ones((128, 64), mx.int32)}, ["dtype mlx.core.int32", "float16"]),
+    "no rows": ({"x": mx.ones((0, 64))}, ["x has no elements", "(0, 64)", "MLX ends the process"]),
+    "no outputs": (
+        {"w": PACKED[0][:0], "scales": PACKED[1][:0], "biases": PACKED[2][:0], "group_size": 32},
+        ["w has no elements"],
+    ),
     "inner sizes": ({"transpose": False}, ["last axis of x is 64", "transpose=True would fit"]),
 }  # fmt: skip
 
