@@ -237,7 +237,7 @@ def _check_inner(op: str, x: Any, parts: tuple[Any, ...], bits: int, transpose: 
         empty, shape = ("x", x.shape) if 0 in x.shape else ("w", w.shape)
         raise QuantizationError(
             f"{op}: {empty} has no elements, shape {tuple(shape)}",
-            hint="MLX ends the process for empty quantized products; leave it out, or qg.zeros(...)",
+            hint="MLX ends the process for empty quantized products; leave it out or use zeros",
         )
     inner = w.shape[-1] * 32 // bits if transpose else w.shape[-2]
     if x.shape[-1] != inner:
