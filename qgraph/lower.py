@@ -7,11 +7,12 @@ in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from .compiled import Compiled
 from .interpret import Arrays, Env, Interpreter, Streams, scan_turns, unrolls
 from .ir import Graph, Node, Value
 from .kernel_ops import runs_on_host
@@ -90,7 +91,7 @@ class Stretch(Step):
 
     needs: tuple[Value, ...]
     gives: tuple[Value, ...]
-    function: Callable[..., list[mx.array]]
+    function: Compiled
 
     @staticmethod
     def of(
@@ -110,10 +111,10 @@ class Stretch(Step):
                 interpreter.run(node, env)
             return [env[v] for v in gives]
 
-        return Stretch(needs, gives, mx.compile(stretch))
+        return Stretch(needs, gives, Compiled(stretch))
 
     def run(self, env: Env) -> None:
-        arrays = self.function(*[env[v] for v in self.needs])
+        arrays = self.function.call(*[env[v] for v in self.needs])
         env.update(zip(self.gives, arrays, strict=True))
 
 

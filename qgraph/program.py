@@ -90,7 +90,7 @@ def _direct(lowered: LoweredGraph) -> Callable[[Sequence[mx.array]], list[mx.arr
         step = lowered.steps[0]
         if step.needs == lowered.inputs and step.gives == lowered.outputs:
             function = step.function
-            return lambda arrays: function(*arrays)
+            return lambda arrays: function.call(*arrays)
     return lowered
 
 

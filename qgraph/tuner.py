@@ -15,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .compiled import Compiled
 from .kernels import Problem, candidates, carry_out, kernel
 from .kernels.cache import Cache
 from .kernels.cost import CostTable, table_for
@@ -199,7 +200,7 @@ def runs(
         def call(*xs: mx.array) -> list[mx.array]:
             return [product(x, own) for x, own in zip(xs, packed, strict=True)]
 
-        function = call if chosen.host else mx.compile(call)
+        function = call if chosen.host else Compiled(call).call
         return lambda: mx.eval(function(*(x for x, _ in copies)))
 
     return {name: prepared(name) for name in names}
