@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from .interpret import Env, Interpreter, Streams
-from .ir import Graph, Node, Value
+from .ir import Graph, Node, Value, map_values
 from .lower import captured_constants
 from .tensor import Constants
 
@@ -24,32 +24,40 @@ Progress = Callable[[str, int, int], None]
 class PackCache:
     """Packed arrays shared by the specialisations of a program.
 
-    A packed value is known by what it is computed from: the same ops, settings and constants.
+    A packed value is known by what it is computed from: the same ops, arguments and constants.
     Traces that share `constants` have one constant for each array.
     """
 
     def __init__(self) -> None:
         self.constants = Constants()
-        self._arrays: dict[Any, list[mx.array]] = {}
+        self._arrays: dict[int, list[mx.array]] = {}
+        self._numbers: dict[Any, int] = {}
         self._held: dict[int, Any] = {}
 
-    def key(self, value: Value, known: dict[Value, Any]) -> Any:
-        if value in known:
-            return known[value]
-        node = value.node
-        if node.op == "constant":
-            data = node.args["data"]
-            self._held[id(data)] = data
-            return ("constant", id(data))
-        attrs = tuple((name, repr(arg)) for name, arg in node.attrs.items())
-        inputs = tuple(self.key(v, known) for v in node.inputs)
-        known[value] = (node.op, attrs, inputs, value.index)
-        return known[value]
+    def keys(self, graph: Graph) -> dict[Node, int]:
+        """A number for each constant and packed node: nodes that compute the same have the same."""
+        keys: dict[Node, int] = {}
 
-    def get(self, key: Any) -> list[mx.array] | None:
+        def name(value: Value) -> str:  # marked, so that no static number is taken for a value
+            return f"value {keys[value.node]}.{value.index}"
+
+        for node in graph.nodes:
+            if node.op == "constant":
+                data = node.args["data"]
+                self._held[id(data)] = data  # so that its identity stays its own
+                what: Any = id(data)
+            elif node.stage == "pack":
+                args = ((arg, repr(map_values(given, name))) for arg, given in node.args.items())
+                what = node.op, *args
+            else:
+                continue
+            keys[node] = self._numbers.setdefault(what, len(self._numbers))
+        return keys
+
+    def get(self, key: int) -> list[mx.array] | None:
         return self._arrays.get(key)
 
-    def put(self, key: Any, arrays: list[mx.array]) -> None:
+    def put(self, key: int, arrays: list[mx.array]) -> None:
         self._arrays[key] = arrays
 
 
@@ -106,12 +114,11 @@ def pack(
         if node.op == "getitem" and node.output in held:
             held.add(node.inputs[0])
     env: Env = {}
-    keys: dict[Value, Any] = {}
+    keys = cache.keys(graph)
     for done, node in enumerate(staged.nodes, 1):
         if progress is not None:
             progress(_source_name(node), done, len(staged.nodes))
-        key = cache.key(node.output, keys)
-        arrays = cache.get(key)
+        arrays = cache.get(keys[node])
         if arrays is None:
             for value in node.inputs:
                 if value not in env:
@@ -120,7 +127,7 @@ def pack(
             arrays = [env[v] for v in node.outputs]
             mx.eval(arrays)
             if any(v in held for v in node.outputs):
-                cache.put(key, arrays)
+                cache.put(keys[node], arrays)
         env.update(zip(node.outputs, arrays, strict=True))
         for value in node.inputs:
             if last_reader[value] is node and value not in staged.wanted:

@@ -162,10 +162,11 @@ class Program:
         """
         found = {}
         for executable in self.executables:
+            keys = self.cache.keys(executable.graph)
             for value in executable.known:
                 while value.node.op == "getitem":
                     value = value.node.inputs[0]
-                found[self.cache.key(value, {})] = value.type.nbytes
+                found[keys[value.node], value.index] = value.type.nbytes
         return sum(found.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

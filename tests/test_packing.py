@@ -1,0 +1,62 @@
+"""The pack step of programs with several specialisations: what they share, and what they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import qgraph as qg
+
+SIZE = 512
+W = mx.random.normal((SIZE, SIZE), key=mx.random.key(0))
+LIMIT = mx.full((SIZE,), 0.1)
+BACKWARDS = mx.arange(SIZE - 1, -1, -1)
+
+Change = Callable[[Any, Any], Any]
+PAIRS: dict[str, tuple[Change, Change]] = {
+    "an array for one parameter or the other": (
+        lambda of, w: of.clip(w, LIMIT, None), lambda of, w: of.clip(w, None, LIMIT),
+    ),
+    "an array among the static parts of an index": (
+        lambda of, w: w[BACKWARDS, :], lambda of, w: w[:, BACKWARDS],
+    ),
+    "settings": (lambda of, w: of.roll(w, 1, 0), lambda of, w: of.roll(w, 1, 1)),
+    "numbers": (lambda of, w: w * 2.0, lambda of, w: w * 3.0),
+    "the order of operands": (lambda of, w: w - LIMIT, lambda of, w: LIMIT - w),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_what_differs_is_packed_apart(pair: str) -> None:
+    one, many = PAIRS[pair]
+
+    def fn(x: Any) -> Any:
+        change = one if x.shape[0] == 1 else many
+        return qg.quantized_matmul(x, change(qg, qg.tensor(W)))
+
+    program = qg.jit(fn, target="cpu")
+    for rows, change in ((1, one), (2, many)):
+        x = mx.random.normal((rows, SIZE), key=mx.random.key(rows))
+        expected = mx.quantized_matmul(x, *mx.quantize(change(mx, W)))
+        np.testing.assert_allclose(program(x), expected, rtol=1e-4, atol=2e-4)
+    packed = sum(part.nbytes for part in mx.quantize(W))
+    assert program.weight_bytes == 2 * packed
+
+
+def test_a_value_read_twice_again_and_again() -> None:
+    """Its key would grow to 2^60 parts, were it written out."""
+
+    def fn(x: Any) -> Any:
+        w = qg.tensor(W)
+        for _ in range(60):
+            w = w - w * LIMIT
+        return qg.quantized_matmul(x, w)
+
+    program = qg.jit(fn, target="cpu")
+    results = [program(mx.ones((rows, SIZE))) for rows in (1, 2)]
+    assert mx.allclose(results[1][1], results[0][0], rtol=1e-4, atol=1e-6)
+    assert program.weight_bytes == sum(part.nbytes for part in mx.quantize(W))
