@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from .interpret import Env, Interpreter, Streams
-from .ir import Graph, Node, Value, map_values
+from .ir import Graph, Node, Value, is_scalar, map_values
 from .lower import captured_constants
 from .tensor import Constants
 
@@ -46,6 +46,8 @@ class PackCache:
                 data = node.args["data"]
                 self._held[id(data)] = data  # so that its identity stays its own
                 what: Any = id(data)
+                if is_scalar(node.output) and not data.is_released:  # each trace has its own
+                    what = repr(data.array.dtype), repr(data.array.item())
             elif node.stage == "pack":
                 args = ((arg, repr(map_values(given, name))) for arg, given in node.args.items())
                 what = node.op, *args

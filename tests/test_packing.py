@@ -60,3 +60,10 @@ def test_a_value_read_twice_again_and_again() -> None:
     results = [program(mx.ones((rows, SIZE))) for rows in (1, 2)]
     assert mx.allclose(results[1][1], results[0][0], rtol=1e-4, atol=1e-6)
     assert program.weight_bytes == sum(part.nbytes for part in mx.quantize(W))
+
+
+def test_the_same_number_in_two_traces_is_the_same() -> None:
+    program = qg.jit(lambda x: qg.quantized_matmul(x, qg.tensor(W) * 0.5 + 1), target="cpu")
+    for rows in (1, 2):
+        program(mx.ones((rows, SIZE)))
+    assert program.weight_bytes == sum(part.nbytes for part in mx.quantize(W))
