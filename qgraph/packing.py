@@ -78,6 +78,13 @@ class Staged:
         return Staged(nodes, frozenset(made & (later | set(graph.outputs))))
 
 
+def whole(value: Value) -> Value:
+    """What a value is sliced off: a slice is a view, which holds the buffer of all of it."""
+    while value.node.op == "getitem" and len(value.node.inputs) == 1:  # no arrays in the index
+        value = value.node.inputs[0]
+    return value
+
+
 def run_constants(graph: Graph) -> list[Node]:
     """The constants that are read when the program runs, not only while packing."""
     return [
@@ -110,11 +117,8 @@ def pack(
     kept = run_constants(graph)
     keep_data = {id(node.args["data"]) for node in kept}
     last_reader = {v: node for node in staged.nodes for v in node.inputs}
-    # Rows sliced off hold the buffer of the whole: another specialisation may as well read that.
-    held = set(staged.wanted)
-    for node in reversed(staged.nodes):
-        if node.op == "getitem" and node.output in held:
-            held.add(node.inputs[0])
+    # Another specialisation may as well read the whole of what rows are sliced off.
+    held = staged.wanted | {whole(v) for v in staged.wanted}
     env: Env = {}
     keys = cache.keys(graph)
     for done, node in enumerate(staged.nodes, 1):

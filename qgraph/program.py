@@ -15,7 +15,7 @@ from .errors import InputError, TraceError
 from .interpret import Env, Interpreter, Streams
 from .ir import Graph, reachable
 from .lower import LoweredGraph, Stretch
-from .packing import PackCache, Prepared, Progress, Staged, pack
+from .packing import PackCache, Prepared, Progress, Staged, pack, whole
 from .plan import Plan
 from .target import Target, as_target
 from .tensor import Tensor
@@ -164,9 +164,8 @@ class Program:
         for executable in self.executables:
             keys = self.cache.keys(executable.graph)
             for value in executable.known:
-                while value.node.op == "getitem":
-                    value = value.node.inputs[0]
-                found[keys[value.node], value.index] = value.type.nbytes
+                held = whole(value)
+                found[keys[held.node], held.index] = held.type.nbytes
         return sum(found.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

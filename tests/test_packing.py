@@ -67,3 +67,17 @@ def test_the_same_number_in_two_traces_is_the_same() -> None:
     for rows in (1, 2):
         program(mx.ones((rows, SIZE)))
     assert program.weight_bytes == sum(part.nbytes for part in mx.quantize(W))
+
+
+@pytest.mark.parametrize(
+    ("index", "held"), [(mx.array([1, 2]), 2), (slice(1, 3), SIZE), ((slice(1, 3), None), SIZE)]
+)
+def test_rows_that_are_sliced_off_hold_the_whole_and_picked_ones_do_not(
+    index: Any, held: int
+) -> None:
+    program = qg.jit(lambda x: x + qg.sin(qg.tensor(W))[index], target="cpu")
+    x = mx.ones((1, SIZE))
+    assert mx.allclose(program(x), x + mx.sin(W)[index], atol=1e-6)
+    assert program.weight_bytes == 4 * held * SIZE
+    kept = [array.size for arrays in program.cache._arrays.values() for array in arrays]
+    assert max(kept) == held * SIZE
