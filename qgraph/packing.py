@@ -119,13 +119,17 @@ def pack(
     last_reader = {v: node for node in staged.nodes for v in node.inputs}
     # Another specialisation may as well read the whole of what rows are sliced off.
     held = staged.wanted | {whole(v) for v in staged.wanted}
-    env: Env = {}
     keys = cache.keys(graph)
+    needed = set(staged.wanted)
+    for node in reversed(staged.nodes):
+        if cache.get(keys[node]) is None and not needed.isdisjoint(node.outputs):
+            needed.update(node.inputs)
+    env: Env = {}
     for done, node in enumerate(staged.nodes, 1):
         if progress is not None:
             progress(_source_name(node), done, len(staged.nodes))
         arrays = cache.get(keys[node])
-        if arrays is None:
+        if arrays is None and not needed.isdisjoint(node.outputs):
             for value in node.inputs:
                 if value not in env:
                     env[value] = value.node.args["data"].array
@@ -134,7 +138,8 @@ def pack(
             mx.eval(arrays)
             if any(v in held for v in node.outputs):
                 cache.put(keys[node], arrays)
-        env.update(zip(node.outputs, arrays, strict=True))
+        if arrays is not None:
+            env.update(zip(node.outputs, arrays, strict=True))
         for value in node.inputs:
             if last_reader[value] is node and value not in staged.wanted:
                 env.pop(value, None)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import qgraph as qg
+from qgraph.interpret import Interpreter
+from qgraph.ir import Node
 
 SIZE = 512
 W = mx.random.normal((SIZE, SIZE), key=mx.random.key(0))
@@ -81,3 +83,18 @@ def test_rows_that_are_sliced_off_hold_the_whole_and_picked_ones_do_not(
     assert program.weight_bytes == 4 * held * SIZE
     kept = [array.size for arrays in program.cache._arrays.values() for array in arrays]
     assert max(kept) == held * SIZE
+
+
+def test_what_leads_to_a_packed_weight_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    class Noting(Interpreter):
+        def run(self, node: Node, env: Any) -> None:
+            ran.append(node.op)
+            super().run(node, env)
+
+    monkeypatch.setattr("qgraph.packing.Interpreter", Noting)
+    program = qg.jit(lambda x: qg.quantized_matmul(x, qg.sin(qg.tensor(W))), target="cpu")
+    results = [program(mx.ones((rows, SIZE))) for rows in (1, 2)]
+    assert ran == ["sin", "quantize"]
+    assert mx.allclose(results[1][1], results[0][0], rtol=1e-4, atol=1e-4)
