@@ -44,7 +44,8 @@ def compile(
         budget, tune: as for `optimize`.
         parameters: as for `trace`.
         share: a program made by `jit` whose packed weights this one shares, where both use the same
-            arrays.
+            arrays.  Float originals are held then: arrays are known by their identity, and the
+            other program may need them for input types to come.
         release: let float weights go once they are packed; by default True for a function, and
             False for a graph, which may be compiled again.
         progress: called with name, count and total while weights are packed.
