@@ -158,8 +158,7 @@ def random_operands(problem: Problem, seed: int = 0) -> tuple[mx.array, list[mx.
     shape = shape if problem.transpose else shape[::-1]
     if problem.experts:
         shape = (problem.experts, *shape)
-    scales_dtype = problem.scales_dtype or problem.dtype
-    w_dtype = scales_dtype if problem.mode == "affine" else problem.dtype
+    w_dtype = problem.scales_dtype if problem.mode == "affine" else problem.dtype
     w = mx.random.normal(shape, key=key_w).astype(w_dtype)
     parts = list(mx.quantize(w, **problem.settings))
     x = mx.random.normal((problem.m, problem.k), key=key_x).astype(problem.dtype)

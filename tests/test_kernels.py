@@ -160,6 +160,19 @@ def test_extra_bytes_are_those_kept():
     assert dense.extra_bytes(p) == dense.pack(parts, p)[0].nbytes
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16], ids=str)
+@pytest.mark.parametrize(("mode", "scales"), [("affine", None), ("mxfp4", mx.uint8)])
+def test_the_dtype_of_scales_may_be_left_out(dtype, mode, scales):
+    short = Problem(1, 64, 64, dtype, mode, 4, 32)
+    whole = short.replace(scales_dtype=scales or dtype)
+    assert short == whole
+    assert str(short) == str(whole)
+    assert short.out_dtype == dtype
+    assert names_to_try(short) == names_to_try(whole)
+    for backend in ("cpu", "cuda"):
+        assert candidates(short.replace(backend=backend, arch="sm_90"))[0] == "qmm"
+
+
 @pytest.mark.parametrize("name", ["nothing", "f32", "pad+qmm", "shard0+qmm", "qmm+f32", "f16+qmm"])
 def test_unknown_names_are_refused(name):
     with pytest.raises(ValueError, match="no kernel is called"):

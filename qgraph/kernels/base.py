@@ -27,7 +27,8 @@ class Problem:
         n: columns of the result.
         k: elements summed over.
         dtype: of x.
-        scales_dtype: of affine scales and biases; of the other modes always uint8.
+        scales_dtype: of affine scales and biases, by default that of x; of the other modes always
+            uint8.
         backend: "cpu", "cuda" or "metal".
         arch: the processor, or the GPU as MLX names it.
         cores: CPU cores, as many streams at most.
@@ -45,11 +46,16 @@ class Problem:
     bits: int
     group_size: int
     transpose: bool = True
-    scales_dtype: mx.Dtype | None = None
+    scales_dtype: mx.Dtype = None  # type: ignore[assignment]
     backend: str = "cpu"
     arch: str = "x86_64"
     cores: int = 1
     experts: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scales_dtype is None:
+            scales = self.dtype if self.mode == "affine" else mx.uint8
+            object.__setattr__(self, "scales_dtype", scales)
 
     @staticmethod
     def of(
@@ -83,7 +89,7 @@ class Problem:
     @property
     def out_dtype(self) -> mx.Dtype:
         """The dtype MLX gives the result."""
-        if self.mode != "affine" or self.scales_dtype is None or self.scales_dtype == self.dtype:
+        if self.mode != "affine" or self.scales_dtype == self.dtype:
             return self.dtype
         return mx.float32
 
@@ -96,7 +102,7 @@ class Problem:
     def packed_bytes(self) -> int:
         """Bytes of the packed weight with scales and biases."""
         groups = self.weights // self.group_size
-        scale = 1 if self.mode != "affine" else 2 * (self.scales_dtype or self.dtype).size
+        scale = 1 if self.mode != "affine" else 2 * self.scales_dtype.size
         return self.weights * self.bits // 8 + groups * scale
 
     @property
@@ -113,7 +119,7 @@ class Problem:
         return replace(self, **changes)
 
     def __str__(self) -> str:
-        x, s = SHORT_NAMES[self.dtype], SHORT_NAMES[self.scales_dtype or self.dtype]
+        x, s = SHORT_NAMES[self.dtype], SHORT_NAMES[self.scales_dtype]
         shape = f"{self.n},{self.k}" if self.transpose else f"{self.k},{self.n}"
         if self.experts:
             shape = f"{self.experts},{shape}"
