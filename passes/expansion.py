@@ -8,6 +8,7 @@ raised computes, on a CPU, what stood there bit for bit.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,14 +53,29 @@ class Expansion:
         return matches(pattern.outputs[0], self.root, bound)
 
 
-def contract(target: Target | None) -> str:
-    """What raising promises.
+@dataclass(frozen=True)
+class Raising(ABC):
+    """A pass that raises what its `find` finds; a subclass gives `find` and a name."""
 
-    On a CPU MLX expands the op again, to the same bits.  On a GPU it has a kernel, which rounds
-    elsewhere.  The expansion itself was up to 0.007 from float64 in bfloat16; in float32 products
-    may be in TF32, and rotations at position 5000 were 5e-5 off.
-    """
-    return "exact" if (target or as_target()).is_cpu else "tolerance 2e-2"
+    target: Target | None = None
+    name: str = ""
+
+    @property
+    def contract(self) -> str:
+        """On a CPU MLX expands the op again, to the same bits.
+
+        On a GPU it has a kernel, which rounds elsewhere.  The expansion itself was up to 0.007 from
+        float64 in bfloat16; in float32 products may be in TF32, and rotations at position 5000 were
+        5e-5 off.
+        """
+        return "exact" if as_target(self.target).is_cpu else "tolerance 2e-2"
+
+    def __call__(self, graph: Graph) -> Graph:
+        return raise_expansions(graph, self.find, self.name)
+
+    @abstractmethod
+    def find(self, graph: Graph) -> Iterable[Expansion]:
+        """What stands in one graph, without its bodies; all of it must hold."""
 
 
 Find = Callable[[Graph], Iterable[Expansion]]

@@ -25,34 +25,24 @@ import numpy as np
 
 from qgraph.ir import Graph, Node, Value
 from qgraph.rewrite import setting
-from qgraph.target import Target
 
-from .expansion import Expansion, contract, layers, number, peel, raise_expansions
+from .expansion import Expansion, Raising, layers, number, peel
 
 _OP = "fast.scaled_dot_product_attention"
 
 
 @dataclass(frozen=True)
-class RaiseAttention:
+class RaiseAttention(Raising):
     """See the module."""
 
-    target: Target | None = None
     name: str = "raise-attention"
 
-    @property
-    def contract(self) -> str:
-        return contract(self.target)
-
-    def __call__(self, graph: Graph) -> Graph:
-        return raise_expansions(graph, _find, self.name)
-
-
-def _find(graph: Graph) -> Iterator[Expansion]:
-    for node in graph.nodes:
-        if node.op == "softmax" and setting(node, "precise"):
-            found = next((e for e in _guesses(graph, node) if e.holds), None)
-            if found is not None:
-                yield found
+    def find(self, graph: Graph) -> Iterator[Expansion]:
+        for node in graph.nodes:
+            if node.op == "softmax" and setting(node, "precise"):
+                found = next((e for e in _guesses(graph, node) if e.holds), None)
+                if found is not None:
+                    yield found
 
 
 def _guesses(graph: Graph, softmax: Node) -> Iterator[Expansion]:

@@ -16,38 +16,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qgraph.ir import Graph
-from qgraph.target import Target
 
-from .expansion import Expansion, contract, number, peel, raise_expansions
+from .expansion import Expansion, Raising, number, peel
 from .norms import largest, scaled
 
 PARTS = (("multiply", "weight"), ("add", "bias"))
 
 
 @dataclass(frozen=True)
-class RaiseLayerNorm:
+class RaiseLayerNorm(Raising):
     """See the module."""
 
-    target: Target | None = None
     name: str = "raise-layer-norm"
 
-    @property
-    def contract(self) -> str:
-        return contract(self.target)
-
-    def __call__(self, graph: Graph) -> Graph:
-        return raise_expansions(graph, _find, self.name)
-
-
-def _find(graph: Graph) -> Iterator[Expansion]:
-    for node in graph.nodes:
-        if node.op != "rsqrt" or node.inputs[0].node.op != "add":
-            continue
-        variance, eps = node.inputs[0].node.inputs
-        centred = peel(variance, "multiply", "sum", "square")
-        small = number(eps)
-        if centred.node.op != "subtract" or small is None:
-            continue
-        x = centred.node.inputs[0]
-        for end in scaled(graph, centred, node.output):
-            yield from largest(graph, "fast.layer_norm", x, small, end, PARTS)
+    def find(self, graph: Graph) -> Iterator[Expansion]:
+        for node in graph.nodes:
+            if node.op != "rsqrt" or node.inputs[0].node.op != "add":
+                continue
+            variance, eps = node.inputs[0].node.inputs
+            centred = peel(variance, "multiply", "sum", "square")
+            small = number(eps)
+            if centred.node.op != "subtract" or small is None:
+                continue
+            x = centred.node.inputs[0]
+            for end in scaled(graph, centred, node.output):
+                yield from largest(graph, "fast.layer_norm", x, small, end, PARTS)

@@ -18,38 +18,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qgraph.ir import Graph
-from qgraph.target import Target
 
-from .expansion import Expansion, contract, number, peel, raise_expansions
+from .expansion import Expansion, Raising, number, peel
 from .norms import largest, scaled
 
 PARTS = (("multiply", "weight"),)
 
 
 @dataclass(frozen=True)
-class RaiseRmsNorm:
+class RaiseRmsNorm(Raising):
     """See the module."""
 
-    target: Target | None = None
     name: str = "raise-rms-norm"
 
-    @property
-    def contract(self) -> str:
-        return contract(self.target)
-
-    def __call__(self, graph: Graph) -> Graph:
-        return raise_expansions(graph, _find, self.name)
-
-
-def _find(graph: Graph) -> Iterator[Expansion]:
-    for node in graph.nodes:
-        if node.op != "rsqrt" or node.inputs[0].node.op != "add":
-            continue
-        mean, eps = node.inputs[0].node.inputs
-        square = peel(mean, "multiply", "sum").node
-        small = number(eps)
-        if square.op != "square" or small is None:
-            continue
-        x = square.inputs[0]
-        for end in scaled(graph, x, node.output):
-            yield from largest(graph, "fast.rms_norm", x, small, end, PARTS)
+    def find(self, graph: Graph) -> Iterator[Expansion]:
+        for node in graph.nodes:
+            if node.op != "rsqrt" or node.inputs[0].node.op != "add":
+                continue
+            mean, eps = node.inputs[0].node.inputs
+            square = peel(mean, "multiply", "sum").node
+            small = number(eps)
+            if square.op != "square" or small is None:
+                continue
+            x = square.inputs[0]
+            for end in scaled(graph, x, node.output):
+                yield from largest(graph, "fast.rms_norm", x, small, end, PARTS)

@@ -25,33 +25,23 @@ import numpy as np
 
 from qgraph.ir import Graph, Node, Value
 from qgraph.recorded import expansion
-from qgraph.target import Target
 from qgraph.types import TensorType
 
-from .expansion import Expansion, contract, layers, number, peel, raise_expansions
+from .expansion import Expansion, Raising, layers, number, peel
 
 
 @dataclass(frozen=True)
-class RaiseRope:
+class RaiseRope(Raising):
     """See the module."""
 
-    target: Target | None = None
     name: str = "raise-rope"
 
-    @property
-    def contract(self) -> str:
-        return contract(self.target)
-
-    def __call__(self, graph: Graph) -> Graph:
-        return raise_expansions(graph, _find, self.name)
-
-
-def _find(graph: Graph) -> Iterator[Expansion]:
-    for node in graph.nodes:
-        if node.op == "concatenate":
-            found = next((e for e in _guesses(graph, node) if e.holds), None)
-            if found is not None:
-                yield _with_known_offset(found)
+    def find(self, graph: Graph) -> Iterator[Expansion]:
+        for node in graph.nodes:
+            if node.op == "concatenate":
+                found = next((e for e in _guesses(graph, node) if e.holds), None)
+                if found is not None:
+                    yield _with_known_offset(found)
 
 
 def _guesses(graph: Graph, node: Node) -> Iterator[Expansion]:
