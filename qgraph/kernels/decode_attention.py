@@ -28,7 +28,8 @@ def decode_attention(
     Args:
         q: (batch, heads, 1, dim), float16, bfloat16 or float32.
         k, v: (batch, kv_heads, length, dim), of the same dtype; kv_heads divides heads.
-        last: an integer of one element, below length.
+        last: an integer of one element.  From length - 1 on all keys are seen; below 0 none is,
+            and all weigh the same, as under a mask that hides all of them.
 
     Returns:
         Like q.  On other devices than CUDA's it is MLX's attention with a mask.
@@ -41,8 +42,10 @@ def decode_attention(
         seen = mx.arange(k.shape[2]) <= last.reshape(1)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)
     batch, heads, _, dim = q.shape
+    if last.dtype != mx.int32:  # as int32 a number beyond the keys could become negative
+        last = mx.minimum(last, mx.array(k.shape[2] - 1, mx.int32)).astype(mx.int32)
     results: list[mx.array] = _kernel()(
-        inputs=[q, k, v, last.astype(mx.int32)],
+        inputs=[q, k, v, last],
         template=[("T", q.dtype), ("D", dim), ("WARPS", WARPS), ("SCALE", _bits(scale))],
         grid=(batch * heads * WARPS * 32, 1, 1),
         threadgroup=(WARPS * 32, 1, 1),

@@ -105,6 +105,8 @@ def test_tensor_cores(dtype, bits, group):
         (mx.float16, 64, 9, 3, 200, 0),
         (mx.float32, 64, 4, 4, 333, 332),
         (mx.bfloat16, 128, 4, 1, 3000, 2900),
+        (mx.float16, 128, 4, 2, 70, 1000),
+        (mx.bfloat16, 64, 4, 2, 700, -1),
     ],
 )
 def test_decode_attention(dtype, dim, heads, kv_heads, length, last):
@@ -115,8 +117,9 @@ def test_decode_attention(dtype, dim, heads, kv_heads, length, last):
     )
     y = decode_attention(q, k, v, mx.array(last), dim**-0.5)
     q, k, v = (np.array(a.astype(mx.float32), np.float64) for a in (q, k, v))
-    k, v = (np.repeat(a[:, :, : last + 1], heads // kv_heads, axis=1) for a in (k, v))
-    scores = q @ k.swapaxes(-1, -2) * dim**-0.5
+    seen, scale = (last + 1, dim**-0.5) if last >= 0 else (length, 0.0)
+    k, v = (np.repeat(a[:, :, :seen], heads // kv_heads, axis=1) for a in (k, v))
+    scores = q @ k.swapaxes(-1, -2) * scale
     p = np.exp(scores - scores.max(-1, keepdims=True))
     want = p / p.sum(-1, keepdims=True) @ v
     got = np.array(y.astype(mx.float32), np.float64)
