@@ -24,7 +24,7 @@ __device__ void decode_attention(const T* q, const T* k, const T* v, const int* 
   // Below 0 no key is seen: all weigh the same then, as under a mask of MLX that hides all.
   const bool blind = last[0] < 0;
   const int end = blind ? length : min(last[0], length - 1) + 1;
-  const float scale = blind ? 0 : __int_as_float(SCALE_BITS) * 1.44269504f;  // for exp2, the fast one
+  const float scale = blind ? 0 : __int_as_float(SCALE_BITS) * 1.44269504f;  // exp2 is fast
 
   float query[8], result[8] = {}, most = -INFINITY, sum = 0;
   for (int i = 0; i < 8; i++)

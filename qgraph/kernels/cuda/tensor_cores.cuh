@@ -1,8 +1,8 @@
 // y = x W^T for a few rows of x and an affine-quantized W, on tensor cores.
 //
-// Each warp takes TILES tiles of 16 rows of W and, in turn with the other warps of its block, chunks
-// of 128 bytes a row, which it copies into shared memory some turns ahead.  It sums over pieces of
-// up to 64 columns that lie in one group.  Quantized numbers become 16-bit floats without
+// Each warp takes TILES tiles of 16 rows of W and, in turn with the other warps of its block,
+// chunks of 128 bytes a row, which it copies into shared memory some turns ahead.  It sums over
+// pieces of up to 64 columns that lie in one group.  Quantized numbers become 16-bit floats without
 // arithmetic: their bits are set below those of OFFSET (128 in bfloat16, 1024 in float16), so a
 // number q reads as OFFSET + q.  With S the sum of x over the piece,
 //     sum (scale q + bias) x  =  scale sum (OFFSET + q) x  +  (bias - OFFSET scale) S,
@@ -16,6 +16,13 @@
 
 namespace qgraph {
 
+#define QGRAPH_MMA(TYPE)                                             \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 " \
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"        \
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])               \
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1))
+
+// The bits of OFFSET and of 1 in each half of a word, OFFSET, and the tensor cores' instruction.
 template <typename T>
 struct Half;
 
@@ -23,14 +30,9 @@ template <>
 struct Half<__nv_bfloat16> {
   static constexpr unsigned magic = 0x43004300, ones = 0x3f803f80;
   static constexpr float offset = 128.0f;
-  static __device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-  static __device__ __forceinline__ __nv_bfloat16 of(float v) { return __float2bfloat16(v); }
   static __device__ __forceinline__ void
   mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    QGRAPH_MMA("bf16");
   }
 };
 
@@ -38,14 +40,9 @@ template <>
 struct Half<__half> {
   static constexpr unsigned magic = 0x64006400, ones = 0x3c003c00;
   static constexpr float offset = 1024.0f;
-  static __device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
-  static __device__ __forceinline__ __half of(float v) { return __float2half(v); }
   static __device__ __forceinline__ void
   mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    QGRAPH_MMA("f16");
   }
 };
 
@@ -71,7 +68,7 @@ __device__ __forceinline__ unsigned bits(T v) {
 template <typename T>
 __device__ __forceinline__ float number(unsigned bits) {
   unsigned short low = bits;
-  return Half<T>::to_float(*reinterpret_cast<T*>(&low));
+  return float(*reinterpret_cast<T*>(&low));
 }
 
 // The WORDS words of x that begin at `from`, which lies at any address if not ALIGNED.
@@ -217,7 +214,8 @@ __device__ void few_rows_at(const T* x, const unsigned* w, const T* scales, cons
         unsigned words[2][WORDS];
 #pragma unroll
         for (int h = 0; h < 2; h++)
-          read(words[h], stage + (i * 16 + h * 8 + g) * STRIDE + p * PIECE * BITS / 8 + t * WORDS * 4);
+          read(words[h],
+               stage + (i * 16 + h * 8 + g) * STRIDE + p * PIECE * BITS / 8 + t * WORDS * 4);
         float acc[COLUMNS][PARTS][4] = {};
 #pragma unroll
         for (int j = 0; j < WORDS; j++) {
@@ -278,7 +276,7 @@ __device__ void few_rows_at(const T* x, const unsigned* w, const T* scales, cons
 #pragma unroll
     for (int from = 0; from < WARPS; from++) result += shared[from][i][c][e][source];
     const int row = c * 8 + column, out = first + i * 16 + low;
-    if (row < m && out < n) y[size_t(row) * n + out] = H::of(result);
+    if (row < m && out < n) y[size_t(row) * n + out] = T(result);
   }
 }
 
