@@ -26,8 +26,11 @@ VIEWS = _words("""
 """)
 """Ops whose result shares its operand's buffer, or may."""
 
-_PARTIAL = _words("getitem take take_along_axis slice gather_qmm packed_gather gather_mm")
+_PARTIAL = _words("getitem take take_along_axis slice")
 """Ops that read of their first operand no more than they pick."""
+
+_GATHERS = _words("gather_qmm packed_gather gather_mm")
+"""Products that read of their second operand the matrices that they pick."""
 
 _UPDATES = frozenset({"slice_update", "put_along_axis"})
 
@@ -122,7 +125,18 @@ def _bytes(node: Node) -> int:
         first = node.inputs[0]
         others = sum(v.type.nbytes for v in read if v is not first)
         return min(written, first.type.nbytes) + others + written
+    if node.op in _GATHERS:
+        return sum(_picked_bytes(v, node) for v in read) + written
     return sum(v.type.nbytes for v in read) + written
+
+
+def _picked_bytes(value: Value, node: Node) -> int:
+    """Of an operand of a gathered product: of matrices, as many as there are products."""
+    if value in (node.inputs[0], node.value("lhs_indices"), node.value("rhs_indices")):
+        return value.type.nbytes
+    matrices = max(1, math.prod(value.shape[:-2]))
+    picked = min(matrices, math.prod(node.output.shape[:-2]))
+    return value.type.nbytes // matrices * picked
 
 
 def _one_each(node: Node) -> float:

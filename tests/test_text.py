@@ -198,6 +198,18 @@ def test_cost_of_a_quantized_product_is_that_of_its_packed_weight() -> None:
     assert cost.flops == 2 * 64 * 64
 
 
+@pytest.mark.parametrize(("products", "read"), [(2, 2), (7, 5)])
+def test_a_gathered_product_reads_the_matrices_that_it_picks(products: int, read: int) -> None:
+    experts = mx.quantize(mx.ones((5, 64, 64)))
+    ids = mx.zeros((products,), mx.uint32)
+    around = 4 * products * (64 + 64 + 1)
+    of_one = sum(part.nbytes for part in experts) // 5
+    graph = of(lambda x: qg.gather_qmm(x, *experts, rhs_indices=ids), products, 1, 64)
+    assert estimate(graph.nodes[-1]).nbytes == around + read * of_one
+    dense = of(lambda x: qg.gather_mm(x, mx.ones((5, 64, 64)), None, ids), products, 1, 64)
+    assert estimate(dense.nodes[-1]).nbytes == around + read * 4 * 64 * 64
+
+
 def test_costs_of_loops_count_their_turns() -> None:
     once = sum(
         (estimate(n) for n in of(step, 1, 64).nodes[-1].bodies[0].nodes if n.op != "constant"),
