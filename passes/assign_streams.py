@@ -24,6 +24,8 @@ from qgraph.rewrite import Visit, rewrite, setting
 from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
 
+from .products import PARTS
+
 _NAME = "assign-streams"
 _PRODUCTS = frozenset({"matmul", "addmm", "quantized_matmul", "gather_mm", "gather_qmm"})
 _BALANCED = 1.1
@@ -47,7 +49,7 @@ class AssignStreams:
     contract: str = "exact"
 
     def __call__(self, graph: Graph) -> Graph:
-        target = self.target or as_target()
+        target = as_target(self.target)
         if not target.is_cpu or target.cores < 2:
             return graph
         return rewrite(graph, lambda inner: self._visitor(inner, target.cores), self.name)
@@ -128,7 +130,7 @@ def _shards(node: Node, cores: int) -> list[Value]:
     for stream in range(cores):
         part = slice(ends[stream], ends[stream + 1])
         args = dict(node.args)
-        for name in ("w", "scales", "biases"):
+        for name in PARTS:
             value = node.value(name)
             if value is not None:
                 args[name] = apply("getitem", (Tensor(value), part)).value

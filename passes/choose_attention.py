@@ -39,7 +39,7 @@ class ChooseAttention:
     contract: str = "tolerance"
 
     def __call__(self, graph: Graph) -> Graph:
-        target = self.target or as_target()
+        target = as_target(self.target)
         if target.backend != "cuda" and not self.everywhere:
             return graph
         return rewrite(graph, lambda _: _visit, self.name)

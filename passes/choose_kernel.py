@@ -41,9 +41,10 @@ from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
 from qgraph.tuner import Choice, choose
 
+from .products import indices_of, is_open, parts_of
+
 _NAME = "choose-kernel"
 _LEFT = ("qmm", "f32+qmm", "gather_qmm", "f32+gather_qmm")
-_INDICES = ("lhs_indices", "rhs_indices")
 LEAVING_US = 500.0
 """What a kernel must save in a loop that has to run from the host for it, turn by turn."""
 
@@ -86,7 +87,7 @@ class ChooseKernel:
     contract: str = "tolerance"
 
     def __call__(self, graph: Graph) -> Graph:
-        products = self._products(graph, self.target or as_target())
+        products = self._products(graph, as_target(self.target))
         chosen = self._choices(products)
         if not chosen:
             return graph
@@ -96,15 +97,8 @@ class ChooseKernel:
         fixed = fixed_values(graph)
         found = []
         for inner, node in graph.walk():
-            parts = _parts(node)
-            if (
-                node.op in ("quantized_matmul", "gather_qmm")
-                and node.stream is None
-                and not node.kernel
-                and node.operand("w").ndim == (3 if node.op == "gather_qmm" else 2)
-                and all(v in fixed for v in parts)
-            ):
-                problem = _problem(node, parts, target)
+            if is_open(node, fixed):
+                problem = _problem(node, target)
                 if problem.flops >= self.min_flops:
                     found.append(Product(node, problem, inner is not graph))
         return found
@@ -154,14 +148,10 @@ class ChooseKernel:
         return plain is None or plain >= self.gain * choice.estimate_us
 
 
-def _parts(node: Node) -> list[Value]:
-    return [v for name in ("w", "scales", "biases") if (v := node.value(name)) is not None]
-
-
-def _problem(node: Node, parts: Sequence[Value], target: Target) -> Problem:
+def _problem(node: Node, target: Target) -> Problem:
     problem = Problem.of(
         node.operand("x"),
-        parts,
+        parts_of(node),
         target=target,
         group_size=node.args["group_size"],
         bits=node.args["bits"],
@@ -198,13 +188,12 @@ def _carried_out(node: Node, product: Product, choice: Choice) -> Sequence[Value
     problem = product.problem
     record(Entry(_NAME, "chosen", f"{node.op} {problem}", node.origin, str(choice)))
     static = {"problem": problem, "kernel": choice.kernel}
-    packed = [Tensor(v) for v in _parts(node)]
+    packed = parts_of(node)
     if kernel(choice.kernel).layout:
         packed = apply("pack_weight", (packed,), static)
     operands = (Tensor(node.operand("x")), packed)
     if node.op == "gather_qmm":
-        indices = {n: Tensor(v) for n in _INDICES if (v := node.value(n)) is not None}
-        y = apply("packed_gather", operands, static | indices)
+        y = apply("packed_gather", operands, static | indices_of(node))
     else:
         y = apply("packed_matmul", operands, static)
     y.value.node.kernel = choice.kernel

@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import mlx.core as mx
 
@@ -37,6 +36,7 @@ from qgraph.tensor import Tensor, apply
 
 from .casts import cast
 from .contraction import Contraction, as_contraction
+from .products import QUANTIZED, indices_of
 from .weight_view import Packed, WeightView, as_operand, resolve
 
 _NAME = "fuse-quantized-matmul"
@@ -92,7 +92,7 @@ def _explain(node: Node) -> None:
     if node.op not in PRODUCTS and node.op != "quantize":
         return
     found = [w for w in map(resolve, node.inputs) if isinstance(w, WeightView)]
-    if not found or node.op in ("quantized_matmul", "gather_qmm"):
+    if not found or node.op in QUANTIZED:
         return
     why = "quantize of a dequantized weight is not the identity; use the packed weight itself"
     if node.op != "quantize":
@@ -170,11 +170,7 @@ def _fuse_gather(node: Node) -> Sequence[Value] | None:
     dtype = node.output.dtype
     x = Tensor(node.operand("a"))
     batch = [p if p.ndim > 2 else apply("expand_dims", (p, 0)) for p in packed.parts]
-    options: dict[str, Any] = {**packed.settings, "transpose": packed.transpose}
-    for name in ("lhs_indices", "rhs_indices"):
-        index = node.value(name)
-        if index is not None:
-            options[name] = Tensor(index)
+    options = {**packed.settings, "transpose": packed.transpose, **indices_of(node)}
     if setting(node, "sorted_indices"):
         options["sorted_indices"] = True
     y = apply("gather_qmm", _in_one_dtype(x, batch, dtype), options, node.stream)

@@ -28,10 +28,9 @@ from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
 
 from .casts import cast, in_float32
-from .weight_view import PARTS, parts_of
+from .products import PARTS, QUANTIZED, parts_of
 
 _NAME = "legalize"
-_QUANTIZED = ("quantized_matmul", "gather_qmm")
 _VIEWS = frozenset(
     {"getitem", "split", "transpose", "matrix_transpose", "swapaxes", "moveaxis", "broadcast_to",
      "broadcast_arrays", "as_strided", "expand_dims", "squeeze", "slice", "diagonal"}
@@ -54,7 +53,7 @@ class Legalize:
             "cuda": _for_cuda,
             "metal": _for_metal,
         }
-        rule = rules[(self.target or as_target()).backend]
+        rule = rules[as_target(self.target).backend]
         return rewrite(graph, lambda _: partial(_unless_on_cpu, rule), self.name)
 
 
@@ -80,7 +79,7 @@ def _for_cpu(node: Node) -> Sequence[Value] | None:
 
 
 def _for_cuda(node: Node) -> Sequence[Value] | None:
-    if node.op not in _QUANTIZED:
+    if node.op not in QUANTIZED:
         return None
     given = {name: v for name in PARTS if (v := node.value(name)) is not None}
     loose = {name: v for name, v in given.items() if v.node.op in _VIEWS}

@@ -25,15 +25,14 @@ from dataclasses import dataclass
 from qgraph.invariance import fixed_values
 from qgraph.ir import Graph, Node, Value
 from qgraph.ledger import Entry, record
-from qgraph.names import body_inputs
+from qgraph.names import body_inputs, outermost
 from qgraph.rewrite import Visit, rewrite, setting
 from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
 
+from .products import INDICES, PARTS, is_open, parts_of
+
 _NAME = "merge-matmuls"
-_PRODUCTS = ("quantized_matmul", "gather_qmm")
-_PARTS = ("w", "scales", "biases")
-_INDICES = ("lhs_indices", "rhs_indices")
 _SETTINGS = ("group_size", "bits", "mode", "transpose")
 
 
@@ -70,7 +69,7 @@ class MergeMatmuls:
     contract: str = "exact"
 
     def __call__(self, graph: Graph) -> Graph:
-        rates = RATES.get((self.target or as_target()).backend)
+        rates = RATES.get(as_target(self.target).backend)
         if rates is None:
             return graph
         fixed = fixed_values(graph)
@@ -80,12 +79,10 @@ class MergeMatmuls:
 
 def _read_twice(graph: Graph) -> set[Value]:
     """Values that several nodes read or return, in bodies too, under each of their names."""
-    roots: dict[Value, Value] = {}
+    roots = outermost(graph)
     reads: Counter[Value] = Counter(graph.outputs)
     for _, node in graph.walk():
-        shared = [pair for _, pairs in body_inputs(node) for pair in pairs]
-        roots.update((inner, roots.get(outer, outer)) for inner, outer in shared)
-        passed_on = {outer for _, outer in shared}
+        passed_on = {outer for _, shared in body_inputs(node) for _, outer in shared}
         reads.update(roots.get(v, v) for v in set(node.inputs) - passed_on)
         reads.update(roots.get(v, v) for body in node.bodies for v in body.outputs)
     twice = {value for value, times in reads.items() if times > 1}
@@ -95,7 +92,7 @@ def _read_twice(graph: Graph) -> set[Value]:
 def _visitor(graph: Graph, fixed: set[Value], alone: set[Value], rates: Rates) -> Visit:
     groups: dict[object, list[Node]] = {}
     for node in graph.nodes:
-        if node.op in _PRODUCTS and _can_merge(node, fixed, alone):
+        if is_open(node, fixed) and node.operand("w") in alone:
             groups.setdefault(_key(node), []).append(node)
     merged: dict[int, list[Node]] = {}
     for nodes in groups.values():
@@ -117,21 +114,6 @@ def _visitor(graph: Graph, fixed: set[Value], alone: set[Value], rates: Rates) -
     return visit
 
 
-def _parts(node: Node) -> list[Value]:
-    return [v for name in _PARTS if (v := node.value(name)) is not None]
-
-
-def _can_merge(node: Node, fixed: set[Value], alone: set[Value]) -> bool:
-    w = node.operand("w")
-    return (
-        node.stream is None
-        and not node.kernel
-        and w.ndim == (2 if node.op == "quantized_matmul" else 3)
-        and all(v in fixed for v in _parts(node))
-        and w in alone
-    )
-
-
 def _key(node: Node) -> object:
     """What products to be merged have in common."""
     gathers = node.op == "gather_qmm"
@@ -141,10 +123,10 @@ def _key(node: Node) -> object:
         node.op,
         node.operand("x"),
         *(setting(node, name) for name in _SETTINGS),
-        *((*map(node.value, _INDICES), setting(node, "sorted_indices")) if gathers else ()),
+        *((*map(node.value, INDICES), setting(node, "sorted_indices")) if gathers else ()),
         kept,
         first[-1] if setting(node, "transpose") else None,
-        tuple(v.dtype for v in _parts(node)),
+        tuple(part.dtype for part in parts_of(node)),
     )
 
 
@@ -169,10 +151,8 @@ def _merge(nodes: Sequence[Node], first: Node) -> list[Tensor]:
     axis = -2 if setting(first, "transpose") else -1
     columns = [node.output.shape[-1] for node in nodes]
     args = dict(first.args)
-    for name in _PARTS:
-        if first.value(name) is not None:
-            parts = [Tensor(node.operand(name)) for node in nodes]
-            args[name] = apply("concatenate", (parts, axis)).value
+    for name, parts in zip(PARTS, zip(*map(parts_of, nodes), strict=True), strict=False):
+        args[name] = apply("concatenate", (list(parts), axis)).value
     out = first.output.type
     wide = type(out)((*out.shape[:-1], sum(columns)), out.dtype)
     product = first.replace(args=args, types=[wide])

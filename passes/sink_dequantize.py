@@ -28,7 +28,8 @@ from qgraph.tensor import Tensor, apply
 from .contraction import as_contraction
 from .enter_loops import into_bodies
 from .invariants import as_invariants
-from .weight_view import PARTS, TRANSPOSES, WeightView, as_operand, parts_of, resolve
+from .products import PARTS, parts_of
+from .weight_view import TRANSPOSES, WeightView, as_operand, resolve
 
 _NAME = "sink-dequantize"
 

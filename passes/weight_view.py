@@ -20,6 +20,8 @@ from qgraph.ir import Node, Value
 from qgraph.rewrite import setting
 from qgraph.tensor import Tensor, apply
 
+from .products import parts_of
+
 Strided = np.ndarray[Any, Any]
 
 
@@ -39,14 +41,6 @@ class WeightView:
     view: Strided
     dtype: mx.Dtype
     factors: tuple[tuple[str, Value], ...] = ()
-
-
-PARTS = ("w", "scales", "biases")
-
-
-def parts_of(node: Node) -> tuple[Tensor, ...]:
-    """The packed parts that a `dequantize` or a quantized product reads."""
-    return tuple(Tensor(v) for name in PARTS if (v := node.value(name)) is not None)
 
 
 def resolve(value: Value) -> WeightView | str | None:

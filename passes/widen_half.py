@@ -25,6 +25,7 @@ from qgraph.rewrite import rewrite
 from qgraph.target import Target, as_target
 
 from .casts import in_float32
+from .products import QUANTIZED
 
 _NAME = "widen-half"
 _HALF = (mx.float16, mx.bfloat16)
@@ -39,13 +40,13 @@ class WidenHalf:
     contract: str = "tolerance"
 
     def __call__(self, graph: Graph) -> Graph:
-        if not (self.target or as_target()).is_cpu:
+        if not as_target(self.target).is_cpu:
             return graph
         return rewrite(graph, lambda _: _widen, self.name)
 
 
 def _widen(node: Node) -> Sequence[Value] | None:
-    if node.op not in ("quantized_matmul", "gather_qmm") or node.output.dtype not in _HALF:
+    if node.op not in QUANTIZED or node.output.dtype not in _HALF:
         return None
     record(Entry(_NAME, "chosen", f"{node.op} of {node.inputs[0].type}", node.origin, "in float32"))
     return [in_float32(node, ("x", "scales", "biases"))]
