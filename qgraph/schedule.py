@@ -1,9 +1,9 @@
 """When each node would run: estimates, laid out on the streams of the target.
 
 A node starts when its stream is free and what it reads is there; from one stream of a CPU to
-another that takes the waking of a thread.  Products take what the tables
-of kernels say, where they know them; the rest their bytes at the speed of a copy, and never less
-than the launch of a node.  Loops are one bar of all their turns; a turn has a timeline of its own.
+another that takes the waking of a thread.  Products take what the tables of kernels say, where they
+know them; the rest their bytes at the speed of a copy, and never less than the launch of a node.
+Loops are one bar of all their turns; a turn has a timeline of its own.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ class Durations:
         if node.op in CONTROL_FLOW:
             bodies = [max((b.start + b.seconds for b in schedule(g, self)), default=0.0)
                       for g in node.bodies]  # fmt: skip
-            return max(bodies) if node.op == "cond" else sum(bodies) * (turns(node) or 1)
+            if node.op == "cond":
+                return max(bodies)
+            count = turns(node)
+            return sum(bodies) * (1 if count is None else count)
         from .measuring import product_estimate
 
         known = product_estimate(node, self.target)

@@ -88,6 +88,19 @@ def test_loops_are_followed_inwards_while_they_take_most_of_the_time() -> None:
     assert len(busiest(flat, Durations(CPU))) == 1
 
 
+@pytest.mark.parametrize("turns", [0, 1, 5])
+def test_loops_take_as_long_as_their_turns(turns: int) -> None:
+    graph = qg.trace(
+        lambda x: qg.fori_loop(0, turns, lambda i, h: qg.tanh(h), x) + 1, qg.spec((4,)), name="f"
+    )
+    loop, add = (n for n in graph.nodes if n.op in ("fori_loop", "add"))
+    (tanh,) = (n for n in loop.bodies[0].nodes if n.op == "tanh")
+    durations = Durations(CPU, {tanh: (1 * MS, 1), add: (1 * MS, 1)})
+    assert durations.of(loop) == pytest.approx(turns * MS)
+    assert schedule(graph, durations)[-1].start == pytest.approx(turns * MS)
+    assert timelines(graph, CPU).startswith("f: one call")
+
+
 def test_the_drawing() -> None:
     w = mx.quantize(mx.random.normal((2048, 2048)))
     plan = qg.optimize(
