@@ -18,7 +18,7 @@ import numpy as np
 
 from .base import EXACT, HALF, Kernel, Packed, Problem, Streams, named_parts
 from .decode import as_numpy
-from .host_blas import multiply, packed_rows
+from .host_blas import HostBlas, multiply, packed_rows
 
 Indices = mx.array | None
 
@@ -137,21 +137,13 @@ class GroupedHostBlas(Gather):
     host = True
 
     def applies(self, problem: Problem) -> str | None:
-        if problem.backend != "cpu":
-            return "the data is on the GPU"
-        return super().applies(problem)
+        return HostBlas().applies(problem) or super().applies(problem)
 
     def contract(self, problem: Problem) -> str:
-        return "computed in float32 by NumPy's BLAS, which sums in another order"
+        return HostBlas().contract(problem)
 
-    def run(
-        self,
-        x: mx.array,
-        packed: Sequence[mx.array],
-        problem: Problem,
-        streams: Streams,
-        lhs: Indices = None,
-        rhs: Indices = None,
+    def product(
+        self, x: mx.array, packed: Sequence[mx.array], problem: Problem, lhs: Indices, rhs: Indices
     ) -> mx.array:
         lhs, rhs = broadcast_indices(x, problem, lhs, rhs)
         left, right = as_numpy(lhs).ravel(), as_numpy(rhs).ravel()
