@@ -48,7 +48,7 @@ class RaiseAttention(Raising):
 def _guesses(graph: Graph, softmax: Node) -> Iterator[Expansion]:
     """What a softmax may be the middle of."""
     scores, operands = softmax.inputs[0], {}
-    if scores.node.op == "concatenate":
+    if scores.node.op == "concatenate" and len(scores.node.inputs) == 2:
         sinks, scores = scores.node.inputs
         operands["sinks"] = peel(sinks, "broadcast_to", "reshape", "expand_dims")
     product, masks = _masked(scores)
@@ -113,10 +113,10 @@ def _end(graph: Graph, weights: Value, product: Node) -> tuple[Value, Value] | N
 
 def _scales(product: Node) -> Iterator[float]:
     """What the factor of the queries may have been: in half precision it is rounded."""
-    scale = number(product.inputs[0])
-    if scale is None:
+    scale, width = number(product.inputs[0]), product.output.shape[-1]
+    if scale is None or not width:
         return
-    usual = float(np.float32(product.output.shape[-1] ** -0.5))
+    usual = float(np.float32(width**-0.5))
     if mx.array(usual, product.output.dtype).item() == mx.array(scale, product.output.dtype).item():
         yield usual
     yield scale

@@ -29,6 +29,8 @@ from qgraph.types import TensorType
 
 from .expansion import Expansion, Raising, layers, number, peel
 
+_LARGEST_LOGARITHM = math.log(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class RaiseRope(Raising):
@@ -112,6 +114,8 @@ def _with_frequencies(guess: Expansion, frequencies: Value) -> Iterator[Expansio
 @lru_cache(maxsize=256)
 def _bases(power: float, dims: int) -> tuple[float, ...]:
     """The base whose logarithm by half of `dims` is `power` in float32, the roundest of them."""
+    if not dims or not abs(power) * (dims // 2) < _LARGEST_LOGARITHM:
+        return ()
     about = math.exp(power * (dims // 2))
     round_ones = (float(f"{about:.{digits}g}") for digits in range(1, 9))
     for base in itertools.chain(round_ones, _neighbours(about)):

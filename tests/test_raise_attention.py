@@ -187,6 +187,21 @@ def test_near_miss_1_a_mask_of_another_kind() -> None:
     assert after.nodes[-1].operand("mask").node.op == "bitwise_and"
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_near_miss_1_scores_joined_from_another_number_of_parts(parts: int) -> None:
+    def joined(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        scores = [(q * 0.5) @ k.swapaxes(-1, -2) for _ in range(parts)]
+        weights = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1, precise=True)
+        return weights[..., : v.shape[2]] @ v
+
+    left_alone(joined, *(random(1, 2, 3, 8, seed=i) for i in range(3)))
+
+
+def test_near_miss_1_heads_without_elements() -> None:
+    empty, v = mx.zeros((1, 2, 3, 0)), random(1, 2, 3, 8)
+    left_alone(by_hand(lambda scores: scores), empty, empty, v)
+
+
 def test_near_miss_2_weights_that_something_else_reads() -> None:
     def fn(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
         weights = mx.softmax((mx.array(SCALE) * q) @ k.swapaxes(-1, -2), precise=True)

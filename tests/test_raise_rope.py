@@ -146,6 +146,19 @@ def test_near_miss_1_tables_of_a_model_s_own() -> None:
     left_alone(lambda x: cosines(x, swap=True), x)
 
 
+@pytest.mark.parametrize(("power", "half"), [(50.0, 32), (-50.0, 32), (0.1, 0)])
+def test_near_miss_1_frequencies_that_no_base_gives(power: float, half: int) -> None:
+    def rotated(x: mx.array, offset: mx.array) -> mx.array:
+        frequencies = mx.exp(mx.arange(0, -half, -1, mx.float32) * mx.array(power))
+        positions = (mx.arange(3, dtype=mx.float32) + offset.astype(mx.float32)) * mx.array(1.0)
+        angle = positions[:, None] * frequencies
+        c, s = mx.cos(angle), mx.sin(angle)
+        one, two = x[..., :half], x[..., half:]
+        return mx.concatenate([one * c - two * s, one * s + two * c], axis=-1)
+
+    left_alone(rotated, random(1, 2, 3, 2 * half), mx.array([5]))
+
+
 def test_near_miss_1_a_factor_beside_it_stays() -> None:
     check(lambda x: 1.5 * rotate(x, 8), random(1, 2, 3, 8),
           becomes=["broadcast_to", ROPE, "multiply"])  # fmt: skip
