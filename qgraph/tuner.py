@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from .compiled import Compiled
-from .kernels import Problem, candidates, carry_out, kernel
+from .kernels import Problem, candidates, kernel
 from .kernels.cache import Cache
 from .kernels.cost import CostTable, table_for
 from .kernels.cuda_model import estimate as cuda_estimate
@@ -190,14 +190,16 @@ def runs(
         packed = [chosen.pack(own, problem) for _, own in copies]
         mx.eval(packed)
 
-        def product(x: mx.array, own: Sequence[mx.array]) -> mx.array:
+        def product(own: Sequence[mx.array]) -> Callable[[mx.array], mx.array]:
             if not problem.experts:
-                return carry_out(chosen, x, own, problem, streams)
+                return chosen.bind(own, problem, streams)
             assert isinstance(chosen, Gather)
-            return chosen.run(x[:, None], own, problem, streams, None, experts)
+            return lambda x: chosen.run(x[:, None], own, problem, streams, None, experts)
+
+        products = [product(own) for own in packed]
 
         def call(*xs: mx.array) -> list[mx.array]:
-            return [product(x, own) for x, own in zip(xs, packed, strict=True)]
+            return [run(x) for run, x in zip(products, xs, strict=True)]
 
         function = call if chosen.host else Compiled(call).call
         return lambda: mx.eval(function(*(x for x, _ in copies)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -175,6 +175,12 @@ class Kernel:
     ) -> mx.array:
         """The product of x (m, k), shape (m, n), in `problem.out_dtype`."""
         raise NotImplementedError
+
+    def bind(
+        self, packed: Sequence[mx.array], problem: Problem, streams: Streams
+    ) -> Callable[[mx.array], mx.array]:
+        """`carry_out` with all but x given: kernels that run from the host prepare once here."""
+        return lambda x: carry_out(self, x, packed, problem, streams)
 
     def __repr__(self) -> str:
         return f"Kernel({self.name})"

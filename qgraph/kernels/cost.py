@@ -83,7 +83,7 @@ class CostTable:
     def estimate(self, name: str, problem: Problem) -> float | None:
         """Microseconds, interpolated; None if the table holds nothing like it."""
         candidate = kernel(name)
-        if candidate.host:
+        if candidate.host and "host-blas" in name:
             name = "dense+host-blas" if "dense" in name else "host-blas"
         sizes = self.curves.get((name, family(problem)))
         if sizes:

@@ -20,12 +20,13 @@ from .host_blas import DenseHostBlas, HostBlas
 from .padded import Padded
 from .plain import Plain
 from .sharded import Sharded
+from .simd import Simd
 from .tensor_cores import TensorCores
 
 GATHERS = (Gather, SortedGather, DequantizedGather, Float32Gather, GroupedHostBlas)
 BASES: dict[str, Callable[[], Kernel]] = {
     cls.name: cls
-    for cls in (Plain, TensorCores, Dequantized, Dense, HostBlas, DenseHostBlas, *GATHERS)
+    for cls in (Plain, TensorCores, Dequantized, Dense, Simd, HostBlas, DenseHostBlas, *GATHERS)
 }
 PREFIXES: dict[str, Callable[[int, Kernel], Kernel]] = {
     "pad": Padded,
@@ -71,7 +72,7 @@ def names_to_try(problem: Problem) -> list[str]:
     in_mlx = [wide + base for base in ("qmm", "dequantize+matmul", "dense")]
     shards = [f"shard{problem.cores}+{name}" for name in in_mlx] if problem.cores > 1 else []
     halves = [] if not half else ["dequantize+matmul"]
-    names = ["qmm", *halves, *in_mlx, *shards, "host-blas", "dense+host-blas"]
+    names = ["qmm", *halves, *in_mlx, *shards, "simd", "host-blas", "dense+host-blas"]
     return list(dict.fromkeys(names))
 
 

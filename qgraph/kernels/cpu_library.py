@@ -1,0 +1,115 @@
+"""The C++ of `cpu/`, built for one format by the machine's own compiler when it is first needed.
+
+MLX on Linux builds its fused CPU kernels with `g++` too, so this asks for nothing new.  What is
+built stays in the user's cache folder, under a name made of the source, the flags and the
+processor's instructions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import platformdirs
+
+from .base import Problem
+
+COMPILER = "g++"
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+
+_FORMATS = {"mxfp4": ("E2M1", "E8M0"), "nvfp4": ("E2M1", "E4M3"), "mxfp8": ("E4M3", "E8M0")}
+_SCALES = {mx.float32: "Float32", mx.float16: "Float16", mx.bfloat16: "BFloat16"}
+
+Multiply = Callable[..., None]
+"""Addresses of x, w_q, scales, biases and y; then m, n, k and threads: `qgraph_multiply`."""
+
+
+@cache
+def missing() -> str | None:
+    """Why nothing can be built here, or None."""
+    if sys.platform != "linux":
+        return "it is built with g++, on Linux"
+    if shutil.which(COMPILER) is None:
+        return "g++ is not installed"
+    return None
+
+
+def multiply_for(problem: Problem) -> Multiply | None:
+    """The product for a problem's format; None, with a warning, if it cannot be built."""
+    code, scale = _FORMATS.get(problem.mode) or (
+        "Integer",
+        _SCALES[problem.scales_dtype or problem.dtype],
+    )
+    return _built(problem.bits, problem.group_size, code, scale)
+
+
+@cache
+def _built(bits: int, group: int, code: str, scale: str) -> Multiply | None:
+    choice = {"BITS": bits, "GROUP": group, "CODE": code, "SCALE": scale}
+    flags = (*FLAGS, *(f"-DQGRAPH_{name}={value}" for name, value in choice.items()))
+    try:
+        library = ctypes.CDLL(str(_library(flags)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        words = (getattr(error, "stderr", None) or str(error)).strip()
+        why = words.splitlines()[0] if words else type(error).__name__
+        warnings.warn(
+            f"the CPU kernel could not be built ({why}); NumPy's BLAS stands in for it",
+            stacklevel=2,
+        )
+        return None
+    multiply = library.qgraph_multiply
+    multiply.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 3 + [ctypes.c_int]
+    multiply.restype = None
+    found: Multiply = multiply
+    return found
+
+
+def _library(flags: tuple[str, ...]) -> Path:
+    """The shared library for these flags, built if it is not there yet."""
+    source = (resources.files("qgraph.kernels") / "cpu" / "simd.cpp").read_text()
+    key = hashlib.sha256(repr((source, flags, _processor())).encode()).hexdigest()[:20]
+    folder = _folder()
+    place = folder / f"simd-{key}.so"
+    if not place.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / "simd.so"
+            command = [COMPILER, *flags, "-x", "c++", "-", "-o", str(made)]
+            subprocess.run(command, input=source, check=True, capture_output=True, text=True)
+            os.replace(made, place)  # at once, as another process may be building the same
+    return place
+
+
+@cache
+def _folder() -> Path:
+    """Where libraries are kept: the user's cache, or else a folder of this process."""
+    kept = Path(platformdirs.user_cache_dir("qgraph")) / "cpu"
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="qgraph-"))
+    return kept if os.access(kept, os.W_OK) else Path(tempfile.mkdtemp(prefix="qgraph-"))
+
+
+@cache
+def _processor() -> tuple[Any, ...]:
+    """What `-march=native` means here: a home folder may be shared by several machines."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    lines = re.findall(r"^(?:flags|Features|model name|CPU part)\s*:.*$", text, re.MULTILINE)
+    return platform.machine(), *sorted(set(lines))
