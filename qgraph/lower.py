@@ -7,7 +7,7 @@ in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -16,6 +16,7 @@ from .compiled import Compiled
 from .interpret import Arrays, Env, Interpreter, Streams, scan_turns, unrolls
 from .ir import Graph, Node, Value
 from .kernel_ops import runs_on_host
+from .kernels import kernel
 from .names import body_inputs
 from .ops import CONTROL_FLOW
 from .tables import record_expansions
@@ -43,10 +44,12 @@ class LoweredGraph:
         self.known = {**known, **captured_constants(own)}
         self.steps: list[Step] = []
         wanted = set(graph.outputs)
-        for nodes in reversed(_stretches(graph, self.known)):
-            if len(nodes) == 1 and _from_host(nodes[0]):
-                step = _HOST.get(nodes[0].op, HostKernel)
-                self.steps.append(step(nodes[0], self.known, streams))
+        for nodes in reversed(_turns(graph, self.known)):
+            if _from_host(nodes[0]):
+                self.steps += [
+                    _HOST.get(node.op, HostKernel)(node, self.known, streams)
+                    for node in nodes[::-1]
+                ]
             else:
                 self.steps.append(Stretch.of(nodes, wanted, self.known, streams))
             wanted.update(v for node in nodes for v in node.inputs)
@@ -64,17 +67,23 @@ def _from_host(node: Node) -> bool:
     return runs_on_host(node.op, node.args) or (node.op in CONTROL_FLOW and not unrolls(node))
 
 
-def _stretches(graph: Graph, known: Mapping[Value, mx.array]) -> list[list[Node]]:
-    """The nodes that run at each call, cut where one must run from the host."""
-    groups: list[list[Node]] = [[]]
+def _turns(graph: Graph, known: Mapping[Value, mx.array]) -> list[list[Node]]:
+    """The nodes that run at each call: compiled ones and ones from the host, turn about.
+
+    Each node in the first turn that it can have: handing over costs tens of microseconds, and the
+    host's part of a turn (the products of queries, keys and values) then waits once for its inputs.
+    """
+    turn: dict[Value, int] = {}
+    turns: dict[int, list[Node]] = {}
     for node in graph.nodes:
         if node.op == "constant" or all(v in known for v in node.outputs):
             continue
-        if _from_host(node):
-            groups += [[node], []]
-        else:
-            groups[-1].append(node)
-    return [group for group in groups if group]
+        host = int(_from_host(node))  # compiled ones have the even turns, the host the odd ones
+        before = (turn[v] for v in node.inputs if v in turn)
+        at = max((t + (t % 2 != host) for t in before), default=host)
+        turn.update(dict.fromkeys(node.outputs, at))
+        turns.setdefault(at, []).append(node)
+    return [nodes for _, nodes in sorted(turns.items())]
 
 
 @dataclass
@@ -208,7 +217,21 @@ class HostCond(HostLoop):
 class HostKernel(HostLoop):
     """A product that Python carries out on evaluated arrays."""
 
+    product: Callable[[mx.array], mx.array] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        args = self.node.args
+        if self.node.op == "packed_matmul" and all(v in self.known for v in args["packed"]):
+            packed = [self.known[v] for v in args["packed"]]
+            self.product = kernel(args["kernel"]).bind(packed, args["problem"], self.streams)
+
     def run(self, env: Env) -> None:
+        if self.product is not None:
+            (x,) = self.look_up(env, [self.node.args["x"]])
+            mx.eval(x)
+            env[self.node.output] = self.product(x)
+            return
         given = dict(zip(self.node.inputs, self.look_up(env, self.node.inputs), strict=True))
         Interpreter(self.streams).run(self.node, given)
         env[self.node.output] = given[self.node.output]
