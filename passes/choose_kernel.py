@@ -19,7 +19,8 @@ Leaves alone:
     3. `quantized_matmul`s with weights in batches, and nodes whose device or stream the user chose.
     4. what other passes do and can do better, as they see the graph around: shards on several
        streams (`assign-streams`), and float32 for half precision (`widen-half`).
-    5. in loops, kernels that run from the host and save little: the loop could not be compiled.
+    5. kernels that run from the host and save little: a compiled stretch ends before them and
+       another begins after, and a loop around them cannot be compiled.
 
 Every kernel but the dense ones reads the weight packed as MLX packs it, so that plans for one row
 and for many share one packed copy.
@@ -45,8 +46,8 @@ from .products import indices_of, is_open, parts_of
 
 _NAME = "choose-kernel"
 _LEFT = ("qmm", "f32+qmm", "gather_qmm", "f32+gather_qmm")
-LEAVING_US = 500.0
-"""What a kernel must save in a loop that has to run from the host for it, turn by turn."""
+LEAVING_US = 75.0
+"""What a kernel that runs from the host must save: waiting for its inputs and starting again."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,10 @@ class Product:
 
     Attributes:
         old: the node before the pass.
-        in_loop: it is in a body, which may unroll.
     """
 
     old: Node
     problem: Problem
-    in_loop: bool
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class ChooseKernel:
         exact: only kernels that give the same bits as MLX's own.
         tune: measure what no cache holds; takes seconds a shape.
         min_flops: work below which MLX's own stays: such products take microseconds, and lie
-            outside of what tables were measured on.
+            outside of what tables were measured on; by default 2e5 on CPUs and 4e6 on GPUs.
         gain: how much faster than MLX's own a kernel must be to be taken.
     """
 
@@ -81,7 +80,7 @@ class ChooseKernel:
     budget: int = 0
     exact: bool = False
     tune: bool = False
-    min_flops: float = 4e6
+    min_flops: float | None = None
     gain: float = 1.05
     name: str = _NAME
     contract: str = "tolerance"
@@ -95,27 +94,26 @@ class ChooseKernel:
 
     def _products(self, graph: Graph, target: Target) -> list[Product]:
         fixed = fixed_values(graph)
+        least = (2e5 if target.is_cpu else 4e6) if self.min_flops is None else self.min_flops
         found = []
-        for inner, node in graph.walk():
+        for _, node in graph.walk():
             if is_open(node, fixed):
                 problem = _problem(node, target)
-                if problem.flops >= self.min_flops:
-                    found.append(Product(node, problem, inner is not graph))
+                if problem.flops >= least:
+                    found.append(Product(node, problem))
         return found
 
     def _choices(self, products: Sequence[Product]) -> dict[int, tuple[Product, Choice]]:
         """For products that leave MLX's own kernel, by the serial of their node."""
-        picked: dict[tuple[Problem, bool], Choice] = {}
-        dense: dict[tuple[Problem, bool], Choice] = {}
-        for product in products:
-            key = product.problem, product.in_loop
-            if key not in picked:
-                picked[key] = self._pick(product, 0)
-                dense[key] = self._pick(product, self.budget) if self.budget else picked[key]
-        chosen = {p.old.serial: (p, picked[p.problem, p.in_loop]) for p in products}
+        picked: dict[Problem, Choice] = {}
+        dense: dict[Problem, Choice] = {}
+        for problem in dict.fromkeys(product.problem for product in products):
+            picked[problem] = self._pick(problem, 0)
+            dense[problem] = self._pick(problem, self.budget) if self.budget else picked[problem]
+        chosen = {p.old.serial: (p, picked[p.problem]) for p in products}
         left = self.budget
         for product in sorted(products, key=lambda p: -_worth(p, picked, dense)):
-            choice = dense[product.problem, product.in_loop]
+            choice = dense[product.problem]
             extra = kernel(choice.kernel).extra_bytes(product.problem)
             worth = _worth(product, picked, dense) > 0 and self._gains(choice)
             if worth and extra <= left:
@@ -127,8 +125,7 @@ class ChooseKernel:
             if choice.kernel not in _LEFT and self._gains(choice)
         }
 
-    def _pick(self, product: Product, budget: int) -> Choice:
-        problem = product.problem
+    def _pick(self, problem: Problem, budget: int) -> Choice:
         names = [
             name
             for name in candidates(problem, budget=budget, exact=self.exact)
@@ -136,7 +133,7 @@ class ChooseKernel:
         ]
         pick = partial(choose, problem, budget=budget, exact=self.exact, tune=self.tune)
         choice = pick(names=names)
-        if not (product.in_loop and kernel(choice.kernel).host):
+        if not kernel(choice.kernel).host:
             return choice
         compiled = pick(names=[name for name in names if not kernel(name).host])
         saved = compiled.estimate_us - choice.estimate_us
@@ -162,15 +159,11 @@ def _problem(node: Node, target: Target) -> Problem:
     return problem.replace(m=node.output.type.size // max(1, problem.n))
 
 
-def _worth(
-    product: Product,
-    picked: dict[tuple[Problem, bool], Choice],
-    dense: dict[tuple[Problem, bool], Choice],
-) -> float:
+def _worth(product: Product, picked: dict[Problem, Choice], dense: dict[Problem, Choice]) -> float:
     """Microseconds a byte that keeping the weight dense gains."""
-    key = product.problem, product.in_loop
-    gain = picked[key].estimate_us - dense[key].estimate_us
-    extra = kernel(dense[key].kernel).extra_bytes(product.problem)
+    old, new = picked[product.problem], dense[product.problem]
+    gain = old.estimate_us - new.estimate_us
+    extra = kernel(new.kernel).extra_bytes(product.problem)
     return 0.0 if math.isnan(gain) or not extra else gain / extra
 
 

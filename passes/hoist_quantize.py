@@ -181,6 +181,9 @@ def _reads_as_scales(reader: Node, value: Value) -> bool:
             for inner, outer in shared
             if outer is value
         )
+    if reader.op in ("packed_matmul", "packed_gather"):
+        w, *scales = reader.args["packed"]
+        return value in scales and value not in (w, reader.args["x"])
     product = reader.op in ("quantized_matmul", "gather_qmm")
     return product and all(reader.args.get(part) is not value for part in ("x", "w"))
 

@@ -17,11 +17,15 @@ import networkx as nx
 from .estimate import VIEWS, estimate
 from .interpret import turns
 from .ir import Graph, Node, Value
+from .kernel_ops import runs_on_host
 from .ops import CONTROL_FLOW
 from .target import Target
 
 COPY_BANDWIDTH = {"cpu": 20e9, "metal": 200e9, "cuda": 2000e9}
 """Bytes a second of a copy, assumed where no profile has measured it."""
+
+HOST = "host"
+"""In place of a stream: products that Python calls, each on all cores."""
 
 LAUNCH = 1e-6
 HAND_OVER = 75e-6
@@ -101,7 +105,7 @@ def schedule(graph: Graph, durations: Durations) -> list[Bar]:
         if node.op == "constant" or node.stage != "run":
             continue
         seconds = durations.of(node)
-        stream = "0" if node.stream is None else str(node.stream)
+        stream = _stream(node)
         start = max(
             (
                 ready[v] + (hand_over if seconds > 0 and made_on[v] != stream else 0.0)
@@ -118,6 +122,12 @@ def schedule(graph: Graph, durations: Durations) -> list[Bar]:
             ready[value] = start + seconds
             made_on[value] = stream if seconds > 0 else _stream_of_view(node, made_on, stream)
     return bars
+
+
+def _stream(node: Node) -> str:
+    if runs_on_host(node.op, node.args):
+        return HOST
+    return "0" if node.stream is None else str(node.stream)
 
 
 def _stream_of_view(node: Node, made_on: Mapping[Value, str], stream: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from .ir import Graph, Node
-from .schedule import Bar, Durations, busiest, critical_path, loads, schedule
+from .schedule import HOST, Bar, Durations, busiest, critical_path, loads, schedule
 from .target import Target
 
 
@@ -33,14 +33,21 @@ def _drawing(graph: Graph, what: str, durations: Durations, width: int) -> str:
     bars = schedule(graph, durations)
     end = max((bar.start + bar.seconds for bar in bars), default=0.0)
     lines = [f"{graph.name}: {what}, estimated {in_time(end)} on {durations.target.backend}"]
-    names = {load.stream: f"  stream {load.stream}" for load in loads(bars)}
-    room = width - max((len(n) for n in names.values()), default=0) - 9
+    names = {load.stream: _name(load.stream) for load in loads(bars)}
+    widest = max((len(n) for n in names.values()), default=0)
+    room = width - widest - 9
     for load in loads(bars):
         cells = _cells([bar for bar in bars if bar.stream == load.stream], end, room)
-        lines.append(f"{names[load.stream]}  {cells}  {load.seconds / end:4.0%}".replace("%", " %"))
+        lines.append(
+            f"{names[load.stream]:{widest}}  {cells}  {load.seconds / end:4.0%}".replace("%", " %")
+        )
     nodes, seconds = critical_path(graph, durations)
     lines.append(f"critical path {in_time(seconds)}: {path_text(nodes, durations)}")
     return "\n".join(lines)
+
+
+def _name(stream: str) -> str:
+    return f"  {stream}" if stream == HOST else f"  stream {stream}"
 
 
 def _cells(bars: Sequence[Bar], end: float, room: int) -> str:

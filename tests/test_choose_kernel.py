@@ -34,7 +34,7 @@ PASSES = [
 ]
 PLAIN = "quantized_matmul"
 OWN_LAYOUT = {"dense", "dense+host-blas", "shard2+qmm"}
-KERNELS = ["pad8+qmm", "chunk4+qmm", "dequantize+matmul", "host-blas", *sorted(OWN_LAYOUT)]
+KERNELS = ["pad8+qmm", "chunk4+qmm", "dequantize+matmul", "simd", "host-blas", *sorted(OWN_LAYOUT)]
 
 
 @pytest.fixture(params=KERNELS)
@@ -47,9 +47,11 @@ def forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 def force(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def choose(problem: Problem, names: Any, **_: Any) -> Choice:
-        # What runs from the host is offered where it may run; the rest is forced.
+        # The pass asks again without what runs from the host; the rest is forced.
         offered = not kernel(name).host or any(kernel(n).host for n in names)
-        return Choice(name if offered else names[0], "table", 1.0, (("qmm", 10.0),))
+        if offered:
+            return Choice(name, "table", 1.0, (("qmm", 1000.0),))
+        return Choice(names[0], "table", 1000.0)
 
     monkeypatch.setattr(choose_kernel, "choose", choose)
 
@@ -93,7 +95,7 @@ def test_parameters_are_prepared(forced: str) -> None:
     assert reference.relative_error(to_numpy(result), expected(X)) < 2e-6
 
 
-def test_in_a_loop_nothing_runs_from_the_host(forced: str) -> None:
+def test_in_loops(forced: str) -> None:
     def fn(x: Any) -> Any:
         def body(i: Any, h: Any) -> Any:
             return qg.tanh(qg.quantized_matmul(h, *Q, group_size=32)[:, :64])
@@ -102,7 +104,7 @@ def test_in_a_loop_nothing_runs_from_the_host(forced: str) -> None:
 
     made = plan(fn, X)
     inside = [n.kernel for _, n in made.graph.walk() if n.op in ("packed_matmul", PLAIN)]
-    assert inside == ["" if "host" in forced else forced]
+    assert inside == [forced]
     results = [qg.compile(g, passes=[], target="cpu")(X) for g in (made.source, made.graph)]
     assert mx.allclose(*results, atol=1e-5)
 
@@ -117,22 +119,40 @@ def test_host_kernels_between_stretches_and_in_long_loops(
     assert reference.relative_error(to_numpy(program(X)), wanted) < 1e-5
 
 
-def test_in_a_loop_a_host_kernel_must_save_much() -> None:
-    w = mx.quantize(mx.random.normal((512, 512), key=mx.random.key(6)) / 16)
+def test_a_host_kernel_must_save_what_leaving_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(problem: Problem, names: Any, **_: Any) -> Choice:
+        us = {"qmm": 100.0, "simd": {64: 20.0, 96: 30.0}[problem.n]}
+        best = min((name for name in names if name in us), key=us.__getitem__)
+        return Choice(best, "table", us[best], (("qmm", us["qmm"]),))
 
-    def fn(x: Any) -> Any:
-        return qg.fori_loop(0, 3, lambda i, h: qg.tanh(qg.quantized_matmul(h, *w)), x)
+    monkeypatch.setattr(choose_kernel, "choose", choose)
+    for n, kernels in ((64, ["simd"]), (96, [])):
+        w = mx.quantize(mx.random.normal((n, 64), key=mx.random.key(6)) / 16)
 
-    dense = reference.dequantize(*[to_numpy(p) for p in w], 64, 4, "affine")
-    for rows, kernels in ((2, []), (64, ["host-blas"])):
-        x = mx.random.normal((rows, 512), key=mx.random.key(rows))
-        graph = ChooseKernel(CPU, min_flops=0)(qg.trace(fn, x))
-        assert [n.kernel for _, n in graph.walk() if n.op == "packed_matmul"] == kernels
-        h = to_numpy(x).astype(np.float64)
+        def fn(x: Any, w: Any = w) -> Any:
+            def turn(_: Any, z: Any, w: Any = w) -> Any:
+                return qg.tanh(qg.quantized_matmul(z, *w)[:, :64])
+
+            return qg.quantized_matmul(qg.fori_loop(0, 3, turn, x), *w)
+
+        graph = ChooseKernel(CPU, min_flops=0)(qg.trace(fn, X))
+        assert [n.kernel for _, n in graph.walk() if n.op == "packed_matmul"] == 2 * kernels
+        dense = reference.dequantize(*[to_numpy(p) for p in w], 64, 4, "affine")
+        h = to_numpy(X).astype(np.float64)
         for _ in range(3):
-            h = np.tanh(h @ dense.T)
-        y = qg.compile(graph, passes=[], target="cpu")(x)
-        assert reference.relative_error(to_numpy(y), h) < 1e-5
+            h = np.tanh(h @ dense.T)[:, :64]
+        y = qg.compile(graph, passes=[], target="cpu")(X)
+        assert reference.relative_error(to_numpy(y), h @ dense.T) < 1e-5
+
+
+def test_small_products_are_left_to_mlx() -> None:
+    def kernels(n: int) -> list[str]:
+        w = mx.quantize(mx.random.normal((n, 512)))
+        graph = qg.trace(lambda x: qg.quantized_matmul(x, *w), qg.spec((1, 512)))
+        return [n.kernel for n in ChooseKernel(CPU)(graph).nodes if n.op == "packed_matmul"]
+
+    assert kernels(64) == []
+    assert kernels(2048) == ["simd"]
 
 
 def test_leaves_alone(monkeypatch: pytest.MonkeyPatch) -> None:

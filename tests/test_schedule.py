@@ -9,6 +9,7 @@ import pytest
 
 import qgraph as qg
 from qgraph.ir import Graph
+from qgraph.passes import ChooseKernel
 from qgraph.schedule import HAND_OVER, Durations, busiest, critical_path, loads, schedule
 from qgraph.target import Target
 from qgraph.timeline import timelines
@@ -106,6 +107,7 @@ def test_the_drawing() -> None:
     plan = qg.optimize(
         qg.trace(lambda x: qg.tanh(qg.quantized_matmul(x, *w)), qg.spec((1, 2048)), name="f"),
         target=CPU,
+        passes=[p for p in qg.default_passes(CPU) if p.name != "choose-kernel"],
     )
     first, one, two, path = plan.timeline(72).splitlines()
     assert first.startswith("f: one call, estimated ")
@@ -115,6 +117,18 @@ def test_the_drawing() -> None:
     assert all(len(line) <= 72 for line in (one, two))
     assert "critical path" in plan.report()
     assert timelines(qg.trace(lambda x: x, qg.spec((1,)), name="g"), CPU).startswith("g: one call")
+
+
+def test_products_from_the_host_have_a_line_of_their_own() -> None:
+    w = mx.quantize(mx.random.normal((2048, 2048)))
+    graph = qg.trace(lambda x: qg.tanh(qg.quantized_matmul(x, *w)), qg.spec((1, 2048)), name="f")
+    made = qg.optimize(graph, target=CPU, passes=[ChooseKernel(CPU)]).graph
+    product, tanh = schedule(made, Durations(CPU))
+    assert (product.stream, tanh.stream) == ("host", "0")
+    assert tanh.start == pytest.approx(product.seconds + HAND_OVER)
+    _, stream, host, _ = timelines(made, CPU, 72).splitlines()
+    assert stream.startswith("  stream 0  ")
+    assert host.startswith("  host      [simd")
 
 
 def test_long_paths_are_summed_up() -> None:
