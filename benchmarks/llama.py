@@ -9,9 +9,8 @@ shape of Llama-3-8B and random weights of 4 bits.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Annotated, Any
 
@@ -26,6 +25,7 @@ from qgraph.examples import smollm2_files as files
 from qgraph.examples.smollm2 import Llama
 from qgraph.pipeline import default_passes
 from qgraph.target import as_target
+from qgraph.timing import once
 
 Times = dict[str, dict[str, list[float]]]
 """Seconds of each round, by runner and part."""
@@ -116,15 +116,7 @@ class Ours:
         return [t for tokens in made for t in tokens.tolist()]
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def show(
-    times: dict[str, dict[str, list[float]]], prompt: int, tokens: int
-) -> list[dict[str, Any]]:
+def show(times: Times, prompt: int, tokens: int) -> list[dict[str, Any]]:
     table = Table(title=f"prefill of {prompt} tokens, decode of {tokens}", title_justify="left")
     for heading in ("", "prefill ms", "times mlx-lm", "decode tokens/s", "times mlx-lm"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -184,8 +176,8 @@ def main(
     times: Times = {label: {"prefill": [], "decode": []} for label in runners}
     for _ in range(rounds):
         for label, runner in runners.items():
-            times[label]["prefill"].append(seconds(runner.prefill))
-            times[label]["decode"].append(seconds(lambda r=runner: r.decode(tokens)))  # type: ignore[misc]
+            times[label]["prefill"].append(once(runner.prefill))
+            times[label]["decode"].append(once(partial(runner.decode, tokens)))
     rows = show(times, prompt, tokens)
     bandwidth, _ = floors(target)
     packed = sum(w.nbytes for n, w in weights.items() if "embed" not in n or config.tied)

@@ -5,8 +5,9 @@ Needs matplotlib: `pip install 'qgraph[bench]'`.
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -15,7 +16,9 @@ matplotlib.rcParams["svg.hashsalt"] = "qgraph"  # the same file for the same tab
 
 from matplotlib import pyplot as plt  # noqa: E402
 
-from qgraph.kernels.cost import CostTable, shipped_tables  # noqa: E402
+from qgraph.kernels import Problem  # noqa: E402
+from qgraph.kernels.cost import CostTable, problem_key, shipped_tables  # noqa: E402
+from qgraph.types import DTYPES  # noqa: E402
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SHOWN = {
@@ -26,10 +29,17 @@ FAMILY = ("affine", 4)
 GROUP = 64
 
 
-def floors(n: int, k: int, m: int, machine: Any) -> tuple[float, float]:
-    """Microseconds for the bytes of a packed weight, and for the operations."""
-    packed = n * k * (0.5 + 8 / GROUP if machine["backend"] == "cpu" else 0.5 + 4 / GROUP)
-    return 1e6 * packed / machine["bandwidth"], 1e6 * 2 * m * n * k / machine["rate"]
+def problems(table: CostTable, n: int, k: int, dtype: str) -> list[Problem]:
+    """Those of one weight that the table holds, by growing rows."""
+    where = {key: table.machine[key] for key in ("backend", "arch", "cores")}
+    rows = {
+        round(math.exp(log_rows))
+        for (_, kind), sizes in table.curves.items()
+        if kind == (*FAMILY, dtype, True)
+        for log_rows, _ in itertools.chain(*sizes.values())
+    }
+    found = [Problem(m, n, k, DTYPES[dtype], *FAMILY, GROUP, **where) for m in sorted(rows)]
+    return [problem for problem in found if problem_key(problem) in table.exact]
 
 
 def draw(table: CostTable) -> Path:
@@ -40,18 +50,17 @@ def draw(table: CostTable) -> Path:
     colours: dict[str, str] = {}
     for axis, (n, k) in zip(axes, sizes, strict=True):
         kernels = sorted(name for name, kind in table.curves if kind == (*FAMILY, dtype, True))
-        rows: set[int] = set()
+        shown = problems(table, n, k, dtype)
         for name in kernels:
-            times = times_of(table, name, dtype, n, k)
+            times = {p.m: us for p in shown if (us := table.measured(name, p)) is not None}
             if times:
-                rows |= set(times)
                 colour = colours.setdefault(name, f"C{len(colours)}")
                 axis.plot(list(times), list(times.values()), "o-", ms=3, lw=1.2, color=colour,
                           label=name)  # fmt: skip
-        some = sorted(rows)
-        bounds = [floors(n, k, m, table.machine) for m in some]
-        axis.plot(some, [b for b, _ in bounds], "k--", lw=0.8)
-        axis.plot(some, [o for _, o in bounds], "k:", lw=0.8)
+        some = [p.m for p in shown]
+        bandwidth, rate = table.machine["bandwidth"], table.machine["rate"]
+        axis.plot(some, [1e6 * p.packed_bytes / bandwidth for p in shown], "k--", lw=0.8)
+        axis.plot(some, [1e6 * p.flops / rate for p in shown], "k:", lw=0.8)
         axis.set(xscale="log", yscale="log", title=f"{n} × {k}", xlabel="rows of x")
         axis.set_xticks(some, [str(m) for m in some], fontsize=7, minor=False, rotation=60)
         axis.minorticks_off()
@@ -67,17 +76,6 @@ def draw(table: CostTable) -> Path:
     path = IMAGES / f"kernels_{backend}.svg"
     figure.savefig(path, metadata={"Date": None})
     return path
-
-
-def times_of(table: CostTable, name: str, dtype: str, n: int, k: int) -> dict[int, float]:
-    """Microseconds by rows that the table holds for one kernel and size."""
-    start = f"{dtype}["
-    middle = f"] x affine4[{n},{k}] g{GROUP}"
-    found = {}
-    for problem, us in table.exact.items():
-        if problem.startswith(start) and middle in problem and name in us:
-            found[int(problem[len(start) :].partition(",")[0])] = us[name]
-    return dict(sorted(found.items()))
 
 
 if __name__ == "__main__":
