@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,11 @@ import mlx.core as mx
 
 from .errors import QGraphError
 from .interpret import Env, Interpreter, Streams, unrolls
-from .ir import Graph, Node
+from .ir import Graph, Node, Value
 from .kernel_ops import runs_on_host
+from .kernels import kernel
 from .ops import CONTROL_FLOW
+from .rewrite import rewrite
 from .tensor import as_device
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def export_program(program: Program, path: str | Path) -> Path:
     if place.suffix != ".mlxfn":
         raise QGraphError(f"{place.name} does not end in .mlxfn", hint="as mx.import_function asks")
     executable = _only(program)
-    graph = executable.graph
+    graph = rewrite(executable.graph, lambda _: _by_mlx, "export")
     for node in _run_nodes(graph):
         if reason := _why_not(node):
             why, hint = reason
@@ -62,6 +64,17 @@ def export_program(program: Program, path: str | Path) -> Path:
     return place
 
 
+def _by_mlx(node: Node) -> Sequence[Value] | None:
+    """A file has no place for calls of a library: where the weight is packed as MLX packs it, its
+    own kernel reads it as well."""
+    if node.stage != "run" or not runs_on_host(node.op, node.args):
+        return None
+    if kernel(node.args["kernel"]).layout:
+        return None
+    plain = "gather_qmm" if node.op == "packed_gather" else "qmm"
+    return node.replace(args={**node.args, "kernel": plain}, kernel=plain).outputs
+
+
 def _only(program: Program) -> Executable:
     if len(program.executables) != 1:
         raise QGraphError(
@@ -80,9 +93,9 @@ def _only(program: Program) -> Executable:
 def _run_nodes(graph: Graph) -> Iterator[Node]:
     for node in graph.nodes:
         if node.stage == "run":
-            yield node
             for body in node.bodies:
                 yield from _run_nodes(body)
+            yield node  # after what it holds, which may be why it cannot unroll
 
 
 def _constants(graph: Graph) -> Iterator[Node]:

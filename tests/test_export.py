@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 import qgraph as qg
+from qgraph.kernels import Problem
 from qgraph.target import as_target
+from qgraph.tuner import Choice
 
 
 def imported(path: Path, *inputs: mx.array) -> list[np.ndarray]:
@@ -100,12 +104,28 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_kernel_of_the_host_is_refused(tmp_path: Path) -> None:
-    w = mx.random.normal((512, 512))
-    program = qg.compile(lambda x: qg.quantized_matmul(x, w), qg.spec((256, 512)), target="cpu")
-    kernels = [n for n in program.plan.graph.nodes if n.op == "packed_matmul"]
-    if not any("blas" in n.args["kernel"] for n in kernels):
-        pytest.skip("no kernel of the host was chosen on this machine")
-    with pytest.raises(qg.QGraphError, match="calls a library of the host") as caught:
-        program.export(tmp_path / "f.mlxfn")
-    assert "choose-kernel" in str(caught.value)
+@pytest.mark.parametrize("name", ["simd", "host-blas", "dense+host-blas"])
+def test_products_from_the_host(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX's own product reads the same packed weight; one packed otherwise is refused."""
+
+    def forced(problem: Problem, names: Sequence[str], **_: Any) -> Choice:
+        return Choice(name, "table", 1.0) if name in names else Choice("qmm", "table", 1e6)
+
+    monkeypatch.setattr("qgraph.passes.choose_kernel.choose", forced)
+    w = mx.random.normal((512, 512), key=mx.random.key(1)) / 23
+    x = mx.random.normal((4, 512), key=mx.random.key(2))
+    turns = lambda x: qg.fori_loop(0, 3, lambda i, h: qg.tanh(qg.quantized_matmul(h, w)), x)  # noqa: E731
+    program = qg.compile(turns, x, target="cpu", budget=1 << 40)
+    assert {n.kernel for _, n in program.plan.graph.walk() if n.kernel} == {name}
+    path = tmp_path / "f.mlxfn"
+    if name.startswith("dense"):
+        with pytest.raises(qg.QGraphError, match="calls a library of the host") as caught:
+            program.export(path)
+        assert "choose-kernel" in str(caught.value)
+        return
+    (y,) = imported(program.export(path), x)
+    dense = mx.dequantize(*mx.quantize(w))
+    expected = np.array(x, np.float64)
+    for _ in range(3):
+        expected = np.tanh(expected @ np.array(dense, np.float64).T)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
