@@ -39,20 +39,8 @@ LLAMA_8B = files.Config(
 
 def random_weights(config: files.Config, dtype: mx.Dtype) -> files.Weights:
     """Packed weights of 4 bits, groups as in `config`: random numbers of the size models have."""
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    hidden, ffn = config.hidden, config.ffn
-    layer = {
-        "self_attn.q_proj": (q, hidden), "self_attn.k_proj": (kv, hidden),
-        "self_attn.v_proj": (kv, hidden), "self_attn.o_proj": (hidden, q),
-        "mlp.gate_proj": (ffn, hidden), "mlp.up_proj": (ffn, hidden),
-        "mlp.down_proj": (hidden, ffn),
-    }  # fmt: skip
-    matrices = {"model.embed_tokens": (config.vocab, hidden), "lm_head": (config.vocab, hidden)}
-    norms = ["model.norm"]
-    for name in (f"model.layers.{i}" for i in range(config.layers)):
-        matrices |= {f"{name}.{part}": shape for part, shape in layer.items()}
-        norms += [f"{name}.input_layernorm", f"{name}.post_attention_layernorm"]
-    weights = {f"{name}.weight": mx.ones(hidden, dtype) for name in norms}
+    matrices, norms = files.parts(config)
+    weights = {f"{name}.weight": mx.ones(config.hidden, dtype) for name in norms}
     for name, (n, k) in matrices.items():
         numbers = mx.random.randint(0, 1 << 16, (n, k // 8, 2), mx.uint32)
         weights[f"{name}.weight"] = numbers[..., 0] | numbers[..., 1] << 16

@@ -314,12 +314,8 @@ def toy() -> Model:
     return Model(TOY_CONFIG, toy_weights(), ByteTokenizer())
 
 
-def toy_weights(config: Config = TOY_CONFIG) -> Weights:
-    """Random packed weights from a fixed key, names and dtypes as ``packed_weights`` gives.
-
-    >>> toy_weights()["model.embed_tokens.weight"].shape
-    (256, 16)
-    """
+def parts(config: Config) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """The matrices of a model with their shapes, and its norms."""
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     hidden, ffn = config.hidden, config.ffn
     shapes = {
@@ -333,7 +329,19 @@ def toy_weights(config: Config = TOY_CONFIG) -> Weights:
     for layer in (f"model.layers.{i}" for i in range(config.layers)):
         matrices |= {f"{layer}.{part}": shape for part, shape in shapes.items()}
         norms += [f"{layer}.input_layernorm", f"{layer}.post_attention_layernorm"]
-    weights = {f"{name}.weight": mx.ones(hidden) for name in norms}
+    if not config.tied:
+        matrices["lm_head"] = (config.vocab, hidden)
+    return matrices, norms
+
+
+def toy_weights(config: Config = TOY_CONFIG) -> Weights:
+    """Random packed weights from a fixed key, names and dtypes as ``packed_weights`` gives.
+
+    >>> toy_weights()["model.embed_tokens.weight"].shape
+    (256, 16)
+    """
+    matrices, norms = parts(config)
+    weights = {f"{name}.weight": mx.ones(config.hidden) for name in norms}
     keys = mx.random.split(mx.random.key(2), len(matrices))
     for key, (name, shape) in zip(keys, matrices.items(), strict=True):
         w = mx.random.normal(shape, mx.float16, scale=shape[1] ** -0.5, key=key)
