@@ -137,6 +137,8 @@ def main(
     name: Annotated[str, typer.Option(help="of the file of results")] = "",
 ) -> None:
     """Compare decode and prefill."""
+    if tokens % chunk:
+        raise typer.BadParameter(f"{tokens} tokens are not chunks of {chunk}")
     target = as_target(device)
     mx.set_default_device(target.device)
     if model == "smollm2":
@@ -145,7 +147,7 @@ def main(
     else:
         config, dtype = replace(LLAMA_8B, layers=layers), mx.bfloat16
         weights = random_weights(config, dtype)
-    length = 16 * -(-(prompt + (rounds + 1) * tokens + chunk) // 16)
+    length = 16 * -(-(prompt + tokens) // 16)  # each round begins with the prompt
     llama = Llama(config, weights, length=length, dtype=dtype)
     ids = mx.random.randint(0, config.vocab, (1, prompt), key=mx.random.key(1))
     runners: dict[str, Any] = {
