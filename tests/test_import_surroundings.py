@@ -243,6 +243,37 @@ def test_an_argument_may_be_seen_as_a_variable_too() -> None:
     agree(lambda x: x + X, X)
 
 
+@pytest.mark.parametrize("update", ["add", "rows", "in a list"])
+def test_variables_are_not_updated_in_place(update: str) -> None:
+    kept, held = mx.ones((4, 4)), [mx.ones((4, 4))]
+
+    def f(x: mx.array) -> mx.array:
+        y = kept
+        if update == "add":
+            y += x
+        elif update == "rows":
+            y[1:3] = x[1:3]
+        else:
+            held[0][0] = x[0]
+        return y @ x
+
+    with pytest.raises(UnsupportedError) as told:
+        qg.from_mlx(f, mx.zeros((4, 4)))
+    name = "held.0" if update == "in a list" else "kept"
+    assert told.value.what.startswith(f"from_mlx: {name}, which the function sees as a variable")
+    assert told.value.origin.source() in ("y += x", "y[1:3] = x[1:3]", "held[0][0] = x[0]")
+    for array in (kept, *held):
+        assert mx.array_equal(array, mx.ones((4, 4))).item()  # not left with the recording's arrays
+
+    def g(x: mx.array) -> mx.array:
+        y = kept + 0
+        y += x
+        y[0] = x[1]
+        return y @ x
+
+    agree(g, X[:4, :4])  # what the function makes itself may be updated
+
+
 def test_loaded_weights_need_not_be_evaluated(tmp_path: Path) -> None:
     mx.save_safetensors(str(tmp_path / "w.safetensors"), {"w": mx.ones((6, 6))})
     loaded = mx.load(str(tmp_path / "w.safetensors"))

@@ -13,10 +13,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn
 
+from ..errors import UnsupportedError
 from ..origin import Origin, is_ours
 
 _MLX = os.path.dirname(os.path.dirname(os.path.abspath(mlx.nn.__file__))) + os.sep
 _stop_gradient, _vmap = mx.stop_gradient, mx.vmap
+KEEP_IT = "pass it in as an argument, and return what becomes of it"
 
 
 @dataclass
@@ -25,12 +27,14 @@ class Notes:
 
     Attributes:
         paths: of the modules whose calls are told apart, by their identity.
+        captured: names of the arrays that the function sees as variables, by their identity.
         arrays: handed out of the recorded function, so that MLX says which primitive made each.
         origins: for each array.
         unkeyed: where random numbers are drawn without a key.
     """
 
     paths: Mapping[int, str]
+    captured: Mapping[int, str] = field(default_factory=dict)
     arrays: list[mx.array] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     unkeyed: list[Origin] = field(default_factory=list)
@@ -49,6 +53,19 @@ class Notes:
             # Another object, because the user's may be updated in place later.
             self.arrays += [_stop_gradient(a) for a in arrays]
             self.origins += [origin] * len(arrays)
+
+    def refuse_update(self, array: Any) -> None:
+        """Refuse to update a captured array in place: its new value would be the recording's.
+
+        Raises:
+            UnsupportedError: the array is one that the function sees as a variable; names it.
+        """
+        if threading.get_ident() == self._thread and id(array) in self.captured:
+            raise UnsupportedError(
+                f"from_mlx: {self.captured[id(array)]}, which the function sees as a variable, is "
+                "updated in place",
+                hint=KEEP_IT,
+            )
 
     def vmap(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
         """`mx.vmap`, inside of which arrays are not those of the function's graph."""

@@ -88,10 +88,16 @@ _one_at_a_time = threading.RLock()
 def _noting(function: Callable[..., Any], notes: Notes, in_place: bool) -> Callable[..., Any]:
     def noted(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        notes.note(args[0] if in_place else result)
+        notes.note(result)
         return result
 
-    return noted
+    def updated(array: mx.array, *args: Any) -> Any:
+        notes.refuse_update(array)
+        result = function(array, *args)
+        notes.note(array)
+        return result
+
+    return updated if in_place else noted
 
 
 def _drawing(op: str, function: Callable[..., Any], notes: Notes) -> Callable[..., Any]:

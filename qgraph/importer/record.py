@@ -17,7 +17,7 @@ from ..tensor import placeholder
 from ..tree import Tree, flatten
 from ..types import type_of
 from .markers import Marker, Markers
-from .notes import Notes, recorded
+from .notes import KEEP_IT, Notes, recorded
 from .patches import recording
 from .surroundings import Surroundings
 from .ways import way_round
@@ -64,9 +64,11 @@ def record(fn: Callable[..., Any], arrays: Sequence[mx.array], tree: Tree) -> Re
     """What `fn` does to arrays like `arrays`, which stand for the leaves of its arguments.
 
     Raises:
-        UnsupportedError: MLX cannot hand the function over; names the primitive and the line.
+        UnsupportedError: MLX cannot hand the function over, or an array that the function sees as
+            a variable is updated in place; names the primitive or the array, and the line.
     """
     around = Surroundings.of(fn)
+    names = {id(array): name for name, array in around.arrays.items()}
     random: Any = mx.random.state
     high, low = random[0].tolist()
     try:
@@ -74,10 +76,10 @@ def record(fn: Callable[..., Any], arrays: Sequence[mx.array], tree: Tree) -> Re
             tried: set[str] = set()
             while True:
                 try:
-                    return _attempt(fn, around, arrays, tree, Notes(around.paths()))
+                    return _attempt(fn, around, arrays, tree, Notes(around.paths(), names))
                 except UnsupportedError as error:
                     noted = error
-                if noted.hint == _NO_EVAL:
+                if noted.hint in (_NO_EVAL, KEEP_IT):
                     raise noted
                 left = [name for name in ("Load", "Compiled") if name not in tried]
                 remedy = next((name for name in left if f" uses {name}" in noted.what), "")
@@ -131,6 +133,8 @@ def _attempt(
     try:
         with recording(notes, markers):
             mx.export_function(said.append, flat, *examples)
+    except UnsupportedError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise _refused(error, fn, said, notes, markers) from None
     for origin in notes.unkeyed if notes else ():
