@@ -9,23 +9,27 @@ Rewrites (each exact: a column of the result is one row of the weight):
        pack or prepare step, then `split`.
     2. `gather_qmm`s of one x with the same indices, such as gate and up of experts.
 Leaves alone:
-    1. weights that change from call to call, or that something else reads: both forms would stay.
-    2. products whose rows are so short that splitting the result costs more than merging saves.
-    3. products with another quantization, dtype of scales, or a stream or kernel of their own.
-    4. CPUs: one product took 0.9 to 1.2 times as long there as its parts, which can also run side
+    1. weights that change from call to call.
+    2. weights of which something else reads packed rows, scales or biases, as they are or in
+       slices: both forms would stay.
+    3. products whose rows are so short that splitting the result costs more than merging saves.
+    4. products with another quantization, dtype of scales, or a stream or kernel of their own.
+    5. CPUs: one product took 0.9 to 1.2 times as long there as its parts, which can also run side
        by side on several streams.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
+from qgraph.changes import VIEWS
 from qgraph.invariance import fixed_values
 from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import Entry, record
-from qgraph.names import body_inputs, outermost
+from qgraph.ledger import Decision, Entry, record, weight_name
+from qgraph.names import body_inputs
 from qgraph.rewrite import Visit, rewrite, setting
 from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
@@ -33,6 +37,7 @@ from qgraph.tensor import Tensor, apply
 from .products import INDICES, PARTS, is_open, parts_of
 
 _NAME = "merge-matmuls"
+_VIEWS = VIEWS | {"getitem", "split"}
 _SETTINGS = ("group_size", "bits", "mode", "transpose")
 
 
@@ -73,29 +78,54 @@ class MergeMatmuls:
         if rates is None:
             return graph
         fixed = fixed_values(graph)
-        alone = fixed - _read_twice(graph)
-        return rewrite(graph, lambda inner: _visitor(inner, fixed, alone, rates), self.name)
+        readers = _Readers.of(graph)
+        return rewrite(graph, lambda inner: _visitor(inner, fixed, readers, rates), self.name)
 
 
-def _read_twice(graph: Graph) -> set[Value]:
-    """Values that several nodes read or return, in bodies too, under each of their names."""
-    roots = outermost(graph)
-    reads: Counter[Value] = Counter(graph.outputs)
-    for _, node in graph.walk():
-        passed_on = {outer for _, shared in body_inputs(node) for _, outer in shared}
-        reads.update(roots.get(v, v) for v in set(node.inputs) - passed_on)
-        reads.update(roots.get(v, v) for body in node.bodies for v in body.outputs)
-    twice = {value for value, times in reads.items() if times > 1}
-    return twice | {inner for inner, root in roots.items() if root in twice}
+@dataclass(frozen=True)
+class _Readers:
+    """Who reads what, through views and slices, in bodies too; None is who called.
+
+    Attributes:
+        source: what a view or slice is of; what a name inside a body stands for.
+        found: the readers of a source.
+    """
+
+    source: Mapping[Value, Value]
+    found: Mapping[Value, Sequence[Node | None]]
+
+    @staticmethod
+    def of(graph: Graph) -> _Readers:
+        source: dict[Value, Value] = {}
+        reads: list[tuple[Value, Node | None]] = [(value, None) for value in graph.outputs]
+        for _, node in graph.walk():  # loops come before what is in their bodies
+            passed_on = [pair for _, shared in body_inputs(node) for pair in shared]
+            source.update((inner, source.get(outer, outer)) for inner, outer in passed_on)
+            if node.op in _VIEWS and node.inputs:
+                first, *read = node.inputs
+                source.update(dict.fromkeys(node.outputs, source.get(first, first)))
+            else:
+                read = list(Counter(node.inputs) - Counter(outer for _, outer in passed_on))
+            reads += [(value, node) for value in read]
+            reads += [(value, node) for body in node.bodies for value in body.outputs]
+        found: dict[Value, list[Node | None]] = {}
+        for value, reader in reads:
+            found.setdefault(source.get(value, value), []).append(reader)
+        return _Readers(source, found)
+
+    def behind(self, value: Value) -> Value:
+        """What `value` is a view or slice of, or itself."""
+        return self.source.get(value, value)
 
 
-def _visitor(graph: Graph, fixed: set[Value], alone: set[Value], rates: Rates) -> Visit:
+def _visitor(graph: Graph, fixed: set[Value], readers: _Readers, rates: Rates) -> Visit:
     groups: dict[object, list[Node]] = {}
     for node in graph.nodes:
-        if is_open(node, fixed) and node.operand("w") in alone:
+        if is_open(node, fixed):
             groups.setdefault(_key(node), []).append(node)
     merged: dict[int, list[Node]] = {}
-    for nodes in groups.values():
+    for group in groups.values():
+        nodes = _alone(group, readers) if len(group) > 1 else []
         if len(nodes) > 1 and _pays(nodes, rates):
             merged.update((node.serial, nodes) for node in nodes)
     results: dict[int, Value] = {}
@@ -112,6 +142,48 @@ def _visitor(graph: Graph, fixed: set[Value], alone: set[Value], rates: Rates) -
         return [results[old.serial]]
 
     return visit
+
+
+def _alone(group: Sequence[Node], readers: _Readers) -> list[Node]:
+    """Those of a group whose weights nothing else reads; of the others, the ledger says why."""
+    members = set(group)
+    size: Counter[Value] = Counter()
+    for node in group:
+        for part in parts_of(node):
+            size[readers.behind(part.value)] += part.value.type.size
+    alone = []
+    for node in group:
+        why = _why_not(node, members, size, readers)
+        if why is None:
+            alone.append(node)
+        else:
+            _note(node, "refused", f"not merged: {why}")
+    return alone
+
+
+def _why_not(
+    node: Node, group: Collection[Node], size: Mapping[Value, int], readers: _Readers
+) -> str | None:
+    """What of the weight of `node` would stay as it is though `group` were one product.
+
+    Args:
+        size: elements that the group reads of each source.
+    """
+    for name, part in zip(PARTS, parts_of(node), strict=False):
+        source = readers.behind(part.value)
+        others = [reader for reader in readers.found[source] if reader not in group]
+        if others:
+            who = "the caller" if others[0] is None else others[0].op
+            return (
+                f"{who} reads `{name}` of its weight too, and both forms would stay; "
+                f"let products of this input alone read it, or give {who} a copy"
+            )
+        if size[source] > source.type.size:
+            return (
+                f"products of this input read rows of `{name}` twice, and both would stay; "
+                "multiply by them once"
+            )
+    return None
 
 
 def _key(node: Node) -> object:
@@ -132,7 +204,7 @@ def _key(node: Node) -> object:
 
 def _pays(nodes: Sequence[Node], rates: Rates) -> bool:
     x, columns = nodes[0].operand("x"), sum(node.output.shape[-1] for node in nodes)
-    rows = nodes[0].output.type.size // nodes[0].output.shape[-1]
+    rows = prod(nodes[0].output.shape[:-1])
     if rows == 1:  # parts of one row lie together: nothing is copied
         return True
     split = 2 * rows * columns * nodes[0].output.dtype.size / rates.copy
@@ -142,8 +214,7 @@ def _pays(nodes: Sequence[Node], rates: Rates) -> bool:
         return True
     why = f"splitting the result costs {split:.0f} µs, one product less saves {saved:.0f}"
     for node in nodes:
-        what = f"{node.op} of {x.type}"
-        record(Entry(_NAME, "refused", what, node.origin, f"not merged: {why}"))
+        _note(node, "refused", f"not merged: {why}")
     return False
 
 
@@ -157,15 +228,13 @@ def _merge(nodes: Sequence[Node], first: Node) -> list[Tensor]:
     wide = type(out)((*out.shape[:-1], sum(columns)), out.dtype)
     product = first.replace(args=args, types=[wide])
     ends = [sum(columns[: i + 1]) for i in range(len(columns) - 1)]
-    names = " + ".join(_name(node) for node in nodes)
+    names = " + ".join(weight_name(w := node.operand("w")) or str(w.type) for node in nodes)
+    reason = f"one product for {names}"
     for node in nodes:
-        what = f"{node.op} of {node.operand('x').type}"
-        record(
-            Entry(_NAME, "merged", what, node.origin, f"one product for {names}", name=_name(node))
-        )
+        _note(node, "merged", reason)
     return list(apply("split", (Tensor(product.output), ends), {"axis": out.ndim - 1}))
 
 
-def _name(node: Node) -> str:
-    value = node.operand("w")
-    return str(value.node.args.get("name") or value.type)
+def _note(node: Node, decision: Decision, reason: str) -> None:
+    what, name = f"{node.op} of {node.operand('x').type}", weight_name(node.operand("w"))
+    record(Entry(_NAME, decision, what, node.origin, reason, name=name))

@@ -169,3 +169,72 @@ def test_weights_read_in_other_bodies_too_stay() -> None:
 
     for fn, count in ((outside, 3), (branches, 3)):
         assert len(products(merged(fn, X))) == count
+
+
+def refusals(plan: qg.Plan) -> list[str]:
+    return [e.reason for e in plan.ledger() if e.decision == "refused"]
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_a_weight_of_which_something_else_reads_a_part_stays(part: int) -> None:
+    name = ("w", "scales", "biases")[part]
+
+    def read(x: Any) -> Any:
+        other = qg.take(qg.tensor(A[part]), mx.array([1]), axis=0)
+        return [qg.quantized_matmul(x, *w, group_size=32) for w in (A, B)], other
+
+    def returned(x: Any) -> Any:
+        return [qg.quantized_matmul(x, *w, group_size=32) for w in (A, B)], qg.tensor(A[part])
+
+    for fn, who in ((read, "take"), (returned, "the caller")):
+        (reason,) = refusals(left(fn, X))
+        assert reason == (
+            f"not merged: {who} reads `{name}` of its weight too, and both forms would stay; "
+            f"let products of this input alone read it, or give {who} a copy"
+        )
+
+
+def test_the_others_merge_without_it() -> None:
+    def fn(x: Any) -> Any:
+        products = [qg.quantized_matmul(x, *w, group_size=32) for w in (A, B, C)]
+        return products, qg.tensor(A[1]) * 2
+
+    plan = merged(fn, X)
+    assert sorted(n.output.shape[-1] for n in products(plan)) == [32, 80]
+    (refused,) = [e for e in plan.ledger() if e.decision == "refused"]
+    assert refused.name == "A.0"
+    found = [e.reason for e in plan.ledger() if e.decision == "merged"]
+    assert found == ["one product for B.0 + C.0"] * 2
+
+
+def test_slices_of_a_weight() -> None:
+    def halves(x: Any, whole: bool = False, first: int = 32) -> Any:
+        w = [qg.tensor(part) for part in B]
+        parts = [[part[rows] for part in w] for rows in (slice(first), slice(32, 64))]
+        found = [qg.quantized_matmul(x, *half, group_size=32) for half in parts]
+        return found, qg.quantized_matmul(x * 2, *w, group_size=32) if whole else None
+
+    assert [n.output.shape for n in products(merged(halves, X))] == [(1, 64)]
+    first = refusals(left(lambda x: halves(x, whole=True), X))[0]
+    assert "quantized_matmul reads `w` of its weight too" in first
+    assert "read rows of `w` twice" in refusals(left(lambda x: halves(x, first=40), X))[0]
+
+
+def test_what_a_loop_carries_is_read() -> None:
+    def fn(x: Any) -> Any:
+        def turn(_: Any, carry: Any) -> Any:
+            h, scales = carry
+            pair = [qg.sum(qg.quantized_matmul(h, *w, group_size=32)) for w in (A, B)]
+            return h + sum(pair), scales * 0.5
+
+        return qg.fori_loop(0, 2, turn, (x, qg.tensor(A[1])))
+
+    assert "reads `scales` of its weight too" in refusals(left(fn, X))[0]
+
+
+def test_the_ledger_names_weights_that_the_program_quantizes() -> None:
+    up, gate = mx.ones((32, 64)), mx.ones((64, 64))
+    mx.eval(up, gate)
+    plan = merged(lambda x: [qg.quantized_matmul(x, w, group_size=32) for w in (up, gate)], X)
+    found = [(e.name, e.reason) for e in plan.ledger() if e.decision == "merged"]
+    assert found == [(name, "one product for up + gate") for name in ("up", "gate")]
