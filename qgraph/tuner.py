@@ -133,8 +133,8 @@ def _gathered(name: str, problem: Problem, table: CostTable | None) -> float | N
         return None if single is None else single * problem.m
     if name in ("gather_qmm", "f32+gather_qmm"):
         return estimate(name.replace("gather_", ""), one, table)
-    if name == "group+host-blas":
-        us = estimate("host-blas", each, table)
+    if name.startswith("group+"):
+        us = estimate(name.removeprefix("group+"), each, table)
         return None if us is None else us * used
     if name == "dequantize+gather_mm" and problem.backend == "cuda":
         us = estimate("dequantize+matmul", each, table)

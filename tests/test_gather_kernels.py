@@ -6,6 +6,7 @@ import pytest
 
 from qgraph.interpret import Streams
 from qgraph.kernels import EXACT, Problem, candidates, kernel
+from qgraph.kernels.cpu_library import missing
 from qgraph.kernels.names import GATHERS
 from tests.arrays import to_numpy
 
@@ -47,7 +48,9 @@ def test_every_candidate_is_the_product(dtype, mode, transpose, m):
     want = exactly(x, parts, p, lhs, rhs)
     plain = mx.gather_qmm(x, *parts, rhs_indices=mx.array(rhs), transpose=transpose, **p.settings)
     names = candidates(p)
-    assert set(names) >= {cls.name for cls in GATHERS} - {"f32+gather_qmm"}
+    conditional = {"f32+gather_qmm", "group+simd"}
+    assert set(names) >= {cls.name for cls in GATHERS} - conditional
+    assert ("group+simd" in names) == (transpose and missing() is None)
     for name in names:
         chosen = kernel(name)
         y = chosen.run(x, chosen.pack(parts, p), p, STREAMS, None, mx.array(rhs))
@@ -72,5 +75,6 @@ def test_both_indices():
 def test_refusals():
     _, _, p = operands(mx.float32, MODES[0])
     assert "one matrix" in kernel("gather_qmm").applies(p.replace(experts=0))
-    assert "GPU" in kernel("group+host-blas").applies(p.replace(backend="cuda"))
+    for name in ("group+simd", "group+host-blas"):
+        assert "GPU" in kernel(name).applies(p.replace(backend="cuda"))
     assert candidates(p, exact=True) == ["gather_qmm", "sort+gather_qmm"]

@@ -6,7 +6,7 @@
   once then.
 - `dequantize+gather_mm`: all experts dense, rows sorted; for prefill, when most are used anyway.
 - `f32+…`: computed in float32, as for plain products on CPUs.
-- `group+host-blas`: on CPUs, one product in NumPy's BLAS for each expert that is used.
+- `group+simd`, `group+host-blas`: on CPUs, one product from the host for each expert that is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import numpy as np
 
 from .base import EXACT, HALF, Kernel, Packed, Problem, Streams, named_parts
 from .decode import as_numpy
-from .host_blas import HostBlas, multiply, packed_rows
+from .host_blas import HostBlas
+from .on_host import OnHost, rows_of
+from .simd import Simd
 
 Indices = mx.array | None
 
@@ -132,15 +134,17 @@ class Float32Gather(Gather):
         return y.astype(problem.out_dtype)
 
 
-class GroupedHostBlas(Gather):
-    name = "group+host-blas"
+class Grouped(Gather):
+    """One product from the host for each expert that is used."""
+
     host = True
+    each: OnHost
 
     def applies(self, problem: Problem) -> str | None:
-        return HostBlas().applies(problem) or super().applies(problem)
+        return self.each.applies(problem) or super().applies(problem)
 
     def contract(self, problem: Problem) -> str:
-        return HostBlas().contract(problem)
+        return self.each.contract(problem)
 
     def product(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, lhs: Indices, rhs: Indices
@@ -148,13 +152,23 @@ class GroupedHostBlas(Gather):
         lhs, rhs = broadcast_indices(x, problem, lhs, rhs)
         left, right = as_numpy(lhs).ravel(), as_numpy(rhs).ravel()
         m = x.shape[-2]
-        matrices = as_numpy(x.astype(mx.float32)).reshape(-1, m, problem.k)
-        parts = [as_numpy(part) for part in packed]
+        matrices = rows_of(x, problem.k).reshape(-1, m, problem.k)
+        parts = self.each.parts(packed)
         y = np.empty((len(right), m, problem.n), np.float32)
         for expert in np.unique(right):
             users = np.flatnonzero(right == expert)
-            rows = packed_rows([part[expert] for part in parts], problem)
+            product = self.each.product([part[expert] for part in parts], problem)
             together = matrices[left[users]].reshape(-1, problem.k)
-            y[users] = multiply(together, rows, problem).reshape(-1, m, problem.n)
+            y[users] = product(together).reshape(-1, m, problem.n)
         result = mx.array(y).astype(problem.out_dtype)
         return result.reshape(*rhs.shape, m, problem.n)
+
+
+class GroupedSimd(Grouped):
+    name = "group+simd"
+    each = Simd()
+
+
+class GroupedHostBlas(Grouped):
+    name = "group+host-blas"
+    each = HostBlas()

@@ -13,17 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
-from .base import Kernel, Packed, Problem, Streams
-from .decode import Float32, as_numpy, decode, scale_values
+from .base import Packed, Problem
+from .decode import Float32, decode, scale_values
 from .dequantized import dense_weight
-from .plain import Plain
+from .on_host import OnHost, Parts, Product
 
 BLOCK_BYTES = 2 << 20
 """Dense bytes decoded at a time: they should stay in a core's cache until multiplied."""
@@ -55,7 +53,7 @@ def own_threads(cores: int) -> Iterator[ThreadPoolExecutor]:
         yield _pool(os.getpid(), cores)
 
 
-def packed_rows(parts: Sequence[npt.NDArray[Any]], problem: Problem) -> Rows:
+def packed_rows(parts: Parts, problem: Problem) -> Rows:
     """Rows of a packed weight, decoded when asked for."""
     w_q = parts[0]
     scales = scale_values(parts[1], problem.mode)
@@ -94,26 +92,18 @@ def multiply(x: Float32, rows: Rows, problem: Problem) -> Float32:
     return y
 
 
-class HostBlas(Kernel):
+class HostBlas(OnHost):
     name = "host-blas"
-    host = True
-
-    def applies(self, problem: Problem) -> str | None:
-        if problem.backend != "cpu":
-            return "the data is on the GPU"
-        return Plain().applies(problem)
 
     def contract(self, problem: Problem) -> str:
         return "computed in float32 by NumPy's BLAS, which sums in another order"
 
-    def rows(self, packed: Sequence[mx.array], problem: Problem) -> Rows:
-        return packed_rows([as_numpy(part) for part in packed], problem)
+    def product(self, parts: Parts, problem: Problem) -> Product:
+        rows = self.rows(parts, problem)
+        return lambda x: multiply(x, rows, problem)
 
-    def run(
-        self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams
-    ) -> mx.array:
-        y = multiply(as_numpy(x.astype(mx.float32)), self.rows(packed, problem), problem)
-        return mx.array(y).astype(problem.out_dtype)
+    def rows(self, parts: Parts, problem: Problem) -> Rows:
+        return packed_rows(parts, problem)
 
 
 class DenseHostBlas(HostBlas):
@@ -129,6 +119,6 @@ class DenseHostBlas(HostBlas):
             scales = [part.astype(mx.float32) for part in scales]
         return (dense_weight([w, *scales], problem.replace(dtype=mx.float32)),)
 
-    def rows(self, packed: Sequence[mx.array], problem: Problem) -> Rows:
-        dense = as_numpy(packed[0])
+    def rows(self, parts: Parts, problem: Problem) -> Rows:
+        (dense,) = parts
         return lambda start, stop: dense[start:stop]

@@ -15,7 +15,14 @@ from .chunked import Chunked
 from .dense import Dense
 from .dequantized import Dequantized
 from .float32 import Float32
-from .gather import DequantizedGather, Float32Gather, Gather, GroupedHostBlas, SortedGather
+from .gather import (
+    DequantizedGather,
+    Float32Gather,
+    Gather,
+    GroupedHostBlas,
+    GroupedSimd,
+    SortedGather,
+)
 from .host_blas import DenseHostBlas, HostBlas
 from .padded import Padded
 from .plain import Plain
@@ -23,7 +30,7 @@ from .sharded import Sharded
 from .simd import Simd
 from .tensor_cores import TensorCores
 
-GATHERS = (Gather, SortedGather, DequantizedGather, Float32Gather, GroupedHostBlas)
+GATHERS = (Gather, SortedGather, DequantizedGather, Float32Gather, GroupedSimd, GroupedHostBlas)
 BASES: dict[str, Callable[[], Kernel]] = {
     cls.name: cls
     for cls in (Plain, TensorCores, Dequantized, Dense, Simd, HostBlas, DenseHostBlas, *GATHERS)

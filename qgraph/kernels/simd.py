@@ -7,59 +7,52 @@ element is decoded once, a few rows of the weight at a time, into a buffer that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
-from .base import Kernel, Problem, Streams
+from .base import Problem
 from .cpu_library import missing, multiply_for
+from .decode import Float32, as_numpy
 from .host_blas import HostBlas
-from .plain import Plain
+from .on_host import OnHost, Parts, Product
 
 
-class Simd(Kernel):
+class Simd(OnHost):
     name = "simd"
-    host = True
 
     def applies(self, problem: Problem) -> str | None:
-        if problem.backend != "cpu":
-            return "the data is on the GPU"
         if not problem.transpose:
             return "its groups run along the columns of the result"
-        return missing() or Plain().applies(problem)
+        return super().applies(problem) or missing()
 
     def contract(self, problem: Problem) -> str:
         return "computed in float32, summed in another order"
 
-    def run(
-        self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams
-    ) -> mx.array:
-        return self.bind(packed, problem, streams)(x)
+    def parts(self, packed: Sequence[mx.array]) -> Parts:
+        # NumPy knows no bfloat16, but the bits will do.
+        bits = (part.view(mx.uint16) if part.dtype == mx.bfloat16 else part for part in packed)
+        return [np.ascontiguousarray(as_numpy(part)) for part in bits]
 
-    def bind(
-        self, packed: Sequence[mx.array], problem: Problem, streams: Streams
-    ) -> Callable[[mx.array], mx.array]:
+    def product(self, parts: Parts, problem: Problem) -> Product:
         multiply = multiply_for(problem)
         if multiply is None:
-            return HostBlas().bind(packed, problem, streams)
-        held = [_raw(part) for part in packed]
-        addresses = [part.ctypes.data for part in held] + [None] * (3 - len(held))
-        n, k, threads, dtype = problem.n, problem.k, problem.cores, problem.out_dtype
+            return HostBlas().product(_without_bits(parts, problem), problem)
+        addresses = [part.ctypes.data for part in parts] + [None] * (3 - len(parts))
+        n, k, threads = problem.n, problem.k, problem.cores
 
-        def call(x: mx.array, held: object = held) -> mx.array:
-            if x.dtype != mx.float32:
-                x = x.astype(mx.float32)
-            mx.eval(x)
-            rows = np.ascontiguousarray(x)
-            y = np.empty((*rows.shape[:-1], n), np.float32)
-            multiply(rows.ctypes.data, *addresses, y.ctypes.data, rows.size // k, n, k, threads)
-            result = mx.array(y)
-            return result if dtype == mx.float32 else result.astype(dtype)
+        def product(x: Float32, held: Parts = parts) -> Float32:
+            y = np.empty((x.shape[0], n), np.float32)
+            multiply(x.ctypes.data, *addresses, y.ctypes.data, x.shape[0], n, k, threads)
+            return y
 
-        return call
+        return product
 
 
-def _raw(part: mx.array) -> np.ndarray:
-    """The bytes of a packed part; NumPy knows no bfloat16."""
-    return np.ascontiguousarray(part.view(mx.uint16) if part.dtype == mx.bfloat16 else part)
+def _without_bits(parts: Parts, problem: Problem) -> Parts:
+    """The parts with scales that NumPy can compute with."""
+    if problem.mode != "affine" or problem.scales_dtype != mx.bfloat16:
+        return parts
+    w, *scales = parts
+    return [w, *((s.astype(np.uint32) << 16).view(np.float32) for s in scales)]
