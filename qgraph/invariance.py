@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from .ir import Graph, Value
 from .names import body_inputs
+from .ops import RANDOM
 
 
 def fixed_values(graph: Graph) -> set[Value]:
     """The values, in bodies too, that are the same at every call: weights and what is made of them.
+
+    Random numbers, what `qg.keep` holds, and results of loops are computed anew each time.
 
     >>> import qgraph as qg
     >>> w = qg.tensor([1.0])
@@ -21,8 +24,9 @@ def fixed_values(graph: Graph) -> set[Value]:
 def _fixed(graph: Graph, given: set[Value]) -> set[Value]:
     found = set(given)
     for node in graph.nodes:
+        stays = node.bodies or node.op in RANDOM or node.op == "keep"
         if node.op == "constant" or (
-            node.inputs and not node.bodies and all(v in found for v in node.inputs)
+            node.inputs and not stays and all(v in found for v in node.inputs)
         ):
             found.update(node.outputs)
         for body, (_, shared) in zip(node.bodies, body_inputs(node), strict=True):

@@ -10,6 +10,7 @@ import pytest
 
 import qgraph as qg
 from qgraph.changes import unchanging
+from qgraph.invariance import fixed_values
 from qgraph.passes import EliminateDeadCode, HoistQuantize
 from qgraph.passes.invariants import as_invariants
 from qgraph.verify import verify
@@ -92,3 +93,17 @@ def test_what_changes_stays_carried() -> None:
 
     graph = qg.trace(lambda x, a, b: qg.fori_loop(0, 4, swap, (x, a, b)), X, W, W + 1)
     assert as_invariants(graph, "") is graph
+
+
+def test_what_is_fixed_is_what_may_be_packed() -> None:
+    """A kernel's layout of a weight that is not computed once would be made at every call."""
+    key = mx.random.key(0)
+    for make, fixed in (
+        (lambda w: w * 2, True),
+        (qg.keep, False),
+        (lambda w: qg.keep(w) * 2, False),
+        (lambda w: w + qg.random.normal((64, 64), key=qg.tensor(key)), False),
+        (lambda w: qg.fori_loop(0, 2, lambda i, h: h * 2, w), False),
+    ):
+        graph = qg.trace(lambda w, make=make: make(w), W, parameters=[0])
+        assert (graph.outputs[0] in fixed_values(graph)) is fixed

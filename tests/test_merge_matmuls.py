@@ -238,3 +238,22 @@ def test_the_ledger_names_weights_that_the_program_quantizes() -> None:
     plan = merged(lambda x: [qg.quantized_matmul(x, w, group_size=32) for w in (up, gate)], X)
     found = [(e.name, e.reason) for e in plan.ledger() if e.decision == "merged"]
     assert found == [(name, "one product for up + gate") for name in ("up", "gate")]
+
+
+def test_weights_that_are_computed_anew_each_time_stay() -> None:
+    def pair(make: Any) -> Any:
+        return lambda x: [qg.quantized_matmul(x, *make(w), group_size=32) for w in (A, B)]
+
+    def kept(w: Any) -> Any:
+        return [qg.keep(qg.tensor(part)) for part in w]
+
+    def drawn(w: Any) -> Any:
+        key = qg.tensor(mx.random.key(w[0].shape[0]))
+        return qg.quantize(qg.random.normal((w[0].shape[0], 64), key=key), group_size=32)
+
+    def looped(w: Any) -> Any:
+        dense = qg.dequantize(*w, group_size=32)
+        return qg.quantize(qg.fori_loop(0, 2, lambda _, h: qg.tanh(h), dense), group_size=32)
+
+    for make in (kept, drawn, looped):
+        left(pair(make), X)
