@@ -29,7 +29,7 @@ and for many share one packed copy.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,8 +46,8 @@ from .products import indices_of, is_open, parts_of
 
 _NAME = "choose-kernel"
 _LEFT = ("qmm", "f32+qmm", "gather_qmm", "f32+gather_qmm")
-LEAVING_US = 75.0
-"""What a kernel that runs from the host must save: waiting for its inputs and starting again."""
+LEAVING_US = 50.0
+"""Waiting for the inputs of a kernel that runs from the host and starting again, microseconds."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,19 @@ class Product:
 
     old: Node
     problem: Problem
+
+
+@dataclass(frozen=True)
+class Picked:
+    """The best kernel for a problem, and the best of those that need not run from the host."""
+
+    best: Choice
+    compiled: Choice
+
+    @property
+    def saved_us(self) -> float:
+        saved = self.compiled.estimate_us - self.best.estimate_us
+        return 0.0 if math.isnan(saved) else saved
 
 
 @dataclass(frozen=True)
@@ -105,19 +118,27 @@ class ChooseKernel:
 
     def _choices(self, products: Sequence[Product]) -> dict[int, tuple[Product, Choice]]:
         """For products that leave MLX's own kernel, by the serial of their node."""
-        picked: dict[Problem, Choice] = {}
-        dense: dict[Problem, Choice] = {}
-        for problem in dict.fromkeys(product.problem for product in products):
-            picked[problem] = self._pick(problem, 0)
-            dense[problem] = self._pick(problem, self.budget) if self.budget else picked[problem]
-        chosen = {p.old.serial: (p, picked[p.problem]) for p in products}
+        problems = dict.fromkeys(product.problem for product in products)
+        picked = {problem: self._pick(problem, 0) for problem in problems}
+        dense = {p: self._pick(p, self.budget) for p in problems} if self.budget else picked
+        leaving = _worth_leaving(products, picked)
+        chosen = {}
+        gains = {}
+        for product in products:
+            serial, problem = product.old.serial, product.problem
+            own, better = (
+                pair.best if serial in leaving else pair.compiled
+                for pair in (picked[problem], dense[problem])
+            )
+            chosen[serial] = product, own
+            extra = kernel(better.kernel).extra_bytes(problem)
+            gain = own.estimate_us - better.estimate_us
+            if gain > 0 and extra and self._gains(better):
+                gains[serial] = gain / extra, extra, better
         left = self.budget
-        for product in sorted(products, key=lambda p: -_worth(p, picked, dense)):
-            choice = dense[product.problem]
-            extra = kernel(choice.kernel).extra_bytes(product.problem)
-            worth = _worth(product, picked, dense) > 0 and self._gains(choice)
-            if worth and extra <= left:
-                chosen[product.old.serial] = product, choice
+        for serial, (_, extra, better) in sorted(gains.items(), key=lambda item: -item[1][0]):
+            if extra <= left:
+                chosen[serial] = chosen[serial][0], better
                 left -= extra
         return {
             serial: (product, choice)
@@ -125,19 +146,17 @@ class ChooseKernel:
             if choice.kernel not in _LEFT and self._gains(choice)
         }
 
-    def _pick(self, problem: Problem, budget: int) -> Choice:
+    def _pick(self, problem: Problem, budget: int) -> Picked:
         names = [
             name
             for name in candidates(problem, budget=budget, exact=self.exact)
             if not name.startswith("shard")
         ]
         pick = partial(choose, problem, budget=budget, exact=self.exact, tune=self.tune)
-        choice = pick(names=names)
-        if not kernel(choice.kernel).host:
-            return choice
-        compiled = pick(names=[name for name in names if not kernel(name).host])
-        saved = compiled.estimate_us - choice.estimate_us
-        return choice if saved >= LEAVING_US else compiled
+        best = pick(names=names)
+        if not kernel(best.kernel).host:
+            return Picked(best, best)
+        return Picked(best, pick(names=[name for name in names if not kernel(name).host]))
 
     def _gains(self, choice: Choice) -> bool:
         others = dict(choice.others)
@@ -159,12 +178,17 @@ def _problem(node: Node, target: Target) -> Problem:
     return problem.replace(m=node.output.type.size // max(1, problem.n))
 
 
-def _worth(product: Product, picked: dict[Problem, Choice], dense: dict[Problem, Choice]) -> float:
-    """Microseconds a byte that keeping the weight dense gains."""
-    old, new = picked[product.problem], dense[product.problem]
-    gain = old.estimate_us - new.estimate_us
-    extra = kernel(new.kernel).extra_bytes(product.problem)
-    return 0.0 if math.isnan(gain) or not extra else gain / extra
+def _worth_leaving(products: Sequence[Product], picked: Mapping[Problem, Picked]) -> set[int]:
+    """Serials of products for which a compiled stretch may end: those of one input wait once."""
+    by_input: dict[Value, list[Product]] = {}
+    for product in products:
+        by_input.setdefault(product.old.operand("x"), []).append(product)
+    return {
+        product.old.serial
+        for together in by_input.values()
+        if sum(picked[product.problem].saved_us for product in together) >= LEAVING_US
+        for product in together
+    }
 
 
 def _visitor(graph: Graph, chosen: dict[int, tuple[Product, Choice]]) -> Visit:
