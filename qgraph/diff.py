@@ -13,7 +13,7 @@ from .ir import Graph, Node, Value, is_scalar
 from .ledger import Entry
 from .matching import in_order, match
 from .names import Names
-from .text import call_text
+from .text import STAGES, call_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +204,7 @@ class Diff:
         if home is not None:
             name = self._names[side][home.output] if home.outputs else ""
             return f"the body of {name or home.op}"
-        return {"pack": "pack (once)", "prepare": "prepare (once for parameters)"}.get(
-            node.stage, "the graph"
-        )
+        return STAGES.get(node.stage, "the graph")
 
 
 def _is_shown(node: Node) -> bool:

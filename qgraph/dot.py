@@ -10,10 +10,9 @@ from collections.abc import Iterator
 
 from .ir import Graph, Node, Value, is_scalar
 from .names import Names, body_entries, body_inputs
-from .text import call_text, trip_count
+from .text import STAGES, call_text, trip_count
 
 _STREAMS = ("#e8eef7", "#fdebd3", "#e3f3e1", "#f6e2ee", "#fbf6cf", "#e0f2f1")
-_STAGES = {"pack": "pack (once)", "prepare": "prepare (once for parameters)"}
 _HEAD = """  rankdir=TB; ranksep=0.35; nodesep=0.25; fontname="Helvetica"; fontsize=11;
   node [shape=box, style="rounded,filled", fillcolor="#e8eef7", color="#5b6b83",
         fontname="Helvetica", fontsize=10, margin="0.12,0.06"];
@@ -45,7 +44,7 @@ class _Writer:
     def lines(self) -> Iterator[str]:
         for value in self.graph.inputs:
             yield self.pill(value, "#ffffff")
-        for stage, title in _STAGES.items():
+        for stage, title in STAGES.items():
             staged = [n for n in self.graph.nodes if n.stage == stage]
             if staged:
                 yield from self.cluster(title, (line for n in staged for line in self.node(n)))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from .errors import QGraphError, TraceError
-from .origin import NOWHERE, Origin, is_ours
+from .origin import NOWHERE, raised_at
 
 _TENSOR = "qgraph.tensor.Tensor"
 
@@ -26,7 +25,7 @@ def explained() -> Iterator[None]:
     except (TypeError, ValueError) as error:
         if isinstance(error, QGraphError) or _TENSOR not in str(error):
             raise
-        origin = _origin(error.__traceback__)
+        origin = raised_at(error)
         called = re.match(r"(\w+)\(\): incompatible function arguments", str(error))
         if called:
             raise TraceError(
@@ -60,14 +59,3 @@ def refuse_leaks(nodes: Sequence[Any], start: int) -> None:
         hint="pass it in as an argument, or return it from the loop body that made it",
         origin=user.origin if user else NOWHERE,
     )
-
-
-def _origin(traceback: TracebackType | None) -> Origin:
-    """The innermost line of the user's."""
-    found = NOWHERE
-    while traceback is not None:
-        file = traceback.tb_frame.f_code.co_filename
-        if not is_ours(file):
-            found = Origin(file, traceback.tb_lineno)
-        traceback = traceback.tb_next
-    return found

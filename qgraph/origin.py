@@ -86,3 +86,14 @@ def user_frame() -> Origin:
             return found
         frame = frame.f_back  # type: ignore[assignment]
     return NOWHERE
+
+
+def raised_at(error: BaseException) -> Origin:
+    """The innermost line that is not qgraph's own which the error came through."""
+    found, trace = NOWHERE, error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not is_ours(file):
+            found = Origin(file, trace.tb_lineno)
+        trace = trace.tb_next
+    return found

@@ -18,6 +18,9 @@ from .ops import OPS
 from .select import Selection
 from .types import SHORT_NAMES
 
+STAGES = {"pack": "pack (once)", "prepare": "prepare (once for parameters)"}
+"""What the stages before a call are called, in the order in which they run."""
+
 _INDEXED = {"getitem"} | {name for name in OPS if name.startswith("at_")}
 
 
@@ -83,13 +86,10 @@ class _Writer:
         many = f"({results})" if len(graph.outputs) != 1 else results
         head = f"graph {graph.name}({self.typed(graph.inputs)}) -> {many}"
         lines = [Line(0, head, cost=str(total(graph)) if self.costs else "")]
-        for stage, title in (
-            ("pack", "pack (once):"),
-            ("prepare", "prepare (once for parameters):"),
-        ):
+        for stage, title in STAGES.items():
             staged = [node for node in graph.nodes if node.stage == stage]
             if staged:
-                lines += [Line(2, title), *self.nodes(staged, 4)]
+                lines += [Line(2, f"{title}:"), *self.nodes(staged, 4)]
         return [*lines, *self.body(graph, 2, "return")]
 
     def body(self, graph: Graph, indent: int, last: str) -> list[Line]:

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import UnsupportedError
-from ..origin import Origin, is_ours
+from ..origin import NOWHERE, Origin, raised_at
 from ..tensor import placeholder
 from ..tree import Tree, flatten
 from ..types import type_of
@@ -176,27 +176,29 @@ def _refused(
     markers: Markers,
 ) -> UnsupportedError:
     words = str(error)
+    line = raised_at(error)
+    last = None if line is NOWHERE else line  # None is who called us
     found = re.search(r"primitive (\w+)", words)
     if re.search(r"(vjp|jvp|vmap).*CustomKernel", words) and markers.calls:
         calls = sorted({call.op for call in markers.calls})
         return UnsupportedError(
             f"from_mlx: {title(fn)} transforms {', '.join(calls)}, by grad, vjp, jvp or vmap",
             hint="MLX does not hand it over, and its way in here has no transforms: leave them out",
-            origin=_last_line(error),
+            origin=last,
         )
     if found:
         return UnsupportedError(
             f"from_mlx: {title(fn)} uses {found[1]}, which MLX does not hand over",
             hint=way_round(found[1]),
-            origin=_first_missing(said, notes) or _last_line(error),
+            origin=_first_missing(said, notes) or last,
         )
     if "eval" in words.lower():
         return UnsupportedError(
             f"from_mlx: {title(fn)} evaluates an array while it is imported",
             hint=_NO_EVAL,
-            origin=_last_line(error),
+            origin=last,
         )
-    return UnsupportedError(f"from_mlx: {title(fn)}: {words}", origin=_last_line(error))
+    return UnsupportedError(f"from_mlx: {title(fn)}: {words}", origin=last)
 
 
 def _first_missing(said: Sequence[dict[str, Any]], notes: Notes | None) -> Origin | None:
@@ -209,14 +211,3 @@ def _first_missing(said: Sequence[dict[str, Any]], notes: Notes | None) -> Origi
     keys = [key for key, _, _ in _only(said, "outputs")]
     pairs = zip(keys, notes.origins, strict=False)
     return next((origin for key, origin in pairs if key not in known), None)
-
-
-def _last_line(error: Exception) -> Origin | None:
-    """The innermost line of the user's that the error came through; None says: who called us."""
-    found, trace = None, error.__traceback__
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if not is_ours(file):
-            found = Origin(file, trace.tb_lineno)
-        trace = trace.tb_next
-    return found

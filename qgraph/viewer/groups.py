@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 from ..fold import repeats
 from ..ir import Graph, Node
 from ..names import Names, body_inputs
-from ..text import trip_count
+from ..text import STAGES, trip_count
 
 T = TypeVar("T")
 
@@ -27,7 +27,6 @@ _SMALLEST = 3
 """Blocks of fewer nodes are shown as they are."""
 
 _LAYER = re.compile(r"@?(.*?\.\d+)\.")
-_STAGES = {"pack": "pack (once)", "prepare": "prepare (once for parameters)"}
 
 
 Block = tuple[str, Sequence[Node]]
@@ -75,7 +74,7 @@ class Groups:
         """Inputs of bodies that stand for a weight outside."""
         for value in graph.inputs:
             self.of[value.node] = None
-        for stage, title in _STAGES.items():
+        for stage, title in STAGES.items():
             staged = [n for n in graph.nodes if n.stage == stage and n.op != "constant"]
             if staged:
                 self._split(staged, self._add(Group("stage", title)))
