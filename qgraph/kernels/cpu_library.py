@@ -50,10 +50,7 @@ def missing() -> str | None:
 
 def multiply_for(problem: Problem) -> Multiply | None:
     """The product for a problem's format; None, with a warning, if it cannot be built."""
-    code, scale = _FORMATS.get(problem.mode) or (
-        "Integer",
-        _SCALES[problem.scales_dtype or problem.dtype],
-    )
+    code, scale = _FORMATS.get(problem.mode) or ("Integer", _SCALES[problem.scales_dtype])
     return _built(problem.bits, problem.group_size, code, scale)
 
 
