@@ -6,6 +6,7 @@ that memory peaks at the packed model and one weight.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ class PackCache:
         self.constants = Constants()
         self._arrays: dict[int, list[mx.array]] = {}
         self._numbers: dict[Any, int] = {}
+        self._count = itertools.count()  # programs in several threads may share this
         self._held: dict[int, Any] = {}
 
     def keys(self, graph: Graph) -> dict[Node, int]:
@@ -53,7 +55,7 @@ class PackCache:
                 what = node.op, *args
             else:
                 continue
-            keys[node] = self._numbers.setdefault(what, len(self._numbers))
+            keys[node] = self._numbers.setdefault(what, next(self._count))
         return keys
 
     def get(self, key: int) -> list[mx.array] | None:
