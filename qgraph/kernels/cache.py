@@ -8,11 +8,13 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import platformdirs
 
 from .base import Problem
@@ -22,11 +24,19 @@ FORMAT = 1
 
 
 def device_key(problem: Problem) -> str:
-    """What measurements are valid for: backend, processor or GPU, cores, MLX version."""
+    """What measurements are valid for: processor or GPU, cores, and whose kernels were measured."""
     device = mx.Device(mx.cpu if problem.backend == "cpu" else mx.gpu, 0)
     name = mx.device_info(device).get("device_name", "") if mx.is_available(device) else ""
     cores = f", {problem.cores} cores" if problem.backend == "cpu" else ""
-    return f"{problem.backend} {problem.arch} {name}{cores}, mlx {version('mlx')}"
+    return f"{problem.backend} {problem.arch} {name}{cores}, {_versions(problem.backend)}"
+
+
+@cache
+def _versions(backend: str) -> str:
+    from qgraph import __version__  # here, as qgraph imports this
+
+    numpy = f", numpy {np.__version__}" if backend == "cpu" else ""
+    return f"mlx {version('mlx')}{numpy}, qgraph {__version__}"
 
 
 class Cache:
