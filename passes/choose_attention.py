@@ -26,6 +26,8 @@ from qgraph.rewrite import rewrite, setting
 from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
 
+from .indexing import is_whole
+
 _NAME = "choose-attention"
 
 
@@ -83,9 +85,7 @@ _VIEWS = frozenset({"reshape", "expand_dims", "squeeze", "broadcast_to", "getite
 def _without_views(value: Value) -> Value:
     """The value before views that keep all its elements in order."""
     while value.node.op in _VIEWS and value.node.inputs[0].type.size == value.type.size:
-        index = value.node.args.get("index", ())
-        parts = index if isinstance(index, tuple) else (index,)
-        if any(p is not None and p is not Ellipsis and p != slice(None) for p in parts):
+        if value.node.op == "getitem" and not is_whole(value.node):
             return value
         value = value.node.inputs[0]
     return value

@@ -35,6 +35,7 @@ from qgraph.rewrite import setting
 from qgraph.tensor import Tensor
 
 from .contraction import as_contraction
+from .indexing import index_of
 from .invariants import as_invariants
 from .weight_view import Packed, WeightView, as_operand, resolve
 
@@ -148,8 +149,7 @@ def _slices(node: Node) -> tuple[Value, ...]:
         return node.outputs if setting(node, "axis") % (last + 1) < last else ()
     if node.op != "getitem" or any(v.ndim for v in node.inputs[1:]):
         return ()
-    index = node.args["index"]
-    parts = index if isinstance(index, tuple) else (index,)
+    parts = index_of(node)
     rows = len(parts) < node.operand("a").ndim and node.output.ndim > 1
     return node.outputs if rows and all(p is not None and p is not ... for p in parts) else ()
 
@@ -158,9 +158,8 @@ def _is_lookup(node: Node) -> bool:
     """Does it take rows of a table, by indices along the first axis?"""
     if node.op == "take":
         return bool(setting(node, "axis") == 0)
-    index = node.args.get("index")
-    first = index[0] if isinstance(index, tuple) and len(index) == 1 else index
-    return node.op == "getitem" and isinstance(first, Value)
+    parts = index_of(node) if node.op == "getitem" else ()
+    return len(parts) == 1 and isinstance(parts[0], Value)
 
 
 def _inner_values(node: Node, value: Value) -> list[tuple[Graph, Value]]:

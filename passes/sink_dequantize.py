@@ -27,6 +27,7 @@ from qgraph.tensor import Tensor, apply
 
 from .contraction import as_contraction
 from .enter_loops import into_bodies
+from .indexing import index_of
 from .invariants import as_invariants
 from .products import PARTS, parts_of
 from .weight_view import TRANSPOSES, WeightView, as_operand, resolve
@@ -166,7 +167,7 @@ def _take(node: Node, weight: _Weight) -> list[Value] | str:
 
 
 def _getitem(node: Node, weight: _Weight) -> list[Value] | str:
-    parts = _expanded(node.args["index"], len(weight.axes))
+    parts = _expanded(index_of(node), len(weight.axes))
     if parts is None:
         return "index rows without None"
     index: list[Any] = [slice(None)] * len(weight.axes)
@@ -183,9 +184,9 @@ def _getitem(node: Node, weight: _Weight) -> list[Value] | str:
     return [weight.of_parts(lambda part: apply("getitem", (part, place)))]
 
 
-def _expanded(index: Any, ndim: int) -> list[Any] | None:
+def _expanded(index: Sequence[Any], ndim: int) -> list[Any] | None:
     """The index with `...` written out; None if it adds axes."""
-    parts = list(index) if isinstance(index, tuple) else [index]
+    parts = list(index)
     if any(part is None for part in parts):
         return None
     dots = [i for i, part in enumerate(parts) if part is Ellipsis]

@@ -20,6 +20,8 @@ from qgraph.ops import LOOPS
 from qgraph.rewrite import rewrite
 from qgraph.tensor import Tensor, apply
 
+from .indexing import index_of
+
 
 def quantize_whole(graph: Graph, made_by: str) -> Graph:
     """The graph with such quantizes on the stack; one that has none is returned as it was.
@@ -60,8 +62,7 @@ def _by_index(node: Node, weights: Collection[Value], made_by: str) -> Node:
         picked = inner.operand("w").node
         if picked.op != "getitem" or picked.operand("a") not in fixed or not _is_row(picked):
             return None
-        index = picked.args["index"]
-        place = tuple(Tensor(i) if isinstance(i, Value) else i for i in _indices(index))
+        place = tuple(Tensor(i) if isinstance(i, Value) else i for i in index_of(picked))
         parts = _quantized(picked.operand("a"), inner, made_by)
         return [apply("getitem", (part, place)).value for part in parts]
 
@@ -69,13 +70,9 @@ def _by_index(node: Node, weights: Collection[Value], made_by: str) -> Node:
     return node if new is body else node.replace(bodies=(*node.bodies[:-1], new))
 
 
-def _indices(index: object) -> tuple[object, ...]:
-    return index if isinstance(index, tuple) else (index,)
-
-
 def _is_row(picked: Node) -> bool:
     """Does it pick one slice of the leading axes, with a number that the run gives?"""
-    places = _indices(picked.args["index"])
+    places = index_of(picked)
     numbers = [i for i in places if isinstance(i, int) or (isinstance(i, Value) and i.ndim == 0)]
     whole = len(numbers) == len(places) < picked.operand("a").ndim - 1
     return whole and any(isinstance(i, Value) for i in places)

@@ -20,6 +20,7 @@ from qgraph.ir import Node, Value
 from qgraph.rewrite import setting
 from qgraph.tensor import Tensor, apply
 
+from .indexing import index_of, is_whole
 from .products import parts_of
 
 Strided = np.ndarray[Any, Any]
@@ -95,11 +96,9 @@ def _scaled(node: Node) -> tuple[Value, Value] | None:
 
 
 def _index(view: Strided, node: Node) -> Strided:
-    index = node.args["index"]
-    parts = index if isinstance(index, tuple) else (index,)
-    if any(p is not None and p is not Ellipsis and p != slice(None) for p in parts):
+    if not is_whole(node):
         raise ValueError("not a view of the whole weight")
-    result: Strided = view[parts]
+    result: Strided = view[index_of(node)]
     return result
 
 
