@@ -21,6 +21,7 @@ import qgraph.importer
 from qgraph.errors import UnsupportedError
 from qgraph.importer.patches import _NOTED
 from qgraph.lint import lint
+from qgraph.passes import EliminateDeadCode, FuseQuantizedMatmul
 from tests.test_import import Block, X, agree
 
 
@@ -283,6 +284,30 @@ def test_loaded_weights_need_not_be_evaluated(tmp_path: Path) -> None:
     layer = nn.Linear(6, 6, bias=False)
     layer.weight = mx.load(str(tmp_path / "w.safetensors"))["w"]  # type: ignore[index]
     assert names(qg.from_mlx(layer, X)) == {"weight"}
+
+
+@pytest.mark.parametrize("mode", ["mxfp8", "nvfp4"])
+def test_captured_weights_packed_in_any_mode_need_not_be_evaluated(mode: str) -> None:
+    w = mx.random.normal((32, 64), key=mx.random.key(5))
+    packed, scales = mx.quantize(w, mode=mode)
+
+    def f(x: mx.array) -> mx.array:
+        return x @ mx.dequantize(packed, scales, mode=mode).T
+
+    graph = agree(f, mx.ones((2, 64)))
+    assert names(graph) == {"packed", "scales"}
+    plan = qg.optimize(graph, target="cpu", passes=[FuseQuantizedMatmul(), EliminateDeadCode()])
+    assert [n.op for n in plan.graph.nodes if n.op != "constant"] == ["quantized_matmul"]
+    plan.check(mx.ones((2, 64)))
+
+
+def test_settings_left_to_the_mode_are_filled_in() -> None:
+    def f(x: mx.array) -> mx.array:
+        return mx.dequantize(*mx.quantize(x, mode="mxfp8"), mode="mxfp8")
+
+    graph = agree(f, mx.random.normal((2, 64), key=mx.random.key(6)))
+    for node in graph.nodes:
+        assert (node.args["group_size"], node.args["bits"]) == (32, 8)
 
 
 def test_work_that_is_thrown_away_does_no_harm() -> None:

@@ -81,21 +81,24 @@ def record(fn: Callable[..., Any], arrays: Sequence[mx.array], tree: Tree) -> Re
                     noted = error
                 if noted.hint in (_NO_EVAL, KEEP_IT):
                     raise noted
-                left = [name for name in ("Load", "Compiled") if name not in tried]
-                remedy = next((name for name in left if f" uses {name}" in noted.what), "")
+                left = [name for name in ("captured", "Load", "Compiled") if name not in tried]
+                uses = noted.what.partition(" uses ")[2]
+                remedy = next((r for r in left if r == "captured" or uses.startswith(r)), "")
+                if not uses or not remedy:
+                    break
                 tried.add(remedy)
-                if remedy == "Load":
-                    # Arrays of a file that are read when they are first used: so use them.
+                if remedy == "captured":
+                    # What they are computed from is handed over too, unless they are evaluated.
                     mx.eval(list(around.arrays.values()))
+                elif remedy == "Load":
+                    # Arrays of a file that are read when they are first used: so use them.
                     args, kwargs = tree.build([placeholder(type_of(a)) for a in arrays])
                     mx.eval(flatten(fn(*args, **kwargs))[0])
-                elif remedy == "Compiled":
+                else:
                     # A compiled function that is called on constants alone; it was not refused if
                     # compiling was off, so it is on.
                     mx.disable_compile()
                     undo.callback(mx.enable_compile)
-                else:
-                    break
             # With its notes the function keeps what it computes and throws away; without, not.
             try:
                 return _attempt(fn, around, arrays, tree, None)

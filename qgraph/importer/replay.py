@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import QGraphError, UnsupportedError
 from ..functions import FUNCTIONS
 from ..origin import Origin, stated, user_frame
+from ..quantization import dequantize, quantize
 from ..tensor import Tensor, as_tensor, constant_for
 from ..types import TensorType
 from .primitives import PRIMITIVES
 from .record import Primitive, Recording
 from .ways import way_round
+
+_WITH_SETTINGS: dict[str, Callable[..., Any]] = {"quantize": quantize, "dequantize": dequantize}
+"""These fill in the group size and bits that a call left to the mode: passes read them."""
 
 
 def replay(recording: Recording, inputs: Sequence[Tensor], fn: str) -> list[Any]:
@@ -134,7 +138,8 @@ def _make(
     try:
         if name == "CustomKernel" and (call := recording.marker(primitive)) is not None:
             args, kwargs = call.arguments(inputs)
-            result = FUNCTIONS[call.op](*args, **kwargs, stream=call.stream)
+            function = _WITH_SETTINGS.get(call.op, FUNCTIONS[call.op])
+            result = function(*args, **kwargs, stream=call.stream)
         elif name == "CustomKernel":
             raise NotImplementedError(f"{primitive['arguments'][0]} is a kernel of its own")
         elif name in PRIMITIVES:

@@ -7,8 +7,8 @@ _DISTRIBUTED = "import each process' part alone, and communicate outside of it"
 _KERNEL = "keep the kernel outside: import what stands before and after it, and call it between"
 _UNSEEN = {
     "BitwiseInvert": "bitwise_invert", "Contiguous": "contiguous", "CumLogAddExp": "logcumsumexp",
-    "FromFP8": "from_fp8", "GatherQQMM": "gather_qqmm", "LUF": "linalg.lu", "QQMatmul": "qqmm",
-    "SegmentedMM": "segmented_mm", "ToFP8": "to_fp8",
+    "FromFP8": "from_fp8(...) or mx.dequantize", "GatherQQMM": "gather_qqmm", "LUF": "linalg.lu",
+    "QQMatmul": "qqmm", "SegmentedMM": "segmented_mm", "ToFP8": "to_fp8(...) or mx.quantize",
 }  # fmt: skip
 """What is carried where it is called as `mx.name`, but not through a reference made before."""
 _WAYS = {
