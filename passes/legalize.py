@@ -25,7 +25,7 @@ from qgraph.ir import Graph, Node, Value
 from qgraph.ledger import Entry, record
 from qgraph.rewrite import rewrite, setting
 from qgraph.target import Target, as_target
-from qgraph.tensor import Tensor, apply
+from qgraph.tensor import Tensor, apply, as_device
 
 from .casts import cast, in_float32
 from .products import PARTS, QUANTIZED, parts_of
@@ -61,12 +61,9 @@ def _unless_on_cpu(
     rule: Callable[[Node], Sequence[Value] | None], node: Node
 ) -> Sequence[Value] | None:
     """A node that the user put on the CPU follows the CPU's rules."""
-    stream = node.stream.device if isinstance(node.stream, mx.Stream) else node.stream
-    on_cpu = (
-        stream == "cpu"
-        if isinstance(stream, str)
-        else (isinstance(stream, mx.Device) and stream.type == mx.cpu)
-    )
+    stream = as_device(node.stream)
+    device = stream.device if isinstance(stream, mx.Stream) else stream
+    on_cpu = isinstance(device, mx.Device) and device.type == mx.cpu
     return _for_cpu(node) if on_cpu else rule(node)
 
 

@@ -23,7 +23,7 @@ from .types import TensorType, type_of
 Stage = Literal["run", "pack", "prepare"]
 """When a node runs: at every call, once for all, or once for each set of parameters."""
 
-StreamLike = int | str | mx.Device | mx.Stream | None
+StreamLike = int | str | mx.Device | mx.DeviceType | mx.Stream | None
 """A number given by `assign-streams`, or what the user asked for."""
 
 

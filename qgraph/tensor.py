@@ -409,6 +409,8 @@ def make_node(
     """A node for values in their places; the flag says whether the op returns a sequence."""
     types, many = infer(OPS[name], args)
     fields.setdefault("origin", user_frame())
+    if isinstance(stream, mx.DeviceType):  # mx.cpu, of which nodes know one spelling
+        stream = mx.Device(stream, 0)
     return Node(name, args, types, stream=stream, **fields), many
 
 

@@ -58,6 +58,19 @@ def test_gather_mm_of_half_precision_on_cpus(dtype: mx.Dtype) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "stream", [mx.cpu, mx.Device(mx.cpu, 0), "cpu", mx.default_stream(mx.cpu)], ids=repr
+)
+def test_what_a_user_puts_on_the_cpu_follows_its_rules(stream: Any) -> None:
+    x, w = mx.ones((2, 1, 64), mx.float16), mx.ones((2, 64, 32), mx.float16)
+    ids = mx.array([1, 0], dtype=mx.uint32)
+    for target in (CUDA, METAL):
+        _, plan = legal(lambda a: qg.gather_mm(a, w, rhs_indices=ids, stream=stream), target, x)
+        (product,) = [n for n in plan.graph.nodes if n.op == "gather_mm"]
+        assert (product.output.dtype, plan.graph.outputs[0].dtype) == (mx.float32, mx.float16)
+        assert qg.compile(plan.graph, passes=[], target="cpu")(x)[0, 0, 0].item() == 64
+
+
 def test_gather_mm_of_float32_is_left_alone() -> None:
     w = mx.ones((3, 64, 32))
     graph, plan = legal(lambda a: qg.gather_mm(a, w), CPU, mx.ones((3, 1, 64)))
