@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,11 +131,12 @@ def test_refusals() -> None:
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Nothing built, nothing remembered, an empty cache folder."""
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
-    for remembered in (cpu_library.missing, cpu_library._built, cpu_library._folder):
-        remembered.cache_clear()
+    names = ("missing", "_product", "_built", "_folder")
+    for name in names:
+        getattr(cpu_library, name).cache_clear()
     yield tmp_path
-    for remembered in (cpu_library.missing, cpu_library._built, cpu_library._folder):
-        remembered.cache_clear()
+    for name in names:
+        getattr(cpu_library, name).cache_clear()
 
 
 PARTS = mx.quantize(mx.random.normal((64, 64), key=mx.random.key(3)))
@@ -142,9 +146,10 @@ ROWS = mx.random.normal((2, 64), key=mx.random.key(4))
 @HERE
 def test_it_is_built_once_and_kept(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     product(ROWS, PARTS, "affine", 4, 64)
-    (library,) = fresh.rglob("*.so")
-    assert list(library.parent.iterdir()) == [library]
+    (pool, simd) = sorted(fresh.rglob("*.so"))
+    assert sorted(pool.parent.iterdir()) == [pool, simd]
     cpu_library._built.cache_clear()
+    cpu_library._product.cache_clear()
     monkeypatch.setattr(cpu_library, "COMPILER", "no-such-compiler")
     y = product(ROWS, PARTS, "affine", 4, 64)
     assert reference.relative_error(to_numpy(y), exactly(ROWS, PARTS, "affine", 4, 64)) < 2e-6
@@ -177,3 +182,53 @@ def test_a_cache_folder_that_cannot_be_written(fresh: Path) -> None:
         warnings.simplefilter("error")
         y = product(ROWS, PARTS, "affine", 4, 64)
     assert reference.relative_error(to_numpy(y), exactly(ROWS, PARTS, "affine", 4, 64)) < 2e-6
+
+
+@HERE
+def test_many_threads_at_once() -> None:
+    """One of them has the pool, the others work alone."""
+    w = mx.quantize(mx.random.normal((512, 512), key=mx.random.key(3)))
+    program = qg.compile(lambda x: qg.quantized_matmul(x, *w), qg.spec((3, 512)), target="cpu")
+    assert [n.kernel for n in program.plan.graph.nodes if n.kernel] == ["simd"]
+    xs = [mx.random.normal((3, 512), key=mx.random.key(i)) for i in range(6)]
+    mx.eval(xs)
+    wrong: list[int] = []
+
+    def call(number: int) -> None:
+        want = exactly(xs[number], w, "affine", 4, 64)
+        for _ in range(40):
+            if reference.relative_error(to_numpy(program(xs[number])), want) > 2e-6:
+                wrong.append(number)
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(xs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+FORK = """
+import os, numpy as np, mlx.core as mx
+from qgraph.kernels import Problem, kernel
+w = mx.quantize(mx.ones((512, 512)))
+problem = Problem(1, 512, 512, mx.float32, "affine", 4, 64, cores=2)
+product = kernel("simd").product(kernel("simd").parts(w), problem)
+x = np.ones((1, 512), np.float32)
+before = product(x)
+child = os.fork()
+if not child:
+    os._exit(0 if np.array_equal(product(x), before) else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert np.array_equal(product(x), before)
+print("both")
+"""
+
+
+@HERE
+def test_a_child_after_fork_has_threads_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "both\n", done.stderr

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import platformdirs
 from .base import Problem
 
 COMPILER = "g++"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-pthread", "-shared", "-fPIC")
 
 _FORMATS = {"mxfp4": ("E2M1", "E8M0"), "nvfp4": ("E2M1", "E4M3"), "mxfp8": ("E4M3", "E8M0")}
 _SCALES = {mx.float32: "Float32", mx.float16: "Float16", mx.bfloat16: "BFloat16"}
@@ -50,16 +50,21 @@ def missing() -> str | None:
 
 def multiply_for(problem: Problem) -> Multiply | None:
     """The product for a problem's format; None, with a warning, if it cannot be built."""
-    code, scale = _FORMATS.get(problem.mode) or ("Integer", _SCALES[problem.scales_dtype])
-    return _built(problem.bits, problem.group_size, code, scale)
+    code, scale = _FORMATS.get(problem.mode) or (
+        "Integer",
+        _SCALES[problem.scales_dtype or problem.dtype],
+    )
+    return _product(problem.bits, problem.group_size, code, scale)
 
 
 @cache
-def _built(bits: int, group: int, code: str, scale: str) -> Multiply | None:
+def _product(bits: int, group: int, code: str, scale: str) -> Multiply | None:
     choice = {"BITS": bits, "GROUP": group, "CODE": code, "SCALE": scale}
-    flags = (*FLAGS, *(f"-DQGRAPH_{name}={value}" for name, value in choice.items()))
     try:
-        library = ctypes.CDLL(str(_library(flags)))
+        for_each = _built("pool").qgraph_for_each
+        multiply = _built(
+            "simd", *(f"-DQGRAPH_{name}={value}" for name, value in choice.items())
+        ).qgraph_multiply
     except (OSError, subprocess.CalledProcessError) as error:
         words = (getattr(error, "stderr", None) or str(error)).strip()
         why = words.splitlines()[0] if words else type(error).__name__
@@ -68,26 +73,26 @@ def _built(bits: int, group: int, code: str, scale: str) -> Multiply | None:
             stacklevel=2,
         )
         return None
-    multiply = library.qgraph_multiply
-    multiply.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 3 + [ctypes.c_int]
+    multiply.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_long] * 3 + [ctypes.c_int]
     multiply.restype = None
-    found: Multiply = multiply
-    return found
+    return partial(multiply, ctypes.cast(for_each, ctypes.c_void_p))
 
 
-def _library(flags: tuple[str, ...]) -> Path:
-    """The shared library for these flags, built if it is not there yet."""
-    source = (resources.files("qgraph.kernels") / "cpu" / "simd.cpp").read_text()
+@cache
+def _built(name: str, *choice: str) -> ctypes.CDLL:
+    """The library of `cpu/NAME.cpp`; all products share the one pool of threads."""
+    flags = (*FLAGS, *choice)
+    source = (resources.files("qgraph.kernels") / "cpu" / f"{name}.cpp").read_text()
     key = hashlib.sha256(repr((source, flags, _processor())).encode()).hexdigest()[:20]
     folder = _folder()
-    place = folder / f"simd-{key}.so"
+    place = folder / f"{name}-{key}.so"
     if not place.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / "simd.so"
+            made = Path(scratch) / place.name
             command = [COMPILER, *flags, "-x", "c++", "-", "-o", str(made)]
             subprocess.run(command, input=source, check=True, capture_output=True, text=True)
             os.replace(made, place)  # at once, as another process may be building the same
-    return place
+    return ctypes.CDLL(str(place))
 
 
 @cache

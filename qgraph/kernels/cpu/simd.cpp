@@ -22,6 +22,7 @@ constexpr int kLanes = 8;
 constexpr int kRowsOfX = 2;
 #endif
 constexpr int kRowsOfW = 4;
+constexpr long kTogether = 4 * kRowsOfW;
 constexpr long kColumns = 2048;  // decoded at a time: four rows of them fit a core's first cache
 
 using Floats = float __attribute__((vector_size(4 * kLanes)));
@@ -228,53 +229,61 @@ void dots_of(int rows_of_x, const float* w, long w_stride, const float* x, long 
 }
 
 template <typename F>
-void multiply(const F& format, const float* x, float* y, long m, long n, int threads) {
-  long k = format.k, padded = (k + F::kBlock - 1) / F::kBlock * F::kBlock;
-  std::unique_ptr<float[]> arranged(new float[m * padded]);
-  // More rows of the weight at a time where each is read by many rows of x.
-  const long together = m <= 2 * kRowsOfX ? kRowsOfW : 4 * kRowsOfW;
-  std::fill(y, y + m * n, 0.0f);
-#pragma omp parallel num_threads(threads)
-  {
-    alignas(64) float buffer[4 * kRowsOfW * kColumns];
-#pragma omp for schedule(static)
-    for (long row = 0; row < m; row++)
-      format.arrange(x + row * k, arranged.get() + row * padded, padded);
-#pragma omp for schedule(dynamic)
-    for (long first = 0; first < n; first += 4 * kRowsOfW) {
-      long last = std::min(first + 4 * kRowsOfW, n);
-      for (long start = first; start < last; start += together) {
-        long rows = std::min(together, last - start);
-        for (long c = 0; c < padded; c += kColumns) {
-          long columns = std::min(kColumns, padded - c);
-          for (long r = 0; r < rows; r++)
-            format.decode(format.row(start + r), c, c + columns, buffer + r * kColumns);
-          for (long i = 0; i < m; i += kRowsOfX) {
-            int some = (int)std::min<long>(kRowsOfX, m - i);
-            const float* own = arranged.get() + i * padded + c;
-            long r = 0;
-            for (; r + kRowsOfW <= rows; r += kRowsOfW)
-              dots_of<kRowsOfW>(some, buffer + r * kColumns, kColumns, own, padded, columns,
-                                y + i * n + start + r, n);
-            for (; r < rows; r++)
-              dots_of<1>(some, buffer + r * kColumns, kColumns, own, padded, columns,
-                         y + i * n + start + r, n);
-          }
+struct Product {
+  F format;
+  const float* x;
+  float* y;
+  float* arranged;
+  long m, n, k, padded;
+
+  void arrange(long row) { format.arrange(x + row * k, arranged + row * padded, padded); }
+
+  // Columns of y from `kTogether` rows of the weight; more at a time where many rows of x read each.
+  void columns(long number) {
+    alignas(64) float buffer[kTogether * kColumns];
+    long first = number * kTogether, last = std::min(first + kTogether, n);
+    for (long i = 0; i < m; i++) std::fill(y + i * n + first, y + i * n + last, 0.0f);
+    long together = m <= 2 * kRowsOfX ? kRowsOfW : kTogether;
+    for (long start = first; start < last; start += together) {
+      long rows = std::min(together, last - start);
+      for (long c = 0; c < padded; c += kColumns) {
+        long columns = std::min(kColumns, padded - c);
+        for (long r = 0; r < rows; r++)
+          format.decode(format.row(start + r), c, c + columns, buffer + r * kColumns);
+        for (long i = 0; i < m; i += kRowsOfX) {
+          int some = (int)std::min<long>(kRowsOfX, m - i);
+          const float* own = arranged + i * padded + c;
+          float* to = y + i * n + start;
+          long r = 0;
+          for (; r + kRowsOfW <= rows; r += kRowsOfW)
+            dots_of<kRowsOfW>(some, buffer + r * kColumns, kColumns, own, padded, columns, to + r, n);
+          for (; r < rows; r++)
+            dots_of<1>(some, buffer + r * kColumns, kColumns, own, padded, columns, to + r, n);
         }
       }
     }
   }
-}
+};
 
 }  // namespace
 
-// x (m, k) by a packed weight (n, k) into y (m, n).  The build says which format: QGRAPH_BITS,
-// QGRAPH_GROUP, and QGRAPH_CODE and QGRAPH_SCALE, names of this file.
-extern "C" void qgraph_multiply(const float* x, const void* codes, const void* scales,
-                                const void* biases, float* y, long m, long n, long k, int threads) {
+using ForEach = void (*)(void (*task)(void*, long), void* data, long count, int threads);
+
+// x (m, k) by a packed weight (n, k) into y (m, n), by tasks that `for_each` spreads over threads.
+// The build says which format: QGRAPH_BITS, QGRAPH_GROUP, and QGRAPH_CODE and QGRAPH_SCALE, names of
+// this file.
+extern "C" void qgraph_multiply(ForEach for_each, const float* x, const void* codes,
+                                const void* scales, const void* biases, float* y, long m, long n,
+                                long k, int threads) {
   using F = Format<QGRAPH_BITS, QGRAPH_GROUP, QGRAPH_CODE, QGRAPH_SCALE>;
   using Stored = F::Stored;
+  using P = Product<F>;
   F format{(const uint8_t*)codes, (const Stored*)scales, (const Stored*)biases, k,
            k / QGRAPH_GROUP};
-  multiply(format, x, y, m, n, threads);
+  long padded = (k + F::kBlock - 1) / F::kBlock * F::kBlock;
+  std::unique_ptr<float[]> arranged(new float[m * padded]);
+  P product{format, x, y, arranged.get(), m, n, k, padded};
+  for_each([](void* p, long i) { ((P*)p)->arrange(i); }, &product, m, m >= 16 ? threads : 1);
+  for_each([](void* p, long i) { ((P*)p)->columns(i); }, &product,
+           (n + kTogether - 1) / kTogether, threads);
 }
