@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .ir import Node, Value
+from .ir import Node, Value, map_values
 
 _SAVES = 4
 """Fold only where at least so many lines go."""
@@ -65,10 +65,9 @@ def _signature(node: Node) -> tuple[Any, ...]:
     inputs = tuple((str(v.type), _path(v)) for v in node.inputs)
     origin = (node.origin.file, node.origin.line)
     bodies = tuple(id(body) for body in node.bodies)
-    return (
-        node.op, tuple(node.args), repr(node.attrs), outputs, inputs, origin, node.kernel,
-        str(node.stream), bodies,
-    )  # fmt: skip
+    # Which arguments are values counts, and so does their place among the parts of an index.
+    args = tuple((n, repr(map_values(arg, lambda _: "a value"))) for n, arg in node.args.items())
+    return (node.op, args, outputs, inputs, origin, node.kernel, str(node.stream), bodies)
 
 
 def _path(value: Value) -> str:

@@ -134,3 +134,25 @@ def test_a_value_from_before_is_the_same_in_every_block() -> None:
 
 def _shown(graph: qg.Graph) -> list[Any]:
     return [node for node in graph.nodes if node.op != "constant"]
+
+
+PLACES, LIMITS = mx.arange(8), mx.ones(8)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda x: x[:, PLACES], lambda x: x[PLACES, :]),
+        (lambda x: qg.clip(x, LIMITS, None), lambda x: qg.clip(x, None, LIMITS)),
+    ],
+    ids=["the place of an array in an index", "the parameter an array is given for"],
+)
+def test_where_a_value_stands_counts(one: Any, other: Any) -> None:
+    def fn(x: Any) -> Any:
+        for turn in range(8):
+            x = qg.tanh(other(x) if turn % 2 else one(x))
+        return x
+
+    text = folded(qg.trace(fn, qg.spec((8, 8))))
+    assert "4 × block:" in text
+    assert text.count("= tanh(") == 2
