@@ -108,6 +108,11 @@ def show(
     if html is not None:
         page = plan.save(html) if plan and not written else shown.save(html)
         return typer.echo(f"written to {page}; open it in a browser")
+    if timeline:
+        from .timeline import timelines
+
+        on = as_target(target) if plan is None else plan.target
+        return typer.echo(timelines(shown, on, width=console.width))
     in_colour = console.is_terminal if colour is None else colour
     typer.echo(
         shown.format(

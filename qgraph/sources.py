@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .errors import InputError
+from .errors import InputError, QGraphError
 from .ir import Graph
 from .origin import NOWHERE
 from .plan import Plan
@@ -84,14 +84,36 @@ def find(where: str, specs: Sequence[str] = ()) -> Graph | Plan | Program:
         made = found()
         if isinstance(made, Graph | Plan | Program):
             return made
-    return trace(found, *map(parse_spec, specs))
+    given = [parse_spec(text) for text in specs]
+    _refuse_misfit(where, found, given)
+    return trace(found, *given)
 
 
 def load_file(path: Path) -> Graph | Program:
     """A graph saved as JSON, or an artefact."""
     from .artefact import load
 
-    return Graph.from_json(path.read_text()) if path.suffix == ".json" else load(path)
+    if path.suffix != ".json":
+        return load(path)
+    try:
+        return Graph.from_json(path.read_text())
+    except QGraphError as error:
+        raise _wrong(
+            f"{path}: {error.what}",
+            hint='graph.save("graph.json") writes one; the JSON of a dump lacks the arrays',
+        ) from None
+
+
+def _refuse_misfit(where: str, fn: Any, given: Sequence[Spec]) -> None:
+    try:
+        inspect.signature(fn).bind(*given)
+    except TypeError as error:
+        raise _wrong(
+            f"{where}: {error}",
+            hint='give one --spec for each argument, such as --spec "f16[1,4096]"',
+        ) from None
+    except ValueError:
+        pass  # a function without a signature says itself what it takes
 
 
 def _takes_nothing(fn: Any) -> bool:

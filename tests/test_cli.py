@@ -109,6 +109,21 @@ def test_show_a_saved_graph(tmp_path: Path) -> None:
     ok("diff", "g.json", "g.json", "--exit-code")
 
 
+def test_the_json_of_a_dump_lacks_arrays(tmp_path: Path) -> None:
+    ok("dump", "users_model:made", str(tmp_path / "out"))
+    with pytest.raises(qg.errors.InputError, match=r"written.json: the array .* is not there"):
+        find(str(tmp_path / "out" / "00-as-written.json"))
+
+
+def test_show_a_timeline() -> None:
+    for words in ((), ("--written",)):
+        text = ok("show", "users_model:made", "-t", "cpu", "--timeline", *words)
+        first, stream, *_ = text.splitlines()
+        assert first.startswith("step: one call, estimated ")
+        assert stream.startswith("  stream 0  [")
+        assert "critical path" in text
+
+
 def test_an_artefact_is_as_good_as_a_module(tmp_path: Path) -> None:
     program = find("users_model:compiled")
     assert isinstance(program, qg.Program)
@@ -175,6 +190,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["show", "users_model:number"], "is a int"),
     (["show", "users_model:step", "-s", "f33[1]"], "is no type"),
     (["show", "users_model:step", "-s", "f32[a]"], "sizes are whole numbers"),
+    (["show", "users_model:step"], "users_model:step: missing a required argument"),
+    (["show", "users_model:step", "-s", X, "-s", X], "give one --spec for each argument"),
     (["show", "users_model:broken", "-s", X], "matmul cannot take"),
     (["show", "users_model:made", "-t", "tpu"], "give 'cpu', 'gpu'"),
     (["diff", "users_model:made", "-p", "fuse"], "no pass 'fuse' ran"),
