@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from itertools import takewhile
@@ -11,12 +12,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .errors import InputError, QGraphError
-from .ir import Graph
+from .errors import QGraphError
 from .pipeline import default_passes, optimize
 from .plan import Plan
 from .program import Program
-from .sources import example_inputs, find, graph_of
+from .sources import example_call, find, graph_of
 from .target import as_target
 
 HELP = """A graph compiler for quantized inference on MLX: see what it does to a model.
@@ -40,6 +40,7 @@ app = typer.Typer(
     name="qgraph", help=HELP, epilog=EPILOG, no_args_is_help=True, rich_markup_mode="markdown"
 )
 console = Console()
+_TYPER = os.path.dirname(typer.__file__) + os.sep
 
 Where = Annotated[
     str, typer.Argument(metavar="WHERE", help="module:name, a graph in .json, or an artefact.")
@@ -218,7 +219,7 @@ def profile(
     `qgraph profile qgraph.examples.first_program:graph`
     """
     program = _program(where, specs, target)
-    measured = program.profile(*_example_call(program.plan.graph), repeats=repeats)
+    measured = program.profile(*example_call(program.plan.graph), repeats=repeats)
     typer.echo(measured.format(top=top))
     if html is not None:
         typer.echo(f"written to {program.plan.save(html, measured)}; open it in a browser")
@@ -283,24 +284,16 @@ def _program(where: str, specs: list[str] | None, target: str | None) -> Program
     return Program(None, plan_of(where, specs, target))
 
 
-def _example_call(graph: Graph) -> tuple[Any, ...]:
-    """Arguments in the form that the graph was traced with."""
-    arrays = example_inputs(graph)
-    if graph.in_tree is None:
-        return tuple(arrays)
-    args, kwargs = graph.in_tree.build(arrays)
-    if kwargs:
-        raise InputError("the graph takes keyword arguments", hint="trace it on positional ones")
-    return tuple(args)
-
-
 def main(run: Callable[[], Any] = app) -> None:
     """The `qgraph` command: errors about a user's program are words, not tracebacks."""
     try:
         run()
     except (QGraphError, ValueError) as error:
+        words = str(error)
+        if isinstance(error, QGraphError) and error.origin.file.startswith(_TYPER):
+            words = "\n  ".join(filter(None, (error.what, error.hint)))  # no line of the user's
         Console(stderr=True).print("[bold red]error:[/]", end=" ")
-        typer.echo(str(error), err=True)
+        typer.echo(words, err=True)
         sys.exit(2)
 
 

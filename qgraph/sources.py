@@ -178,3 +178,18 @@ def example_inputs(graph: Graph, seed: int = 0) -> list[mx.array]:
         else mx.zeros(v.shape, v.dtype)
         for v, key in zip(graph.inputs, keys, strict=False)
     ]
+
+
+def example_call(graph: Graph) -> tuple[Any, ...]:
+    """`example_inputs` in the form of the positional arguments that the graph was traced with.
+
+    Raises:
+        InputError: it was traced with keyword arguments.
+    """
+    arrays = example_inputs(graph)
+    if graph.in_tree is None:
+        return tuple(arrays)
+    args, kwargs = graph.in_tree.build(arrays)
+    if kwargs:
+        raise _wrong("the graph takes keyword arguments", hint="trace it on positional ones")
+    return tuple(args)

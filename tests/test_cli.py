@@ -194,6 +194,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["show", "users_model:step", "-s", X, "-s", X], "give one --spec for each argument"),
     (["show", "users_model:broken", "-s", X], "matmul cannot take"),
     (["show", "users_model:made", "-t", "tpu"], "give 'cpu', 'gpu'"),
+    (["show", "users_model:made", "--feeds", "%99"], "error: no value is called '%99'\n  did you"),
     (["diff", "users_model:made", "-p", "fuse"], "no pass 'fuse' ran"),
 ]
 
