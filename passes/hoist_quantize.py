@@ -22,6 +22,7 @@ Leaves alone:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import itemgetter
 
 from qgraph.ir import Graph, Node, Stage, Value, input_value, map_values
 from qgraph.ledger import Decision, Entry, record, weight_name
@@ -145,14 +146,12 @@ def _movable(graph: Graph, levels: dict[Value, int], limit: int) -> _Moved:
 
 def _worth_moving(graph: Graph, free: set[Node]) -> set[Node]:
     """Quantizations, and what is no larger than the values from outside it is computed from."""
-    sources: dict[Value, frozenset[Value]] = {}
+    sources = _Sources()
     worth = set()
     for node in graph.nodes:
         if node in free:
-            found = frozenset().union(*(sources.get(v, {v}) for v in node.inputs))
-            sources.update(dict.fromkeys(node.outputs, found))
             size = sum(v.type.nbytes for v in node.outputs)
-            small = size <= sum(v.type.nbytes for v in found)
+            small = size <= sources.follow(node)
             if (
                 node.op in ("quantize", "pack_weight")
                 or (node.op != "dequantize" and small)
@@ -160,6 +159,39 @@ def _worth_moving(graph: Graph, free: set[Node]) -> set[Node]:
             ):
                 worth.add(node)
     return worth
+
+
+class _Sources:
+    """The values from outside that each value is computed from: a bit for each, and their bytes.
+
+    As sets they would take the square of the time where many weights are added up.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Value, tuple[int, int]] = {}
+        self._nbytes: list[int] = []
+
+    def follow(self, node: Node) -> int:
+        """Bytes of all that `node` is computed from."""
+        bits = nbytes = 0
+        for others, size in sorted(map(self._behind, node.inputs), key=itemgetter(1), reverse=True):
+            if not bits:
+                bits, nbytes = others, size
+                continue
+            new = others & ~bits
+            bits |= others
+            while new:
+                place = new.bit_length() - 1
+                nbytes += self._nbytes[place]
+                new ^= 1 << place
+        self._known.update(dict.fromkeys(node.outputs, (bits, nbytes)))
+        return nbytes
+
+    def _behind(self, value: Value) -> tuple[int, int]:
+        if value not in self._known:
+            self._known[value] = (1 << len(self._nbytes), value.type.nbytes)
+            self._nbytes.append(value.type.nbytes)
+        return self._known[value]
 
 
 def _are_scales(value: Value, graph: Graph) -> bool:
