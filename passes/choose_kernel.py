@@ -121,7 +121,7 @@ class ChooseKernel:
         problems = dict.fromkeys(product.problem for product in products)
         picked = {problem: self._pick(problem, 0) for problem in problems}
         dense = {p: self._pick(p, self.budget) for p in problems} if self.budget else picked
-        leaving = _worth_leaving(products, picked)
+        leaving = _worth_leaving(products, dense)
         chosen = {}
         gains = {}
         for product in products:

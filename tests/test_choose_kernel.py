@@ -22,6 +22,7 @@ from qgraph.target import Target
 from qgraph.tuner import Choice
 from tests import reference
 from tests.arrays import to_numpy
+from tests.compiler import needs_compiler
 
 CPU = Target(mx.Device(mx.cpu, 0), "cpu", "x86_64", 2)
 W = mx.random.normal((96, 64), key=mx.random.key(0)) / 8
@@ -120,6 +121,7 @@ def test_host_kernels_between_stretches_and_in_long_loops(
     assert reference.relative_error(to_numpy(program(X)), wanted) < 1e-5
 
 
+@needs_compiler
 def test_a_host_kernel_must_save_what_leaving_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(problem: Problem, names: Any, **_: Any) -> Choice:
         us = {"qmm": 100.0, "simd": {64: 20.0, 96: 80.0}[problem.n]}
@@ -146,6 +148,7 @@ def test_a_host_kernel_must_save_what_leaving_costs(monkeypatch: pytest.MonkeyPa
         assert reference.relative_error(to_numpy(y), h @ dense.T) < 1e-5
 
 
+@needs_compiler
 def test_products_of_one_input_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(problem: Problem, names: Any, **_: Any) -> Choice:
         us = {"qmm": 100.0, "simd": 80.0}

@@ -16,6 +16,7 @@ import qgraph as qg
 from qgraph.kernels import Problem
 from qgraph.target import as_target
 from qgraph.tuner import Choice
+from tests.compiler import needs_compiler
 
 
 def imported(path: Path, *inputs: mx.array) -> list[np.ndarray]:
@@ -104,7 +105,9 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["simd", "host-blas", "dense+host-blas"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("simd", marks=needs_compiler), "host-blas", "dense+host-blas"]
+)
 def test_products_from_the_host(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLX's own product reads the same packed weight; one packed otherwise is refused."""
 

@@ -13,6 +13,7 @@ from qgraph.passes import ChooseKernel
 from qgraph.schedule import HAND_OVER, Durations, busiest, critical_path, loads, schedule
 from qgraph.target import Target
 from qgraph.timeline import timelines
+from tests.compiler import needs_compiler
 
 CPU = Target(mx.Device(mx.cpu, 0), "cpu", "x86_64", 2)
 GPU = Target(mx.Device(mx.cpu, 0), "cuda", "sm_90", 2)
@@ -119,6 +120,7 @@ def test_the_drawing() -> None:
     assert timelines(qg.trace(lambda x: x, qg.spec((1,)), name="g"), CPU).startswith("g: one call")
 
 
+@needs_compiler
 def test_products_from_the_host_have_a_line_of_their_own() -> None:
     w = mx.quantize(mx.random.normal((2048, 2048)))
     graph = qg.trace(lambda x: qg.tanh(qg.quantized_matmul(x, *w)), qg.spec((1, 2048)), name="f")

@@ -22,11 +22,11 @@ from qgraph.kernels.decode import values
 from qgraph.target import as_target
 from tests import reference
 from tests.arrays import to_numpy
+from tests.compiler import needs_compiler
 
 CPU = as_target("cpu")
 FORMATS = [("affine", b, g) for b in (2, 3, 4, 5, 6, 8) for g in (32, 64, 128)]
 FORMATS += [("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)]
-HERE = pytest.mark.skipif(cpu_library.missing() is not None, reason="needs g++ on Linux")
 
 
 def problem(x: mx.array, parts: Any, mode: str, bits: int, group: int) -> Problem:
@@ -44,7 +44,7 @@ def exactly(x: mx.array, parts: Any, mode: str, bits: int, group: int) -> Any:
     return to_numpy(x).astype(np.float64) @ np.asarray(w, np.float64).T
 
 
-@HERE
+@needs_compiler
 @pytest.mark.parametrize(("mode", "bits", "group"), FORMATS, ids=lambda v: str(v))
 def test_formats_and_odd_shapes(mode: str, bits: int, group: int) -> None:
     """Rows of w beyond a multiple of four and sixteen, of x beyond four, K beyond whole blocks."""
@@ -60,7 +60,7 @@ def test_formats_and_odd_shapes(mode: str, bits: int, group: int) -> None:
             assert reference.relative_error(to_numpy(y), want) < 2e-6
 
 
-@HERE
+@needs_compiler
 @pytest.mark.parametrize("scales", [mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 def test_scales_and_rows_in_half_precision(scales: mx.Dtype, dtype: mx.Dtype) -> None:
@@ -72,7 +72,7 @@ def test_scales_and_rows_in_half_precision(scales: mx.Dtype, dtype: mx.Dtype) ->
     assert reference.relative_error(to_numpy(y), exactly(x, parts, "affine", 4, 64)) < rounding
 
 
-@HERE
+@needs_compiler
 @pytest.mark.parametrize("scales", [mx.float16, mx.bfloat16])
 def test_every_half_precision_scale(scales: mx.Dtype) -> None:
     """Denormals, infinities and NaN too: each of the 65,536, as MLX widens it."""
@@ -87,7 +87,7 @@ def test_every_half_precision_scale(scales: mx.Dtype) -> None:
     assert not np.isfinite(mine[~finite]).any()
 
 
-@HERE
+@needs_compiler
 @pytest.mark.parametrize("mode", ["mxfp4", "mxfp8", "nvfp4"])
 def test_every_code_of_the_float_formats(mode: str) -> None:
     bits, group = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}[mode]
@@ -101,7 +101,7 @@ def test_every_code_of_the_float_formats(mode: str) -> None:
     np.testing.assert_array_equal(y, values(mode, bits))
 
 
-@HERE
+@needs_compiler
 def test_rows_that_are_not_contiguous_and_more_axes() -> None:
     parts = mx.quantize(mx.random.normal((48, 256), key=mx.random.key(1)))
     x = mx.random.normal((256, 3, 2), key=mx.random.key(2)).transpose(2, 1, 0)
@@ -111,7 +111,7 @@ def test_rows_that_are_not_contiguous_and_more_axes() -> None:
     assert reference.relative_error(to_numpy(y), want) < 2e-6
 
 
-@HERE
+@needs_compiler
 def test_infinities_and_nan_pass_through() -> None:
     parts = mx.quantize(mx.random.normal((8, 64), key=mx.random.key(1)))
     x = mx.ones((2, 64)).at[0, 3].add(float("nan"))
@@ -143,7 +143,7 @@ PARTS = mx.quantize(mx.random.normal((64, 64), key=mx.random.key(3)))
 ROWS = mx.random.normal((2, 64), key=mx.random.key(4))
 
 
-@HERE
+@needs_compiler
 def test_it_is_built_once_and_kept(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     product(ROWS, PARTS, "affine", 4, 64)
     (pool, simd) = sorted(fresh.rglob("*.so"))
@@ -175,7 +175,7 @@ def test_without_a_compiler_it_is_not_chosen(fresh: Path, monkeypatch: pytest.Mo
     assert "g++" in str(refusal("simd", problem(ROWS, PARTS, "affine", 4, 64)))
 
 
-@HERE
+@needs_compiler
 def test_a_cache_folder_that_cannot_be_written(fresh: Path) -> None:
     (fresh / "qgraph").write_text("a file where the folder should be")
     with warnings.catch_warnings():
@@ -184,7 +184,7 @@ def test_a_cache_folder_that_cannot_be_written(fresh: Path) -> None:
     assert reference.relative_error(to_numpy(y), exactly(ROWS, PARTS, "affine", 4, 64)) < 2e-6
 
 
-@HERE
+@needs_compiler
 def test_many_threads_at_once() -> None:
     """One of them has the pool, the others work alone."""
     w = mx.quantize(mx.random.normal((512, 512), key=mx.random.key(3)))
@@ -226,7 +226,7 @@ print("both")
 """
 
 
-@HERE
+@needs_compiler
 def test_a_child_after_fork_has_threads_of_its_own() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120, check=False

@@ -6,15 +6,14 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import pytest
 
 import qgraph as qg
-from qgraph.kernels import cpu_library
 from qgraph.lower import HostKernel, LoweredGraph, Stretch
 from qgraph.passes import ChooseKernel, HoistQuantize
 from qgraph.target import as_target
 from tests import reference
 from tests.arrays import to_numpy
+from tests.compiler import needs_compiler
 
 CPU = as_target("cpu")
 N = 1024
@@ -25,7 +24,7 @@ DENSE = [
 ]
 X = mx.random.normal((2, N), key=mx.random.key(9))
 
-pytestmark = pytest.mark.skipif(cpu_library.missing() is not None, reason="needs g++ on Linux")
+pytestmark = needs_compiler
 
 
 def block(x: Any) -> Any:
