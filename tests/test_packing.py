@@ -96,5 +96,6 @@ def test_what_leads_to_a_packed_weight_is_computed_once(monkeypatch: pytest.Monk
     monkeypatch.setattr("qgraph.packing.Interpreter", Noting)
     program = qg.jit(lambda x: qg.quantized_matmul(x, qg.sin(qg.tensor(W))), target="cpu")
     results = [program(mx.ones((rows, SIZE))) for rows in (1, 2)]
-    assert [op for op in ran if op != "pack_weight"] == ["sin", "quantize"]
+    assert ran[:2] == ["sin", "quantize"]
+    assert not {"sin", "quantize"} & {*ran[2:]}  # shards, where they are the choice
     assert mx.allclose(results[1][1], results[0][0], rtol=1e-4, atol=1e-4)

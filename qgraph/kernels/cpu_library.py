@@ -52,7 +52,7 @@ def multiply_for(problem: Problem) -> Multiply | None:
     """The product for a problem's format; None, with a warning, if it cannot be built."""
     code, scale = _FORMATS.get(problem.mode) or (
         "Integer",
-        _SCALES[problem.scales_dtype or problem.dtype],
+        _SCALES[problem.scales_dtype],
     )
     return _product(problem.bits, problem.group_size, code, scale)
 
