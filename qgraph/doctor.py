@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,9 @@ import platformdirs
 from rich.console import Console
 from rich.table import Table
 
+from .interpret import Streams
+from .kernels import Problem, kernel
+from .kernels.cpu_library import missing
 from .target import Target, as_target
 from .timing import once
 
@@ -40,6 +44,7 @@ def findings() -> Iterator[Finding]:
     yield from _devices(target)
     yield from _compiler()
     yield _computes(target)
+    yield from _own_kernel()
     yield from _caches()
 
 
@@ -86,6 +91,25 @@ def _computes(target: Target) -> Finding:
         return Finding(what, "fails", str(error).splitlines()[0])
     first = f"right; {seconds * 1e3:.0f} ms the first time"
     return Finding(what, first if right else "wrong", "" if right else "the numbers are wrong")
+
+
+def _own_kernel() -> Iterator[Finding]:
+    """The kernel for products on CPUs, built if it is not there yet, run and compared."""
+    what = "simd, our kernel for products on CPU"
+    if reason := missing():
+        yield Finding(what, f"not used: {reason}")
+        return
+    x, w = mx.ones((1, 64)), mx.quantize(mx.arange(64 * 64).reshape(64, 64) / 4096)
+    problem = Problem(1, 64, 64, mx.float32, "affine", 4, 64, cores=as_target("cpu").cores)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = kernel("simd").bind(w, problem, Streams(mx.Device(mx.cpu, 0)))
+    if caught:
+        yield Finding(what, "fails", str(caught[0].message))
+        return
+    with mx.stream(mx.cpu):
+        right = bool(mx.allclose(run(x), mx.quantized_matmul(x, *w), rtol=1e-4).item())
+    yield Finding(what, "right" if right else "wrong", "" if right else "the numbers are wrong")
 
 
 def _caches() -> Iterator[Finding]:

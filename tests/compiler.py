@@ -2,6 +2,14 @@
 
 import pytest
 
-from qgraph.kernels.cpu_library import missing
+from qgraph.kernels import cpu_library
 
-needs_compiler = pytest.mark.skipif(missing() is not None, reason=f"simd: {missing()}")
+needs_compiler = pytest.mark.skipif(
+    cpu_library.missing() is not None, reason=f"simd: {cpu_library.missing()}"
+)
+
+
+def forget_builds() -> None:
+    """Look for the compiler, the cache folder and what is built there anew."""
+    for name in ("missing", "_product", "_built", "_folder"):
+        getattr(cpu_library, name).cache_clear()

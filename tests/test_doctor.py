@@ -11,6 +11,7 @@ from rich.console import Console
 
 from qgraph import doctor
 from qgraph.target import as_target
+from tests.compiler import forget_builds, needs_compiler
 
 
 def run() -> tuple[int, str]:
@@ -56,3 +57,19 @@ def test_wrong_numbers_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_package_is_not_installed() -> None:
     assert doctor._version("no-such-package-here") == "not installed"
+
+
+@needs_compiler
+def test_our_own_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def found() -> doctor.Finding:
+        return next(f for f in doctor.findings() if f.what.startswith("simd"))
+
+    assert (found().found, found().wrong) == ("right", "")
+    monkeypatch.setattr("qgraph.kernels.cpu_library.COMPILER", "false")
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
+    forget_builds()
+    try:
+        assert found().found == "fails"
+        assert "could not be built" in found().wrong
+    finally:
+        forget_builds()

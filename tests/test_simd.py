@@ -22,7 +22,7 @@ from qgraph.kernels.decode import values
 from qgraph.target import as_target
 from tests import reference
 from tests.arrays import to_numpy
-from tests.compiler import needs_compiler
+from tests.compiler import forget_builds, needs_compiler
 
 CPU = as_target("cpu")
 FORMATS = [("affine", b, g) for b in (2, 3, 4, 5, 6, 8) for g in (32, 64, 128)]
@@ -131,12 +131,9 @@ def test_refusals() -> None:
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Nothing built, nothing remembered, an empty cache folder."""
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
-    names = ("missing", "_product", "_built", "_folder")
-    for name in names:
-        getattr(cpu_library, name).cache_clear()
+    forget_builds()
     yield tmp_path
-    for name in names:
-        getattr(cpu_library, name).cache_clear()
+    forget_builds()
 
 
 PARTS = mx.quantize(mx.random.normal((64, 64), key=mx.random.key(3)))
