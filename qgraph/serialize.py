@@ -203,7 +203,9 @@ class _Reader:
     def _array(self, data: Any, type: TensorType) -> mx.array:
         if not isinstance(data, dict):
             if type.dtype == mx.complex64:
-                return mx.array(np.array(data[0]) + 1j * np.array(data[1]), mx.complex64)
+                data = np.array(data[0]) + 1j * np.array(data[1])
+            elif type.dtype == mx.uint64:
+                data = np.array(data, np.uint64)  # of lists MLX takes signed integers only
             return mx.array(data, type.dtype).reshape(type.shape)
         if data["$array"] not in self._arrays:
             raise QGraphError(

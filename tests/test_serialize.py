@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from qgraph.errors import QGraphError
 from qgraph.examples import smollm2_files as files
 from qgraph.examples.smollm2 import Llama
 from qgraph.serialize import from_json, to_json
+from qgraph.types import DTYPES
 from qgraph.verify import verify
 
 W = mx.random.normal((256, 256), key=mx.random.key(0)) / 16
@@ -67,6 +69,21 @@ def test_round_trip(name: str, optimized: bool, embedded: bool) -> None:
     expected = qg.tree.flatten(qg.compile(graph, passes=[], target="cpu")(X), static=True)[0]
     actual = qg.tree.flatten(qg.compile(again, passes=[], target="cpu")(X), static=True)[0]
     assert all(mx.array_equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (0, 3)])
+@pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=str)
+def test_embedded_constants_are_the_same_to_the_bit(
+    dtype: mx.Dtype, shape: tuple[int, ...]
+) -> None:
+    size = math.prod(shape) * dtype.size
+    bits = mx.arange(size, dtype=mx.uint8) % 2 if dtype == mx.bool_ else 200 - mx.arange(size) * 3
+    array = mx.view(bits.astype(mx.uint8).reshape(-1), dtype).reshape(shape)
+    graph = qg.trace(lambda x: x + qg.tensor(array).astype(mx.float32), qg.spec(()))
+    (again,) = (n for n in from_json(to_json(graph)).constants() if n.output.type.dtype == dtype)
+    kept = again.args["data"].array
+    assert kept.shape == shape
+    assert mx.array_equal(mx.view(kept.reshape(-1), mx.uint8), bits.astype(mx.uint8)).item()
 
 
 def test_a_model() -> None:
