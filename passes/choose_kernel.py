@@ -12,6 +12,7 @@ Rewrites:
        `eliminate-common-subexpressions`.
     3. `gather_qmm`: `packed_gather`.
     4. with a budget, weights that are worth it are kept dense: those first that gain most a byte.
+    5. casts of its scales from half precision: kernels on the host read them as they are stored.
 Leaves alone:
     1. products for which MLX's own kernel is best, small ones, or those about which nothing is
        known.
@@ -33,9 +34,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import mlx.core as mx
+
 from qgraph.invariance import fixed_values
 from qgraph.ir import Graph, Node, Value
 from qgraph.kernels import Problem, candidates, kernel
+from qgraph.kernels.base import HALF
 from qgraph.ledger import Entry, record
 from qgraph.rewrite import Visit, rewrite, setting
 from qgraph.target import Target, as_target
@@ -201,12 +205,27 @@ def _visitor(graph: Graph, chosen: dict[int, tuple[Product, Choice]]) -> Visit:
     return visit
 
 
+def _as_stored(packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Scales before a cast up to float32: kernels on the host widen them as they read, in fewer
+    bytes."""
+    w, *scales = packed
+    sources = [s.value.node.inputs[0] for s in scales if s.value.node.op == "astype"]
+    dtypes = {source.dtype for source in sources}
+    if len(sources) == len(scales) and len(dtypes) == 1 and dtypes <= set(HALF):
+        return (w, *map(Tensor, sources))
+    return packed
+
+
 def _carried_out(node: Node, product: Product, choice: Choice) -> Sequence[Value]:
     problem = product.problem
     record(Entry(_NAME, "chosen", f"{node.op} {problem}", node.origin, str(choice)))
-    static = {"problem": problem, "kernel": choice.kernel}
+    chosen = kernel(choice.kernel)
     packed = parts_of(node)
-    if kernel(choice.kernel).layout:
+    if chosen.host and not chosen.layout and problem.dtype == mx.float32:
+        packed = _as_stored(packed)
+        problem = problem.replace(scales_dtype=packed[1].dtype)
+    static = {"problem": problem, "kernel": choice.kernel}
+    if chosen.layout:
         packed = apply("pack_weight", (packed,), static)
     operands = (Tensor(node.operand("x")), packed)
     if node.op == "gather_qmm":

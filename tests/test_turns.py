@@ -6,11 +6,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
 import qgraph as qg
 from qgraph.lower import HostKernel, LoweredGraph, Stretch
-from qgraph.passes import ChooseKernel, HoistQuantize
+from qgraph.passes import ChooseKernel, EliminateDeadCode, HoistQuantize
 from qgraph.target import as_target
+from qgraph.tuner import Choice
 from tests import reference
 from tests.arrays import to_numpy
 from tests.compiler import needs_compiler
@@ -77,17 +79,40 @@ def test_in_a_loop_and_with_parameters() -> None:
     assert reference.relative_error(to_numpy(program(program.prepare(WEIGHTS[:2]), X)), y) < 1e-5
 
 
-def test_casts_of_scales_are_packed_once() -> None:
-    """They are no part of a turn, though the kernel could read half precision."""
-    half = [p if p.dtype == mx.uint32 else p.astype(mx.float16) for p in PACKED[0]]
+def halved(scales: list[mx.array]) -> Any:
+    """A product in a loop by scales in half precision, cast up where they are read."""
+
+    def turn(_: Any, y: Any) -> Any:
+        wide = [qg.tensor(s).astype(mx.float32) for s in scales]
+        return qg.quantized_matmul(qg.tanh(y), PACKED[0][0], *wide)
 
     def fn(x: Any) -> Any:
-        w, *scales = half
-        product = lambda i, y: qg.quantized_matmul(  # noqa: E731
-            qg.tanh(y), w, *(qg.tensor(s).astype(mx.float32) for s in scales)
-        )
-        return qg.fori_loop(0, 4000, product, x)
+        return qg.fori_loop(0, 3, turn, x)
 
-    plan = qg.optimize(qg.trace(fn, X), passes=[ChooseKernel(CPU), HoistQuantize()])
-    stages = {n.stage for _, n in plan.graph.walk() if n.op == "astype"}
-    assert stages == {"pack"}
+    return fn
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "casts"),
+    [((mx.float16,) * 2, 0), ((mx.bfloat16,) * 2, 0), ((mx.float16, mx.bfloat16), 2)],
+)
+def test_scales_are_read_as_they_are_stored(dtypes: Any, casts: int) -> None:
+    scales = [s.astype(dtype) for s, dtype in zip(PACKED[0][1:], dtypes, strict=True)]
+    program = qg.compile(halved(scales), X, passes=[ChooseKernel(CPU), EliminateDeadCode()])
+    left = [n for _, n in program.plan.graph.walk() if n.op == "astype"]
+    assert len(left) == casts
+    parts = [to_numpy(PACKED[0][0]), *(to_numpy(s.astype(mx.float32)) for s in scales)]
+    dense = reference.dequantize(*parts, 64, 4, "affine").astype(np.float64)
+    y = to_numpy(X).astype(np.float64)
+    for _ in range(3):
+        y = np.tanh(y) @ dense.T
+    assert reference.relative_error(to_numpy(program(X)), y) < 1e-5
+
+
+def test_other_kernels_have_casts_of_scales_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = Choice("dequantize+matmul", "table", 1.0)
+    monkeypatch.setattr("qgraph.passes.choose_kernel.choose", lambda *_, **__: chosen)
+    scales = [s.astype(mx.float16) for s in PACKED[0][1:]]
+    passes = [ChooseKernel(CPU), HoistQuantize()]
+    plan = qg.optimize(qg.trace(halved(scales), X), passes=passes)
+    assert [n.stage for _, n in plan.graph.walk() if n.op == "astype"] == ["pack"] * 2

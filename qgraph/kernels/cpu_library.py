@@ -66,8 +66,8 @@ def _product(bits: int, group: int, code: str, scale: str) -> Multiply | None:
             "simd", *(f"-DQGRAPH_{name}={value}" for name, value in choice.items())
         ).qgraph_multiply
     except (OSError, subprocess.CalledProcessError) as error:
-        words = (getattr(error, "stderr", None) or str(error)).strip()
-        why = words.splitlines()[0] if words else type(error).__name__
+        lines = (getattr(error, "stderr", None) or str(error) or type(error).__name__).splitlines()
+        why = next((line for line in lines if "error" in line), lines[0])
         warnings.warn(
             f"the CPU kernel could not be built ({why}); NumPy's BLAS stands in for it",
             stacklevel=2,

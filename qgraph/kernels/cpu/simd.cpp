@@ -46,10 +46,12 @@ Floats as_floats(V bits) {
 Floats converted(Words integers) { return __builtin_convertvector((Ints)integers, Floats); }
 
 float sum(Floats v) {
-  float total = 0;
-  for (int step = kLanes / 2; step > 0; step /= 2)
-    for (int i = 0; i < step; i++) v[i] += v[i + step];
-  return total + v[0];
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    Ints across;
+    for (int i = 0; i < kLanes; i++) across[i] = i ^ step;
+    v += __builtin_shuffle(v, across);
+  }
+  return v[0];
 }
 
 // ---- Codes and scales as numbers ----------------------------------------------------------------
@@ -115,6 +117,7 @@ struct Float32 {
 template <int Bits, int Group, typename Code, typename Scale>
 struct Format {
   using Stored = typename Scale::Stored;
+  typedef Stored Several __attribute__((vector_size(kLanes * sizeof(Stored))));
   static constexpr bool kBiased = std::is_same_v<Code, Integer>;
 
   // Codes that straddle words (3, 5 and 6 bits) are taken in order, eight (four) of a few bytes.
@@ -131,34 +134,33 @@ struct Format {
   const uint8_t* codes;
   const Stored* scales;
   const Stored* biases;
-  long k, groups;
+  long n, k, groups;
 
-  Row row(long n) const {
-    return {codes + n * (k * Bits / 8), scales + n * groups, kBiased ? biases + n * groups : nullptr};
+  Row row(long i) const {
+    return {codes + i * (k * Bits / 8), scales + i * groups, kBiased ? biases + i * groups : nullptr};
   }
 
-  // The scale (or bias) of each lane of the block that begins at element `start`.
-  Floats lanes(const Stored* values, long start) const {
+  // The scale (or bias) of each lane of the block of a row that begins at element `start`.
+  Floats lanes(const Stored* row, long start, const Stored* end) const {
     long first = start / Group;
-    if constexpr (Group >= kBlock) return Scale::value(Words{} + widened(values[first]));
+    if constexpr (Group >= kBlock) return Scale::value(Words{} + row[first]);
     constexpr int kEach = std::min(Group, kBlock) / kCodes, kCount = kLanes / kEach;
     Words some{}, order{};
-    if (first + kCount <= groups)
-      for (int i = 0; i < kCount; i++) some[i] = widened(values[first + i]);
-    else
-      for (int i = 0; first + i < groups; i++) some[i] = widened(values[first + i]);
+    if (first + kCount <= groups && row + first + kLanes <= end) {
+      some = __builtin_convertvector(load<Several>(row + first), Words);  // more than are needed
+    } else {
+      for (int i = 0; i < kCount && first + i < groups; i++) some[i] = row[first + i];
+    }
     for (int i = 0; i < kLanes; i++) order[i] = i / kEach;
     return Scale::value(__builtin_shuffle(some, order));
   }
-
-  static uint32_t widened(Stored value) { return value; }
 
   // Decode elements `start` to `stop`, in blocks; what lies past the row's end is zero.
   void decode(Row row, long start, long stop, float* out) const {
     for (long at = start; at < stop; at += kBlock, out += kBlock) {
       Words words = words_at(row.codes, at);
-      Floats scale = lanes(row.scales, at), bias{};
-      if (kBiased) bias = lanes(row.biases, at);
+      Floats scale = lanes(row.scales, at, scales + n * groups), bias{};
+      if (kBiased) bias = lanes(row.biases, at, biases + n * groups);
       for (int i = 0; i < kCodes; i++) {
         Words code = kStraddles ? words : (words >> (Bits * i)) & ((1u << Bits) - 1);
         Floats value = Code::value(code) * scale + bias;
@@ -278,8 +280,8 @@ extern "C" void qgraph_multiply(ForEach for_each, const float* x, const void* co
   using F = Format<QGRAPH_BITS, QGRAPH_GROUP, QGRAPH_CODE, QGRAPH_SCALE>;
   using Stored = F::Stored;
   using P = Product<F>;
-  F format{(const uint8_t*)codes, (const Stored*)scales, (const Stored*)biases, k,
-           k / QGRAPH_GROUP};
+  F format{(const uint8_t*)codes, (const Stored*)scales, (const Stored*)biases,
+           n, k, k / QGRAPH_GROUP};
   long padded = (k + F::kBlock - 1) / F::kBlock * F::kBlock;
   std::unique_ptr<float[]> arranged(new float[m * padded]);
   P product{format, x, y, arranged.get(), m, n, k, padded};
