@@ -12,6 +12,10 @@
 #include <memory>
 #include <type_traits>
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #ifdef __AVX512F__
@@ -98,11 +102,19 @@ struct BFloat16 {
 struct Float16 {
   using Stored = uint16_t;
   static Floats value(Words bits) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)bits));
+#elif defined(__F16C__) && defined(__AVX2__)
+    __m256i both = (__m256i)bits;
+    __m128i low = _mm256_castsi256_si128(both), high = _mm256_extracti128_si256(both, 1);
+    return (Floats)_mm256_cvtph_ps(_mm_packus_epi32(low, high));
+#else
     Words sign = (bits & 0x8000) << 16, magnitude = bits & 0x7fff;
     Floats small = converted(magnitude) * 0x1p-24f;
     Words normal = (magnitude << 13) + (112u << 23);
     normal = magnitude >= 0x7c00 ? normal + (112u << 23) : normal;  // infinities and NaN
     return as_floats((magnitude < 0x400 ? (Words)small : normal) | sign);
+#endif
   }
 };
 
