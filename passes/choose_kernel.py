@@ -46,6 +46,7 @@ from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
 from qgraph.tuner import Choice, choose
 
+from .casts import cast
 from .products import indices_of, is_open, parts_of
 
 _NAME = "choose-kernel"
@@ -220,17 +221,18 @@ def _carried_out(node: Node, product: Product, choice: Choice) -> Sequence[Value
     problem = product.problem
     record(Entry(_NAME, "chosen", f"{node.op} {problem}", node.origin, str(choice)))
     chosen = kernel(choice.kernel)
-    packed = parts_of(node)
-    if chosen.host and not chosen.layout and problem.dtype == mx.float32:
-        packed = _as_stored(packed)
-        problem = problem.replace(scales_dtype=packed[1].dtype)
+    x, packed = Tensor(node.operand("x")), parts_of(node)
+    if chosen.host:  # it computes in float32, and the casts belong to the compiled stretches
+        x, problem = cast(x, mx.float32), problem.replace(dtype=mx.float32)
+        if not chosen.layout:
+            packed = _as_stored(packed)
+            problem = problem.replace(scales_dtype=packed[1].dtype)
     static = {"problem": problem, "kernel": choice.kernel}
     if chosen.layout:
         packed = apply("pack_weight", (packed,), static)
-    operands = (Tensor(node.operand("x")), packed)
     if node.op == "gather_qmm":
-        y = apply("packed_gather", operands, static | indices_of(node))
+        y = apply("packed_gather", (x, packed), static | indices_of(node))
     else:
-        y = apply("packed_matmul", operands, static)
+        y = apply("packed_matmul", (x, packed), static)
     y.value.node.kernel = choice.kernel
-    return [y.value]
+    return [cast(y, node.output.dtype).value]

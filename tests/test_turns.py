@@ -116,3 +116,25 @@ def test_other_kernels_have_casts_of_scales_made_once(monkeypatch: pytest.Monkey
     passes = [ChooseKernel(CPU), HoistQuantize()]
     plan = qg.optimize(qg.trace(halved(scales), X), passes=passes)
     assert [n.stage for _, n in plan.graph.walk() if n.op == "astype"] == ["pack"] * 2
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_casts_of_half_precision_belong_to_the_stretches(dtype: mx.Dtype) -> None:
+    packed = [p if p.dtype == mx.uint32 else p.astype(dtype) for p in PACKED[0]]
+    x = X.astype(dtype)
+    passes = [ChooseKernel(CPU)]
+    program = qg.compile(lambda x: qg.quantized_matmul(qg.tanh(x), *packed), x, passes=passes)
+    ops = [(n.op, n.output.dtype) for n in program.plan.graph.nodes if n.op != "constant"]
+    assert ops == [
+        ("tanh", dtype),
+        ("astype", mx.float32),
+        ("packed_matmul", mx.float32),
+        ("astype", dtype),
+    ]
+    parts = [
+        to_numpy(p) if p.dtype == mx.uint32 else to_numpy(p.astype(mx.float32)) for p in packed
+    ]
+    dense = reference.dequantize(*parts, 64, 4, "affine").astype(np.float64)
+    want = to_numpy(mx.tanh(x).astype(mx.float32)).astype(np.float64) @ dense.T
+    limit = {mx.float16: 1e-3, mx.bfloat16: 8e-3}[dtype]
+    assert reference.relative_error(to_numpy(program(x).astype(mx.float32)), want) < limit
