@@ -61,6 +61,17 @@ def test_formats_and_odd_shapes(mode: str, bits: int, group: int) -> None:
 
 
 @needs_compiler
+def test_many_rows_are_taken_in_slabs() -> None:
+    parts = mx.quantize(mx.random.normal((40, 192), key=mx.random.key(1)))
+    for m in (511, 512, 513, 1500):
+        x = mx.random.normal((m, 192), key=mx.random.key(m))
+        want = exactly(x, parts, "affine", 4, 64)
+        y = to_numpy(product(x, parts, "affine", 4, 64))
+        assert reference.relative_error(y, want) < 2e-6
+        assert reference.relative_error(y[-1], want[-1]) < 2e-6
+
+
+@needs_compiler
 @pytest.mark.parametrize("scales", [mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 def test_scales_and_rows_in_half_precision(scales: mx.Dtype, dtype: mx.Dtype) -> None:

@@ -27,6 +27,7 @@ constexpr int kRowsOfX = 2;
 #endif
 constexpr int kRowsOfW = 4;
 constexpr long kTogether = 4 * kRowsOfW;
+constexpr long kSlab = 512;  // rows of x that are put into order at a time, to bound the memory
 constexpr long kColumns = 2048;  // decoded at a time: four rows of them fit a core's first cache
 
 using Floats = float __attribute__((vector_size(4 * kLanes)));
@@ -295,9 +296,12 @@ extern "C" void qgraph_multiply(ForEach for_each, const float* x, const void* co
   F format{(const uint8_t*)codes, (const Stored*)scales, (const Stored*)biases,
            n, k, k / QGRAPH_GROUP};
   long padded = (k + F::kBlock - 1) / F::kBlock * F::kBlock;
-  std::unique_ptr<float[]> arranged(new float[m * padded]);
-  P product{format, x, y, arranged.get(), m, n, k, padded};
-  for_each([](void* p, long i) { ((P*)p)->arrange(i); }, &product, m, m >= 16 ? threads : 1);
-  for_each([](void* p, long i) { ((P*)p)->columns(i); }, &product,
-           (n + kTogether - 1) / kTogether, threads);
+  std::unique_ptr<float[]> arranged(new float[std::min(m, kSlab) * padded]);
+  for (long start = 0; start < m; start += kSlab, x += kSlab * k, y += kSlab * n) {
+    long rows = std::min(kSlab, m - start);
+    P product{format, x, y, arranged.get(), rows, n, k, padded};
+    for_each([](void* p, long i) { ((P*)p)->arrange(i); }, &product, rows, rows >= 16 ? threads : 1);
+    for_each([](void* p, long i) { ((P*)p)->columns(i); }, &product,
+             (n + kTogether - 1) / kTogether, threads);
+  }
 }
