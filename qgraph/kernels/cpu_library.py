@@ -7,6 +7,8 @@ processor's instructions.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -99,11 +101,13 @@ def _built(name: str, *choice: str) -> ctypes.CDLL:
 def _folder() -> Path:
     """Where libraries are kept: the user's cache, or else a folder of this process."""
     kept = Path(platformdirs.user_cache_dir("qgraph")) / "cpu"
-    try:
+    with contextlib.suppress(OSError):
         kept.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="qgraph-"))
-    return kept if os.access(kept, os.W_OK) else Path(tempfile.mkdtemp(prefix="qgraph-"))
+    if os.access(kept, os.W_OK):
+        return kept
+    scratch = tempfile.mkdtemp(prefix="qgraph-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    return Path(scratch)
 
 
 @cache
