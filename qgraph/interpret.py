@@ -102,7 +102,7 @@ class Interpreter:
             env.update(zip(node.outputs, carried, strict=True))
             return
 
-        def turn(i: int, carried: Arrays) -> list[mx.array]:
+        def turn(i: int, carried: list[mx.array]) -> list[mx.array]:
             slices = [env[v][i] for v in node.args["xs"]]
             return self._run_body(body, [*carried, *slices, *invariants])
 
@@ -111,27 +111,28 @@ class Interpreter:
 
 def scan_turns(
     node: Node,
-    carried: Arrays,
-    turn: Callable[[int, Arrays], list[mx.array]],
+    carried: list[mx.array],
+    turn: Callable[[int, list[mx.array]], list[mx.array]],
     settle: Callable[[list[mx.array]], None] = lambda _: None,
 ) -> list[mx.array]:
     """Run a scan's turns in order, stacking what they give.
 
-    `settle` is called after each turn, when nothing holds the values carried before it: their
-    buffers can be written again.
+    A turn may empty the list of values that it is given, and `settle` is called after it: nothing
+    holds those values then, and their buffers can be written again.
     """
-    count = node.args["length"]
-    stacked: list[list[mx.array]] = [[] for _ in node.outputs[len(carried) :]]
+    count, kept = node.args["length"], len(carried)
+    stacked: list[list[mx.array]] = [[] for _ in node.outputs[kept:]]
     for i in reversed(range(count)) if node.args["reverse"] else range(count):
         results = turn(i, carried)
-        carried = results[: len(carried)]
-        for column, y in zip(stacked, results[len(carried) :], strict=True):
+        carried = results[:kept]
+        for column, y in zip(stacked, results[kept:], strict=True):
             column.append(y)
         settle(results)
+        del results
     if node.args["reverse"]:
         for column in stacked:
             column.reverse()
-    types = [v.type for v in node.outputs[len(carried) :]]
+    types = [v.type for v in node.outputs[kept:]]
     ys = [
         mx.stack(c) if c else mx.zeros(t.shape, t.dtype)
         for c, t in zip(stacked, types, strict=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import mlx.core as mx
 
@@ -55,10 +56,33 @@ class LoweredGraph:
             wanted.update(v for node in nodes for v in node.inputs)
         self.steps.reverse()
 
+        self.dead = self._dead()
+        self.waits = not all(isinstance(step, Stretch) for step in self.steps)
+
+    def _dead(self) -> list[list[Value]]:
+        """For each step what nothing after it reads."""
+        last = {v: i for i, step in enumerate(self.steps) for v in step.reads}
+        dead: list[list[Value]] = [[] for _ in self.steps]
+        for value, i in last.items():
+            if value not in self.known and value not in self.outputs:
+                dead[i].append(value)
+        return dead
+
     def __call__(self, inputs: Arrays) -> list[mx.array]:
+        return self.take(list(inputs))
+
+    def take(self, inputs: list[mx.array]) -> list[mx.array]:
+        """Run on inputs that nobody else holds; empties the list.
+
+        Each value is let go after the last step that reads it, so that MLX can write into its
+        buffer: else a cache that a loop carries is copied whenever a kernel waits for it.
+        """
         env: Env = dict(zip(self.inputs, inputs, strict=True))
-        for step in self.steps:
+        inputs.clear()
+        for step, dead in zip(self.steps, self.dead, strict=True):
             step.run(env)
+            for value in dead:
+                del env[value]
         known = self.known
         return [env[v] if v in env else known[v] for v in self.outputs]
 
@@ -90,6 +114,10 @@ def _turns(graph: Graph, known: Mapping[Value, mx.array]) -> list[list[Node]]:
 class Step:
     """Something that reads and adds values of an environment."""
 
+    @property
+    def reads(self) -> Sequence[Value]:
+        raise NotImplementedError
+
     def run(self, env: Env) -> None:
         raise NotImplementedError
 
@@ -101,6 +129,10 @@ class Stretch(Step):
     needs: tuple[Value, ...]
     gives: tuple[Value, ...]
     function: Compiled
+
+    @property
+    def reads(self) -> Sequence[Value]:
+        return self.needs
 
     @staticmethod
     def of(
@@ -151,6 +183,10 @@ class HostLoop(Step):
     streams: Streams
     bodies: list[tuple[LoweredGraph, list[Value]]] = field(init=False)
 
+    @property
+    def reads(self) -> Sequence[Value]:
+        return self.node.inputs
+
     def __post_init__(self) -> None:
         self.bodies = [
             _body(self.node, i, self.known, self.streams) for i in range(len(self.node.bodies))
@@ -165,9 +201,17 @@ class HostLoop(Step):
         return as_int(self.look_up(env, [arg])[0]) if isinstance(arg, Value) else int(arg)
 
 
-def _start(carried: list[mx.array]) -> None:
-    """Begin to compute: else the lazy graph of all turns would pile up, and no buffer be reused."""
-    mx.async_eval(carried)  # type: ignore[no-untyped-call]
+def _settle(body: LoweredGraph, carried: list[mx.array]) -> None:
+    """Compute what a turn gave: else the lazy graph of all turns would pile up, and no buffer be
+    reused.
+
+    A body that waits for its own kernels would gain nothing by going on before the end of a turn,
+    and MLX holds all of `carried` until what is under way is done: the next turn would copy.
+    """
+    if body.waits:
+        mx.eval(carried)
+    else:
+        mx.async_eval(carried)  # type: ignore[no-untyped-call]
 
 
 class HostForiLoop(HostLoop):
@@ -176,8 +220,10 @@ class HostForiLoop(HostLoop):
         extra = self.look_up(env, outer)
         carried = self.look_up(env, self.node.args["carried"])
         for i in range(self.bound(env, "lower"), self.bound(env, "upper")):
-            carried = body([mx.array(i, mx.int32), *carried, *extra])
-            _start(carried)
+            given = [mx.array(i, mx.int32), *carried, *extra]
+            carried.clear()
+            carried = body.take(given)
+            _settle(body, carried)
         env.update(zip(self.node.outputs, carried, strict=True))
 
 
@@ -187,11 +233,13 @@ class HostScan(HostLoop):
         extra = self.look_up(env, outer)
         xs = self.look_up(env, self.node.args["xs"])
 
-        def turn(i: int, carried: Arrays) -> list[mx.array]:
-            return body([*carried, *(x[i] for x in xs), *extra])
+        def turn(i: int, carried: list[mx.array]) -> list[mx.array]:
+            given = [*carried, *(x[i] for x in xs), *extra]
+            carried.clear()
+            return body.take(given)
 
         carried = self.look_up(env, self.node.args["carried"])
-        results = scan_turns(self.node, carried, turn, _start)
+        results = scan_turns(self.node, carried, turn, partial(_settle, body))
         env.update(zip(self.node.outputs, results, strict=True))
 
 
@@ -201,8 +249,10 @@ class HostWhileLoop(HostLoop):
         test_extra, extra = self.look_up(env, test_outer), self.look_up(env, outer)
         carried = self.look_up(env, self.node.args["carried"])
         while test([*carried, *test_extra])[0].item():
-            carried = body([*carried, *extra])
-            _start(carried)
+            given = [*carried, *extra]
+            carried.clear()
+            carried = body.take(given)
+            _settle(body, carried)
         env.update(zip(self.node.outputs, carried, strict=True))
 
 
