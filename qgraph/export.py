@@ -69,6 +69,8 @@ def _by_mlx(node: Node) -> Sequence[Value] | None:
     own kernel reads it as well."""
     if node.stage != "run" or not runs_on_host(node.op, node.args):
         return None
+    if node.op == "decode_attention":
+        return node.replace(args={**node.args, "cores": 0}, kernel="").outputs
     if kernel(node.args["kernel"]).layout:
         return None
     plain = "gather_qmm" if node.op == "packed_gather" else "qmm"

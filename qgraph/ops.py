@@ -266,7 +266,7 @@ _TABLE: dict[str, str] = {
         pack_weight(parts, problem, kernel)
         packed_matmul(x, packed, problem, kernel)
         packed_gather(x, packed, problem, kernel, lhs_indices=None, rhs_indices=None)
-        decode_attention(q, k, v, last, scale)
+        decode_attention(q, k, v, last, scale, cores=0)
     """,
     "indexing": """
         diag(a, /, k=0)

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 import qgraph as qg
+from qgraph.kernels.decode_attention import LEAST_WORK
 from qgraph.passes import ChooseAttention, EliminateDeadCode, FoldConstants
+from qgraph.target import Target
 from tests.arrays import to_numpy
+from tests.compiler import needs_compiler
 
 LENGTH, DIM = 12, 64
 Q = mx.random.normal((2, 4, 1, DIM), key=mx.random.key(0))
@@ -117,3 +120,55 @@ def test_masks_of_batches_or_heads_as_many_as_keys(shape: tuple[int, ...]) -> No
     graph = qg.trace(fn, q, k, mx.array(2))
     made = qg.optimize(graph, passes=PASSES, target="cpu").graph
     assert "decode_attention" not in {n.op for n in made.nodes}
+
+
+CPU = Target(mx.Device(mx.cpu, 0), "cpu", "x86_64", 2)
+LONG = LEAST_WORK // (2 * 4 * DIM) + 1
+
+
+def operands(length: int = LONG, dim: int = DIM, dtype: mx.Dtype = mx.float32) -> list[mx.array]:
+    q = mx.random.normal((2, 4, 1, dim), dtype, key=mx.random.key(0))
+    shape = (2, 2, length, dim)
+    return [q, *(mx.random.normal(shape, dtype, key=mx.random.key(i)) for i in (1, 2))]
+
+
+def on_cpu(length: int, given: list[mx.array]) -> qg.Plan:
+    fn = attend(lambda last: qg.arange(length) <= last)
+    passes = [FoldConstants(), ChooseAttention(CPU), EliminateDeadCode()]
+    return qg.optimize(qg.trace(fn, *given, mx.array(5)), passes=passes, target="cpu")
+
+
+@needs_compiler
+@pytest.mark.parametrize("last", [0, 5, LONG - 1, LONG + 7])
+def test_on_cpus_it_runs_from_the_host(last: int) -> None:
+    given = operands()
+    made = on_cpu(LONG, given)
+    (node,) = [n for n in made.graph.nodes if n.op == "decode_attention"]
+    assert (node.kernel, node.args["cores"]) == ("simd", 2)
+    y = qg.compile(made.graph, passes=[], target="cpu")(*given, mx.array(last))
+    q, k, v = (to_numpy(a).astype(np.float64) for a in given)
+    k, v = (np.repeat(a[:, :, : last + 1], 2, axis=1) for a in (k, v))
+    scores = 0.125 * q @ k.swapaxes(-1, -2)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    np.testing.assert_allclose(y, p / p.sum(-1, keepdims=True) @ v, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("length", "dim", "dtype", "why"),
+    [
+        (LONG - 1, DIM, mx.float32, "too small"),
+        (LONG, DIM, mx.float16, "takes float32"),
+        (2 * LONG, 72, mx.float32, "multiples of 16"),
+    ],
+)
+def test_near_misses_on_cpus(length: int, dim: int, dtype: mx.Dtype, why: str) -> None:
+    made = on_cpu(length, operands(length, dim, dtype))
+    assert "decode_attention" not in {n.op for n in made.graph.nodes}
+    (entry,) = [e for e in made.ledger() if e.made_by == "choose-attention"]
+    assert why in entry.reason
+
+
+def test_metal_keeps_its_masks() -> None:
+    graph = qg.trace(attend(MASKS["arange <= last"]), Q, K, V, mx.array(5))
+    assert ChooseAttention(Target(mx.Device(mx.cpu, 0), "metal", "m", 8))(graph) is graph

@@ -132,3 +132,19 @@ def test_products_from_the_host(name: str, tmp_path: Path, monkeypatch: pytest.M
     for _ in range(3):
         expected = np.tanh(expected @ np.array(dense, np.float64).T)
     np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@needs_compiler
+def test_attention_from_the_host(tmp_path: Path) -> None:
+    length = 600
+    q = mx.random.normal((1, 4, 1, 64), key=mx.random.key(1))
+    k = mx.random.normal((1, 2, length, 64), key=mx.random.key(2))
+
+    def fn(q: Any, k: Any, last: Any) -> Any:
+        mask = qg.arange(length) <= last
+        return qg.fast.scaled_dot_product_attention(q, k, k, scale=0.1, mask=mask)
+
+    program = qg.compile(fn, q, k, mx.array(7), target="cpu")
+    assert {n.kernel for n in program.plan.graph.nodes if n.op == "decode_attention"} == {"simd"}
+    (y,) = imported(program.export(tmp_path / "f.mlxfn"), q, k, mx.array(7))
+    np.testing.assert_allclose(y, program(q, k, mx.array(7)), rtol=1e-4, atol=1e-6)

@@ -138,3 +138,38 @@ def test_casts_of_half_precision_belong_to_the_stretches(dtype: mx.Dtype) -> Non
     want = to_numpy(mx.tanh(x).astype(mx.float32)).astype(np.float64) @ dense.T
     limit = {mx.float16: 1e-3, mx.bfloat16: 8e-3}[dtype]
     assert reference.relative_error(to_numpy(program(x).astype(mx.float32)), want) < limit
+
+
+@pytest.mark.parametrize("loop", ["fori_loop", "scan", "while_loop"])
+def test_carried_caches_are_written_in_place(loop: str) -> None:
+    """Though a kernel of the host waits in the midst of a turn: nothing else holds them by then."""
+
+    def turn(i: Any, y: Any, cache: Any) -> Any:
+        cache = qg.slice_update(cache, y, i.reshape(1), axes=(0,))
+        y = qg.tanh(qg.quantized_matmul(y + cache[:2], *PACKED[0]))
+        return i + 2, y, cache
+
+    def fn(y: Any, cache: Any) -> Any:
+        start = (qg.zeros((), mx.int32), y, cache)
+        if loop == "scan":
+            return qg.scan(lambda c, _: (turn(*c), None), start, length=6)[0][1:]
+        if loop == "fori_loop":
+            return qg.fori_loop(0, 6, lambda _, c: turn(*c), start)[1:]
+        return qg.while_loop(lambda c: c[0] < 12, lambda c: turn(*c), start)[1:]
+
+    cache = mx.zeros((4096, N))
+    program = qg.compile(fn, X, cache, passes=[ChooseKernel(CPU)], target="cpu")
+    assert [n.kernel for _, n in program.plan.graph.walk() if n.kernel] == ["simd"]
+    mx.eval(program(X, cache))
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    y, after = program(X, cache)
+    mx.eval(y, after)
+    assert mx.get_peak_memory() - before < 1.5 * cache.nbytes
+
+    want, held = to_numpy(X).astype(np.float64), np.zeros(cache.shape)
+    for i in range(6):
+        held[2 * i : 2 * i + 2] = want
+        want = np.tanh((want + held[:2]) @ DENSE[0].T)
+    assert reference.relative_error(to_numpy(y), want) < 1e-4
+    assert reference.relative_error(to_numpy(after), held) < 1e-4

@@ -39,6 +39,10 @@ _SCALES = {mx.float32: "Float32", mx.float16: "Float16", mx.bfloat16: "BFloat16"
 Multiply = Callable[..., None]
 """Addresses of x, w_q, scales, biases and y; then m, n, k and threads: `qgraph_multiply`."""
 
+Attend = Callable[..., None]
+"""Addresses of q, k, v and y; then batch, heads, key heads, length, dim, keys seen, scale and
+threads: `qgraph_attend`."""
+
 
 @cache
 def missing() -> str | None:
@@ -62,29 +66,43 @@ def multiply_for(problem: Problem) -> Multiply | None:
 @cache
 def _product(bits: int, group: int, code: str, scale: str) -> Multiply | None:
     choice = {"BITS": bits, "GROUP": group, "CODE": code, "SCALE": scale}
+    flags = [f"-DQGRAPH_{name}={value}" for name, value in choice.items()]
+    types = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 3 + [ctypes.c_int]
+    return _function("qgraph_multiply", types, "simd", *flags)
+
+
+@cache
+def attend() -> Attend | None:
+    """The attention of one query a head; None, with a warning, if it cannot be built."""
+    types = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 6 + [ctypes.c_float, ctypes.c_int]
+    return _function("qgraph_attend", types, "attention")
+
+
+def _function(name: str, types: list[Any], *source: str) -> Callable[..., None] | None:
+    """A function of a library, given the pool of threads that all of them share."""
     try:
         for_each = _built("pool").qgraph_for_each
-        multiply = _built(
-            "simd", *(f"-DQGRAPH_{name}={value}" for name, value in choice.items())
-        ).qgraph_multiply
+        function = getattr(_built(*source), name)
     except (OSError, subprocess.CalledProcessError) as error:
         lines = (getattr(error, "stderr", None) or str(error) or type(error).__name__).splitlines()
         why = next((line for line in lines if "error" in line), lines[0])
         warnings.warn(
-            f"the CPU kernel could not be built ({why}); NumPy's BLAS stands in for it",
+            f"the CPU kernel could not be built ({why}); a slower one stands in for it",
             stacklevel=2,
         )
         return None
-    multiply.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_long] * 3 + [ctypes.c_int]
-    multiply.restype = None
-    return partial(multiply, ctypes.cast(for_each, ctypes.c_void_p))
+    function.argtypes = [ctypes.c_void_p, *types]
+    function.restype = None
+    return partial(function, ctypes.cast(for_each, ctypes.c_void_p))
 
 
 @cache
 def _built(name: str, *choice: str) -> ctypes.CDLL:
-    """The library of `cpu/NAME.cpp`; all products share the one pool of threads."""
+    """The library of `cpu/NAME.cpp`."""
     flags = (*FLAGS, *choice)
-    source = (resources.files("qgraph.kernels") / "cpu" / f"{name}.cpp").read_text()
+    texts = resources.files("qgraph.kernels") / "cpu"
+    header = (texts / "lanes.hpp").read_text()
+    source = (texts / f"{name}.cpp").read_text().replace('#include "lanes.hpp"', header)
     key = hashlib.sha256(repr((source, flags, _processor())).encode()).hexdigest()[:20]
     folder = _folder()
     place = folder / f"{name}-{key}.so"

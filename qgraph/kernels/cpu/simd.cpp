@@ -6,9 +6,9 @@
 //
 // Formats: OCP Microscaling Formats (MX) v1.0 for E2M1, E4M3 and E8M0.
 
+#include "lanes.hpp"
+
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <memory>
 #include <type_traits>
 
@@ -19,45 +19,14 @@
 namespace {
 
 #ifdef __AVX512F__
-constexpr int kLanes = 16;
 constexpr int kRowsOfX = 4;
 #else
-constexpr int kLanes = 8;
 constexpr int kRowsOfX = 2;
 #endif
 constexpr int kRowsOfW = 4;
 constexpr long kTogether = 4 * kRowsOfW;
 constexpr long kSlab = 512;  // rows of x that are put into order at a time, to bound the memory
 constexpr long kColumns = 2048;  // decoded at a time: four rows of them fit a core's first cache
-
-using Floats = float __attribute__((vector_size(4 * kLanes)));
-using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
-using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
-
-template <typename V, typename T>
-V load(const T* from) {
-  V v;
-  std::memcpy(&v, from, sizeof(V));
-  return v;
-}
-
-template <typename V>
-Floats as_floats(V bits) {
-  Floats v;
-  std::memcpy(&v, &bits, sizeof(v));
-  return v;
-}
-
-Floats converted(Words integers) { return __builtin_convertvector((Ints)integers, Floats); }
-
-float sum(Floats v) {
-  for (int step = kLanes / 2; step > 0; step /= 2) {
-    Ints across;
-    for (int i = 0; i < kLanes; i++) across[i] = i ^ step;
-    v += __builtin_shuffle(v, across);
-  }
-  return v[0];
-}
 
 // ---- Codes and scales as numbers ----------------------------------------------------------------
 
@@ -281,8 +250,6 @@ struct Product {
 };
 
 }  // namespace
-
-using ForEach = void (*)(void (*task)(void*, long), void* data, long count, int threads);
 
 // x (m, k) by a packed weight (n, k) into y (m, n), by tasks that `for_each` spreads over threads.
 // The build says which format: QGRAPH_BITS, QGRAPH_GROUP, and QGRAPH_CODE and QGRAPH_SCALE, names of
