@@ -8,7 +8,7 @@ Rewrites:
 Leaves alone:
     1. anything that differs from it in one op, setting or constant.
     2. mxfp8 and nvfp4: MLX 0.32 exports no graph with their expansion ("Unable to get state for
-       primitive FromFP8"), so that no import holds one.
+       primitive FromFP8"); an import carries them through as the op itself.
 """
 
 from __future__ import annotations
