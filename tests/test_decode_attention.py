@@ -80,7 +80,8 @@ def test_on_the_host_sizes_and_scores(dim: int, spread: float) -> None:
     y = attention_on_host(q, k, v, mx.array(299), 0.3, 2)
     wide = [np.repeat(np.asarray(a, np.float64)[:, :, :300], 2, axis=1) for a in (k, v)]
     want = softmax_product(np.asarray(q, np.float64), *wide, 0.3)
-    np.testing.assert_allclose(y, want, rtol=2e-4, atol=2e-5)
+    # Scores of some hundreds are rounded by some 1e-5, which is the relative error of a weight.
+    np.testing.assert_allclose(y, want, rtol=2e-4, atol=2e-4 if spread > 1 else 2e-5)
 
 
 @needs_compiler
