@@ -41,10 +41,10 @@ from qgraph.ir import Graph, Node, Value
 from qgraph.kernels import Problem, candidates, kernel
 from qgraph.kernels.base import HALF
 from qgraph.ledger import Entry, record
-from qgraph.rewrite import Visit, rewrite, setting
+from qgraph.rewrite import Visit, rewrite
 from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
-from qgraph.tuner import Choice, choose
+from qgraph.tuner import Choice, choose, problem_of
 
 from .casts import cast
 from .products import indices_of, is_open, parts_of
@@ -170,15 +170,7 @@ class ChooseKernel:
 
 
 def _problem(node: Node, target: Target) -> Problem:
-    problem = Problem.of(
-        node.operand("x"),
-        parts_of(node),
-        target=target,
-        group_size=node.args["group_size"],
-        bits=node.args["bits"],
-        mode=setting(node, "mode"),
-        transpose=setting(node, "transpose"),
-    )
+    problem = problem_of(node, target)
     # A gathered product has as many rows as its result.
     return problem.replace(m=node.output.type.size // max(1, problem.n))
 

@@ -43,8 +43,6 @@ def packed_matmul(
     streams = streams_in_use.get()
     if chosen.host and streams is None:  # only its type is asked for
         return mx.zeros((*x.shape[:-1], problem.n), problem.out_dtype)
-    if chosen.host:
-        mx.eval(x)
     return carry_out(chosen, x, packed, problem, streams or _DefaultStream())
 
 

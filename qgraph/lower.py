@@ -214,15 +214,22 @@ def _settle(body: LoweredGraph, carried: list[mx.array]) -> None:
         mx.async_eval(carried)  # type: ignore[no-untyped-call]
 
 
+def _turn(
+    body: LoweredGraph, carried: list[mx.array], after: Arrays, before: Arrays = ()
+) -> list[mx.array]:
+    """One turn of a body; empties `carried`, so that the body alone holds it."""
+    given = [*before, *carried, *after]
+    carried.clear()
+    return body.take(given)
+
+
 class HostForiLoop(HostLoop):
     def run(self, env: Env) -> None:
         body, outer = self.bodies[0]
         extra = self.look_up(env, outer)
         carried = self.look_up(env, self.node.args["carried"])
         for i in range(self.bound(env, "lower"), self.bound(env, "upper")):
-            given = [mx.array(i, mx.int32), *carried, *extra]
-            carried.clear()
-            carried = body.take(given)
+            carried = _turn(body, carried, extra, before=[mx.array(i, mx.int32)])
             _settle(body, carried)
         env.update(zip(self.node.outputs, carried, strict=True))
 
@@ -234,9 +241,7 @@ class HostScan(HostLoop):
         xs = self.look_up(env, self.node.args["xs"])
 
         def turn(i: int, carried: list[mx.array]) -> list[mx.array]:
-            given = [*carried, *(x[i] for x in xs), *extra]
-            carried.clear()
-            return body.take(given)
+            return _turn(body, carried, [*(x[i] for x in xs), *extra])
 
         carried = self.look_up(env, self.node.args["carried"])
         results = scan_turns(self.node, carried, turn, partial(_settle, body))
@@ -249,9 +254,7 @@ class HostWhileLoop(HostLoop):
         test_extra, extra = self.look_up(env, test_outer), self.look_up(env, outer)
         carried = self.look_up(env, self.node.args["carried"])
         while test([*carried, *test_extra])[0].item():
-            given = [*carried, *extra]
-            carried.clear()
-            carried = body.take(given)
+            carried = _turn(body, carried, extra)
             _settle(body, carried)
         env.update(zip(self.node.outputs, carried, strict=True))
 
@@ -279,7 +282,6 @@ class HostKernel(HostLoop):
     def run(self, env: Env) -> None:
         if self.product is not None:
             (x,) = self.look_up(env, [self.node.args["x"]])
-            mx.eval(x)
             env[self.node.output] = self.product(x)
             return
         given = dict(zip(self.node.inputs, self.look_up(env, self.node.inputs), strict=True))

@@ -23,7 +23,6 @@ from .lower import HostLoop, LoweredGraph, Step, Stretch
 from .names import body_inputs
 from .ops import CONTROL_FLOW
 from .profile import NodeTime, Profile, StretchTime
-from .rewrite import setting
 from .target import Target
 from .timing import once
 
@@ -110,19 +109,14 @@ def _row(timed: _Timed, seconds: float, bandwidth: float, target: Target) -> Nod
 
 def product_problem(node: Node, target: Target) -> Problem | None:
     """The problem that a quantized product is to the tuner; None for any other op."""
-    from .kernels import Problem
+    from .tuner import problem_of
 
     if node.op == "packed_matmul":
         chosen: Problem = node.args["problem"]
         return chosen
     if node.op != "quantized_matmul":
         return None
-    parts = [v for name in ("w", "scales", "biases") if (v := node.value(name)) is not None]
-    return Problem.of(
-        node.operand("x"), parts, target=target, mode=setting(node, "mode"),
-        bits=setting(node, "bits"), group_size=setting(node, "group_size"),
-        transpose=setting(node, "transpose"),
-    )  # fmt: skip
+    return problem_of(node, target)
 
 
 def product_estimate(node: Node, target: Target) -> float | None:

@@ -16,11 +16,13 @@ from typing import Any
 import mlx.core as mx
 
 from .compiled import Compiled
+from .ir import Node
 from .kernels import Problem, candidates, kernel
 from .kernels.cache import Cache
 from .kernels.cost import CostTable, table_for
 from .kernels.cuda_model import estimate as cuda_estimate
 from .kernels.gather import Gather
+from .rewrite import setting
 from .target import Target, as_target
 from .timing import Timing, interleaved
 
@@ -99,6 +101,16 @@ def choose(
     if plain not in modelled:
         return Choice(plain, "default", math.nan)
     return _best(modelled, "model")
+
+
+def problem_of(node: Node, target: Target) -> Problem:
+    """The problem that a `quantized_matmul` or one matrix of a `gather_qmm` is to a target."""
+    return Problem.of(
+        node.operand("x"),
+        [v for name in ("w", "scales", "biases") if (v := node.value(name)) is not None],
+        target=target,
+        **{name: setting(node, name) for name in ("group_size", "bits", "mode", "transpose")},
+    )
 
 
 def bucket(problem: Problem) -> Problem:

@@ -102,7 +102,7 @@ struct Format {
   typedef Stored Several __attribute__((vector_size(kLanes * sizeof(Stored))));
   static constexpr bool kBiased = std::is_same_v<Code, Integer>;
 
-  // Codes that straddle words (3, 5 and 6 bits) are taken in order, eight (four) of a few bytes.
+  // Codes that straddle words (3, 5 and 6 bits) are taken in order, one a lane.
   static constexpr bool kStraddles = 32 % Bits != 0;
   static constexpr int kCodes = kStraddles ? 1 : 32 / Bits;  // of one lane
   static constexpr int kBlock = kLanes * kCodes;             // elements of one register of words
