@@ -6,10 +6,12 @@ from .choose_kernel import ChooseKernel
 from .eliminate_common_subexpressions import EliminateCommonSubexpressions
 from .eliminate_dead_code import EliminateDeadCode
 from .fold_constants import FoldConstants
+from .fuse_cache import FuseCache
 from .fuse_quantized_matmul import FuseQuantizedMatmul
 from .hoist_quantize import HoistQuantize
 from .legalize import Legalize
 from .merge_matmuls import MergeMatmuls
+from .merge_views import MergeViews
 from .quantize_weights import QuantizeWeights
 from .raise_attention import RaiseAttention
 from .raise_dequantize import RaiseDequantize
@@ -27,10 +29,12 @@ __all__ = [
     "EliminateCommonSubexpressions",
     "EliminateDeadCode",
     "FoldConstants",
+    "FuseCache",
     "FuseQuantizedMatmul",
     "HoistQuantize",
     "Legalize",
     "MergeMatmuls",
+    "MergeViews",
     "QuantizeWeights",
     "RaiseAttention",
     "RaiseDequantize",

@@ -28,7 +28,7 @@ from qgraph.rewrite import rewrite, setting
 from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
 
-from .indexing import is_whole
+from .views import without_views
 
 _NAME = "choose-attention"
 
@@ -81,7 +81,7 @@ def _last_seen(mask: Value, length: int) -> Value | None:
     """The value `last` if a mask over `length` keys is `arange(length) <= last`."""
     if mask.shape[-1] != length:  # one number for each batch or head, as many as there are keys
         return None
-    node = _without_views(mask).node
+    node = without_views(mask).node
     if node.op not in ("less_equal", "greater_equal") or node.output.type.size != length:
         return None
     keys, last = node.inputs if node.op == "less_equal" else reversed(node.inputs)
@@ -90,21 +90,9 @@ def _last_seen(mask: Value, length: int) -> Value | None:
     return last if mx.issubdtype(last.dtype, mx.integer) else None
 
 
-_VIEWS = frozenset({"reshape", "expand_dims", "squeeze", "broadcast_to", "getitem", "flatten"})
-
-
-def _without_views(value: Value) -> Value:
-    """The value before views that keep all its elements in order."""
-    while value.node.op in _VIEWS and value.node.inputs[0].type.size == value.type.size:
-        if value.node.op == "getitem" and not is_whole(value.node):
-            return value
-        value = value.node.inputs[0]
-    return value
-
-
 def _counts_up(value: Value, length: int) -> bool:
     """Is it 0, 1, … length - 1 along its last axis?"""
-    node = _without_views(value).node
+    node = without_views(value).node
     if value.type.size != length or value.shape[-1] != length:
         return False
     if node.op == "constant":

@@ -1,7 +1,8 @@
 """The ops that chosen kernels become.
 
 `pack_weight` runs once, in the pack or the prepare step, `packed_matmul` at every call;
-`decode_attention` is attention to the first keys of a cache.  Kernels are in `qgraph/kernels`.
+`decode_attention` is attention to the first keys of a cache, `cached_attention` all that a decoding
+step does with one.  Kernels are in `qgraph/kernels`.
 """
 
 from __future__ import annotations
@@ -81,6 +82,31 @@ def decode_attention(
     if streams_in_use.get() is None:  # only its type is asked for
         return mx.zeros_like(q)
     return attention_on_host(q, k, v, last, scale, cores)
+
+
+def cached_attention(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    position: mx.array,
+    last: mx.array,
+    freqs: mx.array | None = None,
+    *,
+    heads: Sequence[tuple[int, int, int]],
+    rope: tuple[int, bool, float | None, float],
+    scale: float,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """One token's attention, and the caches after; `heads` and `rope` are `Heads` and a `Rope`."""
+    from .kernels.cached_attention import Heads, Rope
+    from .kernels.cached_attention import cached_attention as kernel
+
+    of_q, of_k, of_v = (Heads(*at) for at in heads)
+    return kernel(
+        q, k, v, keys, values, position, last, freqs,
+        heads=(of_q, of_k, of_v), rope=Rope(*rope), scale=scale,
+    )  # fmt: skip
 
 
 def runs_on_host(op: str, args: Any) -> bool:

@@ -16,7 +16,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from .kernel_ops import decode_attention, pack_weight, packed_gather, packed_matmul
+from .kernel_ops import (
+    cached_attention,
+    decode_attention,
+    pack_weight,
+    packed_gather,
+    packed_matmul,
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ _LOCAL: dict[str, Callable[..., Any]] = {
     "getitem": getitem,
     "at_set": at_set,
     "keep": keep,
+    "cached_attention": cached_attention,
     "decode_attention": decode_attention,
     "pack_weight": pack_weight,
     "packed_matmul": packed_matmul,
@@ -267,6 +274,7 @@ _TABLE: dict[str, str] = {
         packed_matmul(x, packed, problem, kernel)
         packed_gather(x, packed, problem, kernel, lhs_indices=None, rhs_indices=None)
         decode_attention(q, k, v, last, scale, cores=0)
+        cached_attention(q, k, v, keys, values, position, last, freqs=None, *, heads, rope, scale)
     """,
     "indexing": """
         diag(a, /, k=0)

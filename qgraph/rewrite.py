@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -24,8 +24,12 @@ def recording_replacements() -> Iterator[dict[Value, Value]]:
         _replaced.reset(token)
 
 
-Visit = Callable[[Node], Sequence[Value] | None]
-"""Gets a node over the new graph's values; returns what replaces its outputs, or None."""
+Visit = Callable[[Node], Sequence[Value] | Mapping[Value, Value] | None]
+"""Gets a node over the new graph's values; returns what replaces its outputs, or None.
+
+A mapping from values of the new graph replaces outputs of earlier nodes too, for whatever comes
+after this one: what came before keeps reading them as they were.
+"""
 
 
 def rewrite(graph: Graph, visitor: Callable[[Graph], Visit], made_by: str) -> Graph:
@@ -47,6 +51,10 @@ def rewrite(graph: Graph, visitor: Callable[[Graph], Visit], made_by: str) -> Gr
     for node in graph.nodes:
         new = with_bodies(node.with_inputs(replace), lambda b: rewrite(b, visitor, made_by))
         results = visit(new)
+        if isinstance(results, Mapping):
+            replace.update({old: results[v] for old, v in replace.items() if v in results})
+            replace.update(results)
+            results = [results[v] for v in new.outputs]
         if results is None:
             done[new] = None
             results = new.outputs

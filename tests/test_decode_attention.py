@@ -56,7 +56,7 @@ def test_positions_of_other_types_keep_their_meaning(
         given.append(inputs[3])
         return [inputs[0]]
 
-    monkeypatch.setattr(module, "_on_cuda", lambda: True)
+    monkeypatch.setattr(module, "on_cuda", lambda: True)
     monkeypatch.setattr(module, "_kernel", lambda: kernel)
     decode_attention(Q, K, V, last, 0.125)
     assert given[0].dtype == mx.int32

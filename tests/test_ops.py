@@ -270,6 +270,18 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "linalg.solve_triangular": (mx.tril(SPD), SPD),
 }
 KEYWORDS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "cached_attention": (
+        (
+            *[mx.random.normal((1, 4 * 64), key=KEY)] * 3,
+            *[mx.ones((1, 1, 5, 64))] * 2,
+            *[mx.array(3)] * 2,
+        ),
+        {
+            "heads": ((2, 0, 256), (1, 128, 256), (1, 192, 256)),
+            "rope": (64, False, 1e4, 1.0),
+            "scale": 0.1,
+        },
+    ),
     "fast.rope": (
         (mx.random.normal((1, 2, 3, 8), key=KEY), 8),
         {"traditional": True, "base": 1e4, "scale": 1.0, "offset": 2},

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from importlib import resources
+from pathlib import Path
 
 
 @cache
 def cuda_source(name: str) -> str:
-    """`cuda/NAME.cuh` without comments and indentation: MLX hashes the text at every launch.
+    """A line that includes `cuda/NAME.cuh`, or its text where it is not a file, as in an archive.
 
-    >>> "//" in cuda_source("tensor_cores")
-    False
+    MLX hashes the text of a kernel at every launch: on an H200's host a launch took 5.7 µs with
+    the whole source of `mma` in it, 3.3 with this line.
+
+    >>> cuda_source("tensor_cores").startswith("#include")
+    True
     """
-    text = (resources.files("qgraph.kernels") / "cuda" / f"{name}.cuh").read_text()
-    lines = (re.sub(r"//.*", "", line).strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line)
+    source = resources.files("qgraph.kernels") / "cuda" / f"{name}.cuh"
+    path = Path(str(source))
+    return f'#include "{path}"\n' if path.is_file() else source.read_text()

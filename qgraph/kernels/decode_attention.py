@@ -21,8 +21,11 @@ from .cpu_library import attend, missing
 from .cuda_source import cuda_source
 from .decode import as_numpy
 
-WARPS = 16
 HEAD_DIMS = (64, 128)
+SHARE = 256
+"""Keys of one block, where several share a query head."""
+BLOCKS = 1056
+"""Up to which a GPU gains from sharing: 8 for each of the 132 processors of an H200."""
 LEAST_WORK = 50_000
 """Multiplications of queries and keys for which a CPU leaves a compiled stretch: 0.1 ms in MLX."""
 
@@ -45,19 +48,69 @@ def decode_attention(
     >>> decode_attention(x[:, :, :1], x, x, mx.array(2), 0.125).shape
     (1, 2, 1, 64)
     """
-    if not _on_cuda():
+    if not on_cuda():
         seen = mx.arange(k.shape[2]) <= last.reshape(1)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)
     batch, heads, _, dim = q.shape
-    if last.dtype != mx.int32:  # as int32 a number beyond the keys could become negative
-        last = mx.minimum(last, mx.array(k.shape[2] - 1, mx.int32)).astype(mx.int32)
+    last = within(last, k.shape[2])
+    splits = splits_of(batch * heads, k.shape[2])
     results: list[mx.array] = _kernel()(
         inputs=[q, k, v, last],
-        template=[("T", q.dtype), ("D", dim), ("WARPS", WARPS), ("SCALE", _bits(scale))],
-        grid=(batch * heads * WARPS * 32, 1, 1),
-        threadgroup=(WARPS * 32, 1, 1),
-        output_shapes=[q.shape],
-        output_dtypes=[q.dtype],
+        template=[("T", q.dtype), ("D", dim), ("SCALE", bits_of(scale)), *threads(splits)],
+        output_shapes=[part_shape(q.shape, splits)],
+        output_dtypes=[q.dtype if splits == 1 else mx.float32],
+        **grid(batch * heads, splits),
+    )
+    return join_splits(results[0], q.shape, q.dtype, splits)
+
+
+def within(last: mx.array, length: int) -> mx.array:
+    """A position as int32; one beyond the keys could become negative as such."""
+    if last.dtype == mx.int32:
+        return last
+    return mx.minimum(last, mx.array(length - 1, mx.int32)).astype(mx.int32)
+
+
+def splits_of(heads: int, length: int) -> int:
+    """Among how many blocks the keys of a query head are spread; `heads` are those of all batches.
+
+    >>> splits_of(32, 512), splits_of(32, 2048), splits_of(32, 1 << 20), splits_of(2000, 4096)
+    (1, 8, 33, 1)
+    """
+    if length <= 2 * SHARE:
+        return 1
+    return min(-(-length // SHARE), max(1, BLOCKS // heads))
+
+
+def threads(splits: int) -> list[tuple[str, int]]:
+    """The template arguments SPLITS and WARPS, of a block."""
+    return [("SPLITS", splits), ("WARPS", 16 if splits == 1 else 8)]
+
+
+def grid(heads: int, splits: int) -> dict[str, tuple[int, int, int]]:
+    """Threads in all and of a block."""
+    block = 32 * dict(threads(splits))["WARPS"]
+    return {"grid": (heads * splits * block, 1, 1), "threadgroup": (block, 1, 1)}
+
+
+def part_shape(shape: tuple[int, ...], splits: int) -> tuple[int, ...]:
+    """Of what the blocks of queries of a shape (batch, heads, 1, dim) write."""
+    batch, heads, _, dim = shape
+    return shape if splits == 1 else (batch * heads * splits, dim + 2)
+
+
+def join_splits(parts: mx.array, shape: tuple[int, ...], dtype: mx.Dtype, splits: int) -> mx.array:
+    """The result, for queries of a shape, of what several blocks a head have written."""
+    if splits == 1:
+        return parts
+    batch, heads, _, dim = shape
+    results: list[mx.array] = _joining()(
+        inputs=[parts],
+        template=[("T", dtype), ("D", dim), ("SPLITS", splits)],
+        grid=(batch * heads * dim, 1, 1),
+        threadgroup=(dim, 1, 1),
+        output_shapes=[shape],
+        output_dtypes=[dtype],
     )
     return results[0]
 
@@ -107,11 +160,12 @@ def refusal(q: Any, k: Any, v: Any, backend: str) -> str | None:
     return None
 
 
-def _on_cuda() -> bool:
+def on_cuda() -> bool:
+    """Do kernels for CUDA run on the default device?"""
     return bool(mx.default_device().type == mx.gpu and mx.cuda.is_available())
 
 
-def _bits(number: float) -> int:
+def bits_of(number: float) -> int:
     """The bits of a float32 as an int, as templates take no floats."""
     return int(struct.unpack("<i", struct.pack("<f", number))[0])
 
@@ -123,6 +177,17 @@ def _kernel() -> Any:
         input_names=["q", "k", "v", "last"],
         output_names=["y"],
         header=cuda_source("decode_attention"),
-        source="qgraph::decode_attention<T, D, WARPS, SCALE>("
+        source="qgraph::decode_attention<T, D, WARPS, SPLITS, SCALE>("
         "q, k, v, last, y, q_shape[1], k_shape[1], k_shape[2]);",
+    )
+
+
+@cache
+def _joining() -> Any:
+    return mx.fast.cuda_kernel(
+        name="qgraph_join_splits",
+        input_names=["parts"],
+        output_names=["y"],
+        header=cuda_source("decode_attention"),
+        source="qgraph::join_splits<T, D, SPLITS>(parts, y);",
     )

@@ -8,7 +8,6 @@ import pytest
 
 from qgraph.interpret import Streams
 from qgraph.kernels import EXACT, Problem, candidates, carry_out, kernel
-from qgraph.kernels.decode_attention import decode_attention
 from qgraph.target import as_target
 from qgraph.tuner import random_operands
 
@@ -96,35 +95,6 @@ def test_tensor_cores(dtype, bits, group):
         mx.eval(shifted)
         again = carry_out(kernel("mma"), shifted[1:].reshape(m, k), parts, p, Streams(GPU))
         assert mx.array_equal(y, again).item()
-
-
-@pytest.mark.parametrize(
-    ("dtype", "dim", "heads", "kv_heads", "length", "last"),
-    [
-        (mx.bfloat16, 128, 32, 8, 512, 300),
-        (mx.float16, 64, 9, 3, 200, 0),
-        (mx.float32, 64, 4, 4, 333, 332),
-        (mx.bfloat16, 128, 4, 1, 3000, 2900),
-        (mx.float16, 128, 4, 2, 70, 1000),
-        (mx.bfloat16, 64, 4, 2, 700, -1),
-    ],
-)
-def test_decode_attention(dtype, dim, heads, kv_heads, length, last):
-    rng = np.random.default_rng(0)
-    q, k, v = (
-        mx.array(rng.normal(size=(2, h, n, dim))).astype(dtype)
-        for h, n in ((heads, 1), (kv_heads, length), (kv_heads, length))
-    )
-    y = decode_attention(q, k, v, mx.array(last), dim**-0.5)
-    q, k, v = (np.array(a.astype(mx.float32), np.float64) for a in (q, k, v))
-    seen, scale = (last + 1, dim**-0.5) if last >= 0 else (length, 0.0)
-    k, v = (np.repeat(a[:, :, :seen], heads // kv_heads, axis=1) for a in (k, v))
-    scores = q @ k.swapaxes(-1, -2) * scale
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    want = p / p.sum(-1, keepdims=True) @ v
-    got = np.array(y.astype(mx.float32), np.float64)
-    tolerance = {mx.float32: 1e-5, mx.float16: 1e-3, mx.bfloat16: 5e-3}[dtype]
-    assert np.linalg.norm(got - want) < tolerance * np.linalg.norm(want)
 
 
 @pytest.mark.parametrize("rows", [4, 64])

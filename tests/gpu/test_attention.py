@@ -1,0 +1,145 @@
+"""Attention of one token on a GPU against float64: skipped without one."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from qgraph.kernels.cached_attention import Heads, Rope, cached_attention
+from qgraph.kernels.decode_attention import decode_attention
+
+pytestmark = pytest.mark.skipif(not mx.is_available(mx.gpu), reason="needs a GPU")
+
+TOLERANCE = {mx.float32: 1e-5, mx.float16: 1e-3, mx.bfloat16: 5e-3}
+SIZES = [
+    (mx.bfloat16, 128, 32, 8, 512, 300),
+    (mx.float16, 64, 9, 3, 200, 0),
+    (mx.float32, 64, 4, 4, 333, 332),
+    (mx.bfloat16, 128, 4, 1, 3000, 2900),
+    (mx.float16, 128, 4, 2, 70, 1000),
+    (mx.bfloat16, 64, 4, 2, 700, -1),
+    (mx.float32, 128, 8, 2, 2065, 255),
+    (mx.float16, 64, 8, 2, 1025, 256),
+]
+TURNS = [
+    (Rope(), False),
+    (Rope(64, False, 1e4, 1.0), False),
+    (Rope(64, True, 5e5, 0.5), False),
+    (Rope(32, False, 1e4, 1.0), False),
+    (Rope(64, False, None, 1.0), True),
+]
+
+
+def as_float64(x):
+    return np.array(x.astype(mx.float32), np.float64)
+
+
+def attention(q, k, v, last, scale):
+    """q (batch, heads, dim), k and v (batch, kv_heads, length, dim)."""
+    seen, scale = (last + 1, scale) if last >= 0 else (k.shape[2], 0.0)
+    k, v = (np.repeat(a[:, :, :seen], q.shape[1] // k.shape[1], axis=1) for a in (k, v))
+    scores = np.einsum("bhd,bhld->bhl", q, k) * scale
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhl,bhld->bhd", p / p.sum(-1, keepdims=True), v)
+
+
+def rotate(x, rope, position, freqs):
+    """x (..., dim), by the formula of RoFormer (arXiv 2104.09864)."""
+    half = rope.dims // 2
+    if not half:
+        return x
+    each = 1 / freqs if freqs is not None else rope.base ** -(np.arange(half) / half)
+    angle, y = rope.scale * position * each, x.copy()
+    first = np.arange(half) * 2 if rope.traditional else np.arange(half)
+    second = first + (1 if rope.traditional else half)
+    a, b = x[..., first], x[..., second]
+    y[..., first] = a * np.cos(angle) - b * np.sin(angle)
+    y[..., second] = a * np.sin(angle) + b * np.cos(angle)
+    return y
+
+
+@pytest.fixture(autouse=True)
+def on_gpu():
+    with mx.stream(mx.gpu):
+        yield
+
+
+def near(got, want, dtype, turned=False):
+    """Angles of 1300 are rounded by 6e-5 in float32."""
+    tolerance = max(TOLERANCE[dtype], 2e-4 if turned else 0)
+    return np.linalg.norm(as_float64(got) - want) < tolerance * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize(("dtype", "dim", "heads", "kv_heads", "length", "last"), SIZES)
+def test_decode_attention(dtype, dim, heads, kv_heads, length, last):
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        mx.array(rng.normal(size=(2, h, n, dim))).astype(dtype)
+        for h, n in ((heads, 1), (kv_heads, length), (kv_heads, length))
+    )
+    y = decode_attention(q, k, v, mx.array(last), dim**-0.5)
+    q, k, v = map(as_float64, (q, k, v))
+    assert near(y[:, :, 0], attention(q[:, :, 0], k, v, last, dim**-0.5), dtype)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32], ids=str)
+@pytest.mark.parametrize("length", [100, 1300])
+@pytest.mark.parametrize("turn", range(len(TURNS)))
+def test_cached_attention(dtype, length, turn):
+    """Heads in one array and in three; positions within, at the ends of and outside the cache."""
+    rope, with_freqs = TURNS[turn]
+    rng = np.random.default_rng(turn)
+    batch, heads, kv_heads, dim = 2, 6, 2, 64
+    freqs = rng.uniform(1, 100, rope.dims // 2) if with_freqs else None
+    width = (heads + 2 * kv_heads) * dim
+    x = mx.array(rng.normal(size=(batch, width))).astype(dtype)
+    keys, values = (
+        mx.array(rng.normal(size=(batch, kv_heads, length, dim))).astype(dtype) for _ in "kv"
+    )
+    ends = np.cumsum([heads, kv_heads]) * dim
+    apart = mx.split(x, ends.tolist(), axis=-1)
+    counts = (heads, kv_heads, kv_heads)
+    together = tuple(Heads(n, s, width) for n, s in zip(counts, (0, *ends.tolist()), strict=True))
+    alone = tuple(Heads(n, 0, n * dim) for n in counts)
+    given = None if freqs is None else mx.array(freqs, mx.float32)
+    for position, last in ((0, 0), (57, 57), (length - 1, length - 1), (57, 80), (57, 20), (57, -1),
+                           (length, 30)):  # fmt: skip
+        for arrays, where in (([x] * 3, together), (apart, alone)):
+            got = cached_attention(
+                *arrays, keys, values, mx.array(position), mx.array(last), given,
+                heads=where, rope=rope, scale=0.125,
+            )  # fmt: skip
+            q, k, v = (as_float64(a).reshape(batch, -1, dim) for a in apart)
+            q, k = (rotate(a, rope, position, freqs) for a in (q, k))
+            want = [as_float64(keys), as_float64(values)]
+            if position < length:
+                want[0][:, :, position], want[1][:, :, position] = k, v
+            assert near(got[0][:, :, 0], attention(q, *want, last, 0.125), dtype, rope.dims)
+            assert near(got[1], want[0], dtype, rope.dims)
+            assert np.array_equal(as_float64(got[2]), want[1])
+
+
+def test_arrays_at_any_address():
+    """Caches and heads that begin in the midst of others, where 16 bytes are no single read."""
+    rng = np.random.default_rng(0)
+    length, dim = 700, 64
+    cache = mx.array(rng.normal(size=1 + 2 * length * dim)).astype(mx.float16)
+    x = mx.array(rng.normal(size=3 + 4 * dim)).astype(mx.float16)
+    mx.eval(cache, x)
+    heads = (Heads(2, 0, 4 * dim), Heads(2, 0, 2 * dim), Heads(2, 0, 2 * dim))
+    place = mx.array(300)
+
+    def results(keys, q, k):
+        return cached_attention(
+            q, k, k, keys, keys, place, place, heads=heads, rope=Rope(), scale=0.1
+        )
+
+    shifted = cache[1:].reshape(1, 2, length, dim), x[3 : 3 + 2 * dim], x[3 + 2 * dim :]
+    mx.eval(shifted)
+    copies = [mx.array(np.array(a)) for a in shifted]
+    heads = (Heads(2, 0, 2 * dim),) * 3
+    for got, want in zip(results(*shifted), results(*copies), strict=True):
+        assert mx.array_equal(got, want).item()
+    q = shifted[1].reshape(1, 2, 1, dim)
+    got = decode_attention(q, shifted[0], shifted[0], place, 0.1)
+    want = decode_attention(q, copies[0], copies[0], place, 0.1)
+    assert mx.array_equal(got, want).item()
