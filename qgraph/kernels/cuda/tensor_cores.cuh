@@ -100,12 +100,13 @@ __device__ __forceinline__ void read(unsigned (&to)[WORDS], const char* from) {
   }
 }
 
-// Shared memory: WARPS * STAGES * 16 * TILES * STRIDE bytes, see below.
-template <typename T, int BITS, int GROUP, int COLUMNS, int TILES, int WARPS, bool ALIGNED>
+// STAGES chunks of a warp are under way or read, in WARPS * STAGES * 16 * TILES * STRIDE bytes of
+// shared memory, see below.
+template <typename T, int BITS, int GROUP, int COLUMNS, int TILES, int WARPS, int STAGES,
+          bool ALIGNED>
 __device__ void few_rows_at(const T* x, const unsigned* w, const T* scales, const T* biases, T* y,
                             int m, int n, int k) {
   using H = Half<T>;
-  constexpr int STAGES = 4;                        // chunks that a warp has under way
   constexpr int CHUNK = 1024 / BITS;               // columns in 128 bytes of a row of W
   constexpr int STRIDE = BITS == 4 ? 160 : 192;    // bytes between rows, without bank conflicts
   constexpr int ROWS = 16 * TILES;
@@ -280,13 +281,15 @@ __device__ void few_rows_at(const T* x, const unsigned* w, const T* scales, cons
   }
 }
 
-template <typename T, int BITS, int GROUP, int COLUMNS, int TILES, int WARPS>
+template <typename T, int BITS, int GROUP, int COLUMNS, int TILES, int WARPS, int STAGES>
 __device__ void few_rows(const T* x, const unsigned* w, const T* scales, const T* biases, T* y,
                          int m, int n, int k) {
   if (reinterpret_cast<unsigned long long>(x) % 16 == 0)
-    few_rows_at<T, BITS, GROUP, COLUMNS, TILES, WARPS, true>(x, w, scales, biases, y, m, n, k);
+    few_rows_at<T, BITS, GROUP, COLUMNS, TILES, WARPS, STAGES, true>(x, w, scales, biases, y, m, n,
+                                                                     k);
   else
-    few_rows_at<T, BITS, GROUP, COLUMNS, TILES, WARPS, false>(x, w, scales, biases, y, m, n, k);
+    few_rows_at<T, BITS, GROUP, COLUMNS, TILES, WARPS, STAGES, false>(x, w, scales, biases, y, m, n,
+                                                                      k);
 }
 
 }  // namespace qgraph
