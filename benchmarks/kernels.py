@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import mlx.core as mx
 import typer
 from rich.console import Console
 from rich.progress import track
@@ -39,8 +38,11 @@ SIZES = {
 }
 ODD_SIZES = ["1500x4096", "4x4096", "2048x2080"]
 """N not a multiple of 8, N below 8 (MLX issue 4498), K not a multiple of 64."""
+EXPERTS = {"cpu": ["8x1024x2048"], "cuda": ["8x14336x4096"]}
+"""Experts, N and K of a `gather_qmm` whose rows go to experts at random (MLX issue 4339)."""
 
 UNLIMITED = 1 << 60
+KEYS = ("m", "n", "k", "mode", "bits", "transpose", "experts")
 
 
 @dataclass
@@ -52,20 +54,16 @@ class Grid:
     modes: list[str]
     dtypes: list[str]
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int, str, str]]]:
+    def problems(self, target: Target) -> Iterator[list[Problem]]:
         for dtype, mode, size in itertools.product(self.dtypes, self.modes, self.sizes):
-            n, k = map(int, size.split("x"))
-            if k % MODES[mode][2] == 0:
-                yield [(m, n, k, mode, dtype) for m in self.rows]
-
-
-def problem_of(m: int, n: int, k: int, mode: str, dtype: str, target: Target) -> Problem:
-    name, bits, group = MODES[mode]
-    x = DTYPES[dtype]
-    scales = x if name == "affine" else mx.uint8
-    return Problem(
-        m, n, k, x, name, bits, group, True, scales, target.backend, target.arch, target.cores
-    )
+            *experts, n, k = map(int, size.split("x"))
+            name, bits, group = MODES[mode]
+            if k % group == 0:
+                first = Problem(
+                    0, n, k, DTYPES[dtype], name, bits, group, backend=target.backend,
+                    arch=target.arch, cores=target.cores, experts=sum(experts),
+                )  # fmt: skip
+                yield [first.replace(m=m) for m in self.rows]
 
 
 @dataclass
@@ -94,7 +92,7 @@ class Bench:
         bandwidth, rate = self.rates
         return {
             "problem": str(problem),
-            **{key: getattr(problem, key) for key in ("m", "n", "k", "mode", "bits", "transpose")},
+            **{key: getattr(problem, key) for key in KEYS},
             "dtype": SHORT_NAMES[problem.dtype],
             "us": {name: round(1e6 * t.median, 1) for name, t in timings.items()},
             "best_us": {name: round(1e6 * t.best, 1) for name, t in timings.items()},
@@ -146,12 +144,13 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
     everything = {**us, **row["extrapolated_us"]}
     chosen, source = row["chosen"]["packed"]
     best = min((name for name in us if "dense" not in name), key=us.__getitem__)
+    plain = "gather_qmm" if row["experts"] else "qmm"
     return {
         "chosen": chosen,
         "source": source,
         "us": everything[chosen],
-        "gain": everything["qmm"] / everything[chosen],
-        "extrapolated": "qmm" in row["extrapolated_us"],
+        "gain": everything[plain] / everything[chosen],
+        "extrapolated": plain in row["extrapolated_us"],
         "regret": everything[chosen] / us[best],
         "best": best,
         "dense_us": min(us.values()),
@@ -177,8 +176,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def main(
     device: Annotated[str, typer.Option(help="cpu or gpu")] = "cpu",
     rows: Annotated[str, typer.Option(help="values of M, by commas")] = "1,4,16,128",
-    sizes: Annotated[str, typer.Option(help="NxK by commas; 'all' for the target's list")] = "all",
-    odd: Annotated[bool, typer.Option(help="add sizes that are awkward for MLX")] = False,
+    sizes: Annotated[
+        str, typer.Option(help="NxK or EXPERTSxNxK by commas; 'all' for the target's list")
+    ] = "all",
+    odd: Annotated[
+        bool, typer.Option(help="add experts and sizes that are awkward for MLX")
+    ] = False,
     modes: str = ",".join(MODES),
     dtypes: str = "f32",
     repeats: int = 5,
@@ -191,15 +194,16 @@ def main(
     chosen_sizes = SIZES.get(target.backend, SIZES["cuda"]) if sizes == "all" else sizes.split(",")
     grid = Grid(
         ROWS if rows == "all" else [int(m) for m in rows.split(",")],
-        chosen_sizes + (ODD_SIZES if odd else []),
+        chosen_sizes + (ODD_SIZES + EXPERTS.get(target.backend, []) if odd else []),
         modes.split(","),
         dtypes.split(","),
     )
     rates = floors(target)
     found = []
-    for column in track(list(grid), "measuring", console=Console(stderr=True)):
+    columns = list(grid.problems(target))
+    for column in track(columns, "measuring", console=Console(stderr=True)):
         bench = Bench(target, limit, repeats, rates)
-        found += [bench.row(problem_of(*point, target)) for point in column]
+        found += [bench.row(problem) for problem in column]
     machine = {**describe(target), "bandwidth": rates[0], "rate": rates[1]}
     if table is None:
         path = save(f"{name}_{target.backend}", {"machine": machine, "rows": found})
@@ -212,7 +216,7 @@ def main(
 def save_table(path: Path, machine: dict[str, Any], found: list[dict[str, Any]]) -> Path:
     """Merge times into a shipped table, which keeps the shortest of each: others only add."""
     old = json.loads(path.read_text())["rows"] if path.exists() else []
-    keep = ("problem", "m", "n", "k", "mode", "bits", "transpose", "dtype")
+    keep = ("problem", *KEYS, "dtype")
     rows = {row["problem"]: row for row in old}
     for row in found:
         us = {**row["extrapolated_us"], **row["best_us"]}

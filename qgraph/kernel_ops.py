@@ -64,8 +64,6 @@ def packed_gather(
     if chosen.host and streams is None:
         chosen = named("gather_qmm")
     assert isinstance(chosen, Gather)
-    if chosen.host:
-        mx.eval([a for a in (x, lhs_indices, rhs_indices) if a is not None])
     indices = (lhs_indices, rhs_indices)
     return chosen.run(x, packed, problem, streams or _DefaultStream(), *indices)
 

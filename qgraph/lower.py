@@ -270,19 +270,21 @@ class HostCond(HostLoop):
 class HostKernel(HostLoop):
     """A product that Python carries out on evaluated arrays."""
 
-    product: Callable[[mx.array], mx.array] | None = None
+    product: Callable[..., mx.array] | None = None
+    """The node with its packed weight given, where that is known."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         args = self.node.args
-        if self.node.op == "packed_matmul" and all(v in self.known for v in args["packed"]):
+        if "packed" in args and all(v in self.known for v in args["packed"]):
             packed = [self.known[v] for v in args["packed"]]
             self.product = kernel(args["kernel"]).bind(packed, args["problem"], self.streams)
 
     def run(self, env: Env) -> None:
         if self.product is not None:
-            (x,) = self.look_up(env, [self.node.args["x"]])
-            env[self.node.output] = self.product(x)
+            names = [name for name in ("x", "lhs_indices", "rhs_indices") if self.node.value(name)]
+            values = self.look_up(env, [self.node.operand(name) for name in names])
+            env[self.node.output] = self.product(**dict(zip(names, values, strict=True)))
             return
         given = dict(zip(self.node.inputs, self.look_up(env, self.node.inputs), strict=True))
         Interpreter(self.streams).run(self.node, given)

@@ -21,7 +21,6 @@ from .kernels import Problem, candidates, kernel
 from .kernels.cache import Cache
 from .kernels.cost import CostTable, table_for
 from .kernels.cuda_model import estimate as cuda_estimate
-from .kernels.gather import Gather
 from .rewrite import setting
 from .target import Target, as_target
 from .timing import Timing, interleaved
@@ -203,10 +202,8 @@ def runs(
         mx.eval(packed)
 
         def product(own: Sequence[mx.array]) -> Callable[[mx.array], mx.array]:
-            if not problem.experts:
-                return chosen.bind(own, problem, streams)
-            assert isinstance(chosen, Gather)
-            return lambda x: chosen.run(x[:, None], own, problem, streams, None, experts)
+            bound = chosen.bind(own, problem, streams)
+            return (lambda x: bound(x[:, None], None, experts)) if problem.experts else bound
 
         products = [product(own) for own in packed]
 

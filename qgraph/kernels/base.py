@@ -178,7 +178,7 @@ class Kernel:
 
     def bind(
         self, packed: Sequence[mx.array], problem: Problem, streams: Streams
-    ) -> Callable[[mx.array], mx.array]:
+    ) -> Callable[..., mx.array]:
         """`carry_out` with all but x given: kernels that run from the host prepare once here."""
         return lambda x: carry_out(self, x, packed, problem, streams)
 

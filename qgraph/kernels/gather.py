@@ -11,7 +11,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import mlx.core as mx
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from .base import EXACT, HALF, Kernel, Packed, Problem, Streams, named_parts
 from .decode import as_numpy
 from .host_blas import HostBlas
-from .on_host import OnHost, rows_of
+from .on_host import OnHost, Product, rows_of
 from .simd import Simd
 
 Indices = mx.array | None
@@ -70,6 +71,16 @@ class Gather(Kernel):
         y = self.product(rows, packed, problem, None, rhs.flatten()[order])
         back = mx.argsort(order)
         return y[back].reshape(*rhs.shape, x.shape[-2], problem.n)
+
+    def bind(
+        self, packed: Sequence[mx.array], problem: Problem, streams: Streams
+    ) -> Callable[..., mx.array]:
+        """`run` with all but x and the indices given."""
+
+        def call(x: mx.array, lhs_indices: Indices = None, rhs_indices: Indices = None) -> mx.array:
+            return self.run(x, packed, problem, streams, lhs_indices, rhs_indices)
+
+        return call
 
 
 def broadcast_indices(
@@ -146,22 +157,41 @@ class Grouped(Gather):
     def contract(self, problem: Problem) -> str:
         return self.each.contract(problem)
 
-    def product(
-        self, x: mx.array, packed: Sequence[mx.array], problem: Problem, lhs: Indices, rhs: Indices
+    def run(
+        self,
+        x: mx.array,
+        packed: Sequence[mx.array],
+        problem: Problem,
+        streams: Streams,
+        lhs: Indices = None,
+        rhs: Indices = None,
     ) -> mx.array:
-        lhs, rhs = broadcast_indices(x, problem, lhs, rhs)
-        left, right = as_numpy(lhs).ravel(), as_numpy(rhs).ravel()
-        m = x.shape[-2]
-        matrices = rows_of(x, problem.k).reshape(-1, m, problem.k)
+        return self.bind(packed, problem, streams)(x, lhs, rhs)
+
+    def bind(
+        self, packed: Sequence[mx.array], problem: Problem, streams: Streams
+    ) -> Callable[..., mx.array]:
         parts = self.each.parts(packed)
-        y = np.empty((len(right), m, problem.n), np.float32)
-        for expert in np.unique(right):
-            users = np.flatnonzero(right == expert)
-            product = self.each.product([part[expert] for part in parts], problem)
-            together = matrices[left[users]].reshape(-1, problem.k)
-            y[users] = product(together).reshape(-1, m, problem.n)
-        result = mx.array(y).astype(problem.out_dtype)
-        return result.reshape(*rhs.shape, m, problem.n)
+
+        @cache
+        def product_of(expert: int) -> Product:
+            return self.each.product([part[expert] for part in parts], problem)
+
+        def call(x: mx.array, lhs_indices: Indices = None, rhs_indices: Indices = None) -> mx.array:
+            lhs, rhs = broadcast_indices(x, problem, lhs_indices, rhs_indices)
+            mx.eval(x, lhs, rhs)
+            left, right = as_numpy(lhs).ravel(), as_numpy(rhs).ravel()
+            m = x.shape[-2]
+            matrices = rows_of(x, problem.k).reshape(-1, m, problem.k)
+            y = np.empty((len(right), m, problem.n), np.float32)
+            for expert in np.unique(right):
+                users = np.flatnonzero(right == expert)
+                together = matrices[left[users]].reshape(-1, problem.k)
+                y[users] = product_of(expert)(together).reshape(-1, m, problem.n)
+            result = mx.array(y).astype(problem.out_dtype)
+            return result.reshape(*rhs.shape, m, problem.n)
+
+        return call
 
 
 class GroupedSimd(Grouped):
