@@ -21,7 +21,7 @@ MATMUL_RATE = 0.75
 MMA_US = 8.0
 MMA_BYTES = 1.75e6
 """`mma`: before the first byte, and packed bytes a microsecond up to 8 rows: of 4 bits 2048×2048 in
-10.5 µs, 14336×4096 in 27."""
+9 µs, 14336×4096 in 27."""
 BANDWIDTH = 4.3e6
 """Bytes a microsecond, read plus written."""
 NAIVE_SLOWDOWN = 3.0
