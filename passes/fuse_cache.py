@@ -10,7 +10,7 @@ Rewrites:
     3. so do views and splits before them: it reads heads from the product of Q, K and V.
 Leaves alone:
     1. caches of which something reads the updates besides this attention and the caller or next
-       turn, and updates of more than a token, at several positions or along other axes.
+       turn, and updates of more than a token, of some heads, in another dtype or at two positions.
     2. nodes with a stream of their own.
     3. other targets than CUDA: MLX writes one token in one operation on Metal, and on CPUs it takes
        less time than leaving the compiled stretch.
@@ -29,6 +29,7 @@ from qgraph.ledger import Entry, record
 from qgraph.rewrite import Visit, rewrite, setting
 from qgraph.target import Target, as_target
 from qgraph.tensor import Tensor, apply
+from qgraph.types import TensorType
 
 from .views import without_views
 
@@ -90,10 +91,11 @@ def _refusal(attention: Node, readers: Mapping[Value, Sequence[Node | None]]) ->
         node = cache.node
         if node.op != "slice_update" or node.stream is not None:
             return f"the {what} are no slice_update"
-        if [axis % 4 for axis in node.args["axes"]] != [2] or _update(attention, name).shape[
-            2
-        ] != 1:
-            return f"the {what} are updated by more than one token, or along other axes"
+        if [axis % 4 for axis in node.args["axes"]] != [2]:
+            return f"the {what} are updated along another axis than that of positions"
+        batch, heads, _, dim = cache.shape
+        if _update(attention, name).type != TensorType((batch, heads, 1, dim), cache.dtype):
+            return f"the {what} are not updated by one token of all heads, of their dtype"
         if any(r is not attention and r is not None for r in readers[cache]):
             return f"something else reads the {what} after their update"
     starts = [attention.operand(name).node.operand("start_indices") for name in "kv"]

@@ -189,19 +189,73 @@ def test_near_misses(case: str) -> None:
     assert (entry.decision, why in entry.reason) == ("refused", True)
 
 
-def test_caches_that_are_not_updated_so() -> None:
+UPDATES: dict[str, Any] = {
+    "two tokens": lambda: qg.zeros((1, KV, 2, DIM)),
+    "one head": lambda: qg.ones((1, 1, 1, DIM)),
+    "another dtype": lambda: qg.ones((1, KV, 1, DIM), mx.float16),
+}
+
+
+def stored(update: Any, axes: tuple[int, ...] = (2,)) -> Any:
+    """Attention to a cache that `update` is stored in as both keys and values."""
+
     def fn(x: Any, keys: Any, values: Any, position: Any) -> Any:
         q = x[..., : HEADS * DIM].reshape(1, HEADS, 1, DIM)
-        two = qg.zeros((1, KV, 2, DIM))
-        keys = qg.slice_update(keys, two, position.reshape(1), axes=(2,))
-        values = qg.slice_update(values, two, position.reshape(1), axes=(2,))
+        start = position.reshape(1)
+        keys = qg.slice_update(keys, update(), start, axes=axes)
+        values = qg.slice_update(values, update(), start, axes=axes)
         mask = qg.arange(LENGTH) <= position
-        return qg.fast.scaled_dot_product_attention(q, keys, values, scale=0.1, mask=mask)
+        return qg.fast.scaled_dot_product_attention(q, keys, values, scale=0.1, mask=mask), keys
 
+    return fn
+
+
+def agrees(made: qg.Plan, fn: Any) -> None:
+    given = [*operands(), mx.array(5)]
+    program = qg.compile(made.graph, passes=[], target="cpu")
+    for got, want in zip(program(*given), fn(*given), strict=True):
+        np.testing.assert_allclose(to_numpy(got), to_numpy(want), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_updates_of_another_type(update: str) -> None:
+    fn = stored(UPDATES[update])
     made = plan(fn)
     assert "cached_attention" not in ops(made.graph)
     (entry,) = [e for e in made.ledger() if e.made_by == "fuse-cache"]
-    assert "more than one token" in entry.reason
+    assert "one token of all heads" in entry.reason
+    agrees(made, fn)
+
+
+def test_updates_along_another_axis() -> None:
+    fn = stored(lambda: qg.ones((1, 1, LENGTH, DIM)), axes=(1,))
+
+    def at_zero(x: Any, keys: Any, values: Any, position: Any) -> Any:
+        return fn(x, keys, values, position * 0)
+
+    made = plan(at_zero)
+    assert "cached_attention" not in ops(made.graph)
+    agrees(made, at_zero)
+
+
+def test_axes_counted_from_the_end_and_one_update_for_both() -> None:
+    one = mx.random.normal((1, KV, 1, DIM), key=mx.random.key(4))
+    fn = stored(lambda: one, axes=(-2,))
+    made = plan(fn)
+    assert ops(made.graph).count("cached_attention") == 1
+    agrees(made, fn)
+
+
+def test_a_cache_that_two_layers_share_is_updated_apart_once() -> None:
+    def fn(x: Any, keys: Any, values: Any, position: Any) -> Any:
+        y, keys, values = step()(x, keys, values, position)
+        again = step()(qg.concatenate([y, y], axis=-1), keys, values, position + 1)
+        return again
+
+    made = plan(fn)
+    assert ops(made.graph).count("cached_attention") == 1
+    assert ops(made.graph).count("slice_update") == 2
+    agrees(made, fn)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "metal"])
