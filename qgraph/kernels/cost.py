@@ -62,10 +62,11 @@ class CostTable:
         """From the form in the JSON file: "machine" and "rows"."""
         curves: dict[tuple[str, Family], dict[int, Curve]] = {}
         exact = {}
+        on_cuda = data["machine"]["backend"] == "cuda"
         for row in data["rows"]:
             exact[row["problem"]] = row["us"]
-            if row.get("experts"):  # estimated from plain products
-                continue
+            if row.get("experts") or (on_cuda and not _tiled(row["n"], row["k"])):
+                continue  # others are not estimated from these
             kind = (row["mode"], row["bits"], row["dtype"], row["transpose"])
             for name, us in row["us"].items():
                 sizes = curves.setdefault((name, kind), {})
@@ -83,7 +84,12 @@ class CostTable:
         return self.exact.get(problem_key(problem), {}).get(name)
 
     def estimate(self, name: str, problem: Problem) -> float | None:
-        """Microseconds, interpolated; None if the table holds nothing like it."""
+        """Microseconds, interpolated; None if the table holds nothing like it.
+
+        None too for CUDA sizes that MLX gives to other kernels than those of the table's curves.
+        """
+        if problem.backend == "cuda" and not _tiled(problem.n, problem.k, problem.group_size):
+            return None
         candidate = kernel(name)
         if candidate.host and "host-blas" in name:
             name = "dense+host-blas" if "dense" in name else "host-blas"
@@ -139,14 +145,13 @@ def shipped_tables() -> Sequence[CostTable]:
 
 
 def table_for(problem: Problem) -> CostTable | None:
-    """The shipped table of the problem's backend and architecture.
-
-    None for CUDA sizes that MLX gives to other kernels than those of the sizes in the table.
-    """
-    tiled = problem.n % 128 == 0 and problem.k % max(64, problem.group_size) == 0
-    if problem.backend == "cuda" and not tiled:
-        return None
+    """The shipped table of the problem's backend and architecture."""
     for table in shipped_tables():
         if (table.machine["backend"], table.machine["arch"]) == (problem.backend, problem.arch):
             return table
     return None
+
+
+def _tiled(n: int, k: int, group_size: int = 0) -> bool:
+    """Does MLX on CUDA take its kernel for whole tiles, from 8 rows on?"""
+    return n % 128 == 0 and k % max(64, group_size) == 0
