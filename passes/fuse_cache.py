@@ -12,8 +12,7 @@ Leaves alone:
     1. caches of which something reads the updates besides this attention and the caller or next
        turn, and updates of more than a token, of some heads, in another dtype or at two positions.
     2. nodes with a stream of their own.
-    3. other targets than CUDA: MLX writes one token in one operation on Metal, and on CPUs it takes
-       less time than leaving the compiled stretch.
+    3. other targets than CUDA, for which the kernel is written.
 """
 
 from __future__ import annotations

@@ -83,15 +83,7 @@ def decode_attention(
 
 
 def cached_attention(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    position: mx.array,
-    last: mx.array,
-    freqs: mx.array | None = None,
-    *,
+    *arrays: Any,
     heads: Sequence[tuple[int, int, int]],
     rope: tuple[int, bool, float | None, float],
     scale: float,
@@ -100,11 +92,8 @@ def cached_attention(
     from .kernels.cached_attention import Heads, Rope
     from .kernels.cached_attention import cached_attention as kernel
 
-    of_q, of_k, of_v = (Heads(*at) for at in heads)
-    return kernel(
-        q, k, v, keys, values, position, last, freqs,
-        heads=(of_q, of_k, of_v), rope=Rope(*rope), scale=scale,
-    )  # fmt: skip
+    q, k, v = (Heads(*at) for at in heads)
+    return kernel(*arrays, heads=(q, k, v), rope=Rope(*rope), scale=scale)
 
 
 def runs_on_host(op: str, args: Any) -> bool:
