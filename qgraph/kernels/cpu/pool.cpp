@@ -4,8 +4,8 @@
 // have begun one.  OpenMP's barrier waits for every thread of a team, also for one that other
 // processes keep from its core: with both cores busy a job of 50 us took 2 ms.
 //
-// A thread without work spins for a while before it sleeps: on a virtual machine waking a core takes
-// 100 us, and the next job is usually nearer than that.
+// A thread without work spins for a while before it sleeps: on a virtual machine waking a core
+// takes 100 us, and the next job is usually nearer than that.
 
 #include <sched.h>
 #include <unistd.h>
@@ -62,7 +62,7 @@ class Pool {
       }
       job.work();
       job_ = nullptr;
-      // A thread says that it is inside before it looks for the job: each that found this one is seen.
+      // A thread says that it is inside before it looks for the job: each that found it is seen.
       for (int i = 0; inside_ > 0; i++) i < 1000 ? pause() : std::this_thread::yield();
       busy_.clear();
     } else {

@@ -119,7 +119,8 @@ struct Format {
   long n, k, groups;
 
   Row row(long i) const {
-    return {codes + i * (k * Bits / 8), scales + i * groups, kBiased ? biases + i * groups : nullptr};
+    const Stored* own_biases = kBiased ? biases + i * groups : nullptr;
+    return {codes + i * (k * Bits / 8), scales + i * groups, own_biases};
   }
 
   // The scale (or bias) of each lane of the block of a row that begins at element `start`.
@@ -222,7 +223,7 @@ struct Product {
 
   void arrange(long row) { format.arrange(x + row * k, arranged + row * padded, padded); }
 
-  // Columns of y from `kTogether` rows of the weight; more at a time where many rows of x read each.
+  // Columns of y from `kTogether` rows of the weight, a few at a time where few rows of x read each.
   void columns(long number) {
     alignas(64) float buffer[kTogether * kColumns];
     long first = number * kTogether, last = std::min(first + kTogether, n);
@@ -240,7 +241,8 @@ struct Product {
           float* to = y + i * n + start;
           long r = 0;
           for (; r + kRowsOfW <= rows; r += kRowsOfW)
-            dots_of<kRowsOfW>(some, buffer + r * kColumns, kColumns, own, padded, columns, to + r, n);
+            dots_of<kRowsOfW>(some, buffer + r * kColumns, kColumns, own, padded, columns, to + r,
+                              n);
           for (; r < rows; r++)
             dots_of<1>(some, buffer + r * kColumns, kColumns, own, padded, columns, to + r, n);
         }
@@ -252,8 +254,8 @@ struct Product {
 }  // namespace
 
 // x (m, k) by a packed weight (n, k) into y (m, n), by tasks that `for_each` spreads over threads.
-// The build says which format: QGRAPH_BITS, QGRAPH_GROUP, and QGRAPH_CODE and QGRAPH_SCALE, names of
-// this file.
+// The build says which format: QGRAPH_BITS, QGRAPH_GROUP, and names of this file as QGRAPH_CODE and
+// QGRAPH_SCALE.
 extern "C" void qgraph_multiply(ForEach for_each, const float* x, const void* codes,
                                 const void* scales, const void* biases, float* y, long m, long n,
                                 long k, int threads) {
@@ -267,7 +269,8 @@ extern "C" void qgraph_multiply(ForEach for_each, const float* x, const void* co
   for (long start = 0; start < m; start += kSlab, x += kSlab * k, y += kSlab * n) {
     long rows = std::min(kSlab, m - start);
     P product{format, x, y, arranged.get(), rows, n, k, padded};
-    for_each([](void* p, long i) { ((P*)p)->arrange(i); }, &product, rows, rows >= 16 ? threads : 1);
+    for_each([](void* p, long i) { ((P*)p)->arrange(i); }, &product, rows,
+             rows >= 16 ? threads : 1);
     for_each([](void* p, long i) { ((P*)p)->columns(i); }, &product,
              (n + kTogether - 1) / kTogether, threads);
   }

@@ -63,9 +63,9 @@ struct Part {
   }
 };
 
-// The block's range of keys; `query` holds scale * log2(e) * q, and key `now`, if it is one of them,
-// is not in the cache but in `key_now` and `value_now`.  Leaves the result of column threadIdx.x,
-// where that is below D.
+// The block's range of keys; `query` holds scale * log2(e) * q.  Key `now`, if it is one of them, is
+// not in the cache but in `key_now` and `value_now`.  Leaves the result of column threadIdx.x, where
+// that is below D.
 template <bool ALIGNED, typename T, int D, int WARPS>
 __device__ Part<1> attend(const float* query, const T* keys, const T* values, Range range,
                           int now = -1, const T* key_now = nullptr, const T* value_now = nullptr) {
@@ -214,7 +214,7 @@ __device__ void decode_attention(const T* q, const T* k, const T* v, const int* 
 template <int DIMS, bool TRADITIONAL, int BASE_BITS, int SCALE_BITS, typename T>
 __device__ T rotated(const T* x, int i, int position, const float* freqs) {
   if (i >= DIMS) return x[i];
-  constexpr int HALF = DIMS / 2;
+  constexpr int HALF = DIMS ? DIMS / 2 : 1;
   const int pair = TRADITIONAL ? i / 2 : i % HALF;
   const bool first = TRADITIONAL ? i % 2 == 0 : i < HALF;
   const float a = float(x[TRADITIONAL ? 2 * pair : pair]);
