@@ -85,13 +85,29 @@ class Executable:
 
 
 def _direct(lowered: LoweredGraph) -> Callable[[Sequence[mx.array]], list[mx.array]]:
-    """Skip the environment where all there is is one compiled stretch in the graph's order."""
+    """Skip the environment where all there is is one compiled stretch in the graph's order.
+
+    Otherwise results may be the very arrays that were given, that the program keeps, or one array
+    twice.  Whoever writes into a result must not write into those: each gets an array of its own,
+    over the same buffer.
+    """
     if len(lowered.steps) == 1 and isinstance(lowered.steps[0], Stretch):
         step = lowered.steps[0]
         if step.needs == lowered.inputs and step.gives == lowered.outputs:
             function = step.function
             return lambda arrays: function.call(*arrays)
-    return lowered
+    kept = [lowered.known[v] for v in dict.fromkeys(lowered.outputs) if v in lowered.known]
+
+    def run(arrays: Sequence[mx.array]) -> list[mx.array]:
+        taken = set(map(id, (*kept, *arrays)))
+        results = lowered(arrays)
+        for i, array in enumerate(results):
+            if id(array) in taken:
+                results[i] = mx.stop_gradient(array)
+            taken.add(id(array))
+        return results
+
+    return run
 
 
 def _device_context(device: mx.Device) -> Callable[[], AbstractContextManager[Any]]:

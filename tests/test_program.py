@@ -262,3 +262,27 @@ def test_tune_measures_and_remembers(tmp_path: Any, monkeypatch: pytest.MonkeyPa
         assert mx.allclose(program(x), fn(x), rtol=1e-4, atol=1e-4)
     assert sources == [["measured"], ["cache"]]
     assert list(tmp_path.rglob("kernels.json"))
+
+
+SMALL = mx.arange(6).reshape(2, 3).astype(mx.float32)
+HANDED_ON: dict[str, Any] = {
+    "the argument": lambda x: x,
+    "views that come to nothing": lambda x: (x.reshape(6).reshape(2, 3), x + 1),
+    "a weight": lambda x: (qg.tensor(SMALL), x + 1),
+    "one value twice": lambda x: (x + 1, x + 1),
+    "a loop of no turns": lambda x: qg.while_loop(lambda c: c.sum() < 0, lambda c: c + 1, x),
+    "a branch": lambda x: qg.cond(x.sum() > 0, lambda a: a, lambda a: a + 1, x),
+}
+
+
+@pytest.mark.parametrize("case", HANDED_ON)
+def test_who_writes_into_a_result_changes_nothing_else(case: str) -> None:
+    x = mx.ones((2, 3))
+    program = qg.compile(HANDED_ON[case], x, target="cpu")
+    results, _ = qg.tree.flatten(program(x))
+    before = [np.array(r) for r in results]
+    results[0][0] = 9
+    assert mx.array_equal(x, mx.ones((2, 3)))
+    assert all(np.array_equal(r, b) for r, b in zip(results[1:], before[1:], strict=True))
+    again, _ = qg.tree.flatten(program(x))
+    assert all(np.array_equal(r, b) for r, b in zip(again, before, strict=True))
