@@ -8,7 +8,8 @@ Rewrites, exactly:
        element only, ...) becomes one `reshape`.
     2. where that has the shape they began with, nothing.
 Leaves alone:
-    1. views that move elements or leave some out, and nodes with a stream of their own.
+    1. views that move elements or leave some out, nodes with a stream of their own, and those of
+       the pack and prepare steps.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from qgraph.ir import Graph, Node, Value
 from qgraph.rewrite import rewrite
 from qgraph.tensor import Tensor, apply
 
-from .views import keeps_order, without_views
+from .views import is_plain, without_views
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class MergeViews:
 
 
 def _visit(node: Node) -> Sequence[Value] | None:
-    if node.stream is not None or not keeps_order(node):
+    if not is_plain(node):
         return None
     source, shape = without_views(node.output), node.output.shape
     if source.shape == shape:

@@ -32,8 +32,13 @@ def keeps_order(node: Node) -> bool:
     return all(a < b for a, b in pairwise(a for a in axes if shape[a] != 1))
 
 
+def is_plain(node: Node) -> bool:
+    """Is it a view that keeps order, of the run step and with no stream of its own?"""
+    return node.stream is None and node.stage == "run" and keeps_order(node)
+
+
 def without_views(value: Value) -> Value:
     """The value before views that keep all its elements in order."""
-    while value.node.stream is None and keeps_order(value.node):
+    while is_plain(value.node):
         value = value.node.inputs[0]
     return value
