@@ -100,7 +100,10 @@ def _counts_up(value: Value, length: int) -> bool:
         return not data.is_released and np.array_equal(
             np.asarray(data.array.reshape(-1)), np.arange(length)
         )
-    if node.op != "arange" or not mx.issubdtype(node.output.dtype, mx.integer):
+    dtype = node.output.dtype
+    if node.op != "arange" or not mx.issubdtype(dtype, mx.integer):
+        return False
+    if length - 1 > mx.iinfo(dtype).max:  # it wraps around
         return False
     start, stop, step = (node.args.get(name) for name in ("start", "stop", "step"))
     first, end = (0, start) if stop is None else (start or 0, stop)

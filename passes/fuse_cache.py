@@ -69,12 +69,11 @@ def _visitor(graph: Graph) -> Visit:
         if why is not None:
             record(Entry(_NAME, "refused", what, old.origin, f"the cache is apart: {why}"))
             return None
-        turns = _ropes(old) is not None and all(
-            len(readers[value]) == 1 for value in (old.operand("q"), _update(old, "k"))
-        )
-        reason = "stores the token and attends" + (" with its rotation" if turns else "")
+        read_once = all(len(readers[v]) == 1 for v in (old.operand("q"), _update(old, "k")))
+        ropes = _ropes(new) if read_once else None
+        reason = "stores the token and attends" + (" with its rotation" if ropes else "")
         record(Entry(_NAME, "fused", what, old.origin, reason))
-        return _fused(new, turns)
+        return _fused(new, ropes)
 
     return visit
 
@@ -118,12 +117,12 @@ def _ropes(attention: Node) -> tuple[Node, Node] | None:
     return query, key
 
 
-def _fused(attention: Node, turns: bool) -> Mapping[Value, Value]:
-    """The outputs of an attention and of the updates before it, by one kernel."""
+def _fused(attention: Node, ropes: tuple[Node, Node] | None) -> Mapping[Value, Value]:
+    """The outputs of an attention and of the updates before it, by one kernel, rotations too."""
     keys, values = (attention.operand(name).node for name in "kv")
     taken = [attention.operand("q"), _update(attention, "k"), _update(attention, "v")]
     rope, freqs = Rope(), None
-    if turns and (ropes := _ropes(attention)) is not None:
+    if ropes is not None:
         taken[:2] = [node.operand("a") for node in ropes]
         fields = (setting(ropes[0], name) for name in ("dims", "traditional", "base", "scale"))
         rope, freqs = Rope(*fields), ropes[0].value("freqs")

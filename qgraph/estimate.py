@@ -163,6 +163,12 @@ def _attention(node: Node) -> float:
     return 2.0 * pairs * (q.shape[-1] + v.shape[-1]) + 4.0 * pairs
 
 
+def _cached_attention(node: Node) -> float:
+    y, keys = node.output, node.operand("keys")
+    pairs = math.prod(y.shape[:-1]) * keys.shape[-2]
+    return 4.0 * pairs * (y.shape[-1] + 1) + 3.0 * math.prod(y.shape)
+
+
 def _convolution(node: Node) -> float:
     weight = _any(node, "weight")
     return 2.0 * node.output.type.size * math.prod(weight.shape[1:])
@@ -193,6 +199,8 @@ _FLOPS: dict[str, Callable[[Node], float]] = {
     "fast.layer_norm": _per_input(7),
     "fast.rope": _per_input(3),
     "fast.scaled_dot_product_attention": _attention,
+    "decode_attention": _attention,
+    "cached_attention": _cached_attention,
     **{f"conv{n}d": _convolution for n in (1, 2, 3)},
     "conv_general": _convolution,
 }

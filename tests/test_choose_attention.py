@@ -109,6 +109,17 @@ def test_near_misses() -> None:
     assert ChooseAttention()(cpu) is cpu
 
 
+def test_numbers_that_wrap_around_do_not_count_up() -> None:
+    x = mx.random.normal((1, 1, 300, DIM))
+
+    def fn(q: Any, k: Any, last: Any) -> Any:
+        mask = qg.arange(300, dtype=mx.int8) <= last
+        return qg.fast.scaled_dot_product_attention(q, k, k, scale=0.125, mask=mask)
+
+    graph = qg.trace(fn, x[:, :, :1], x, mx.array(50))
+    assert ChooseAttention(everywhere=True)(graph) is graph
+
+
 @pytest.mark.parametrize("shape", [(4, 1, 1, 1), (1, 4, 1, 1)])
 def test_masks_of_batches_or_heads_as_many_as_keys(shape: tuple[int, ...]) -> None:
     q, k = (mx.random.normal((4, 4, n, DIM), key=mx.random.key(n)) for n in (1, 4))

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import qgraph as qg
+from qgraph.estimate import estimate
 from qgraph.kernels.cached_attention import Heads, Rope, cached_attention
+from qgraph.kernels.decode_attention import as_position
 from qgraph.passes import ChooseAttention, EliminateDeadCode, FoldConstants, FuseCache, MergeViews
 from qgraph.target import Target
 from tests.arrays import to_numpy
@@ -112,6 +114,22 @@ def test_numbers(rope: str, batch: int, position: int) -> None:
     settings = {"dims": DIM, "traditional": False, "base": 1e4, "scale": 1.0, **ROPES[rope]}
     for got, want in zip(results, in_float64(given, position, **settings), strict=True):
         np.testing.assert_allclose(to_numpy(got), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [mx.uint8, mx.int16, mx.uint32, mx.int64, mx.uint64], ids=str)
+def test_positions_of_other_types(dtype: mx.Dtype) -> None:
+    for length in (LENGTH, 70_000):
+        for position in (0, LENGTH - 1, LENGTH, 100):
+            got = as_position(mx.array(position, dtype), length)
+            assert (got.dtype, got.item()) == (mx.int32, min(position, length))
+
+
+def test_it_costs_what_its_parts_cost() -> None:
+    graph = qg.trace(step(rope={"dims": 0}), *operands(), mx.array(5))
+    (apart,) = [estimate(n) for n in graph.nodes if "attention" in n.op]
+    for made in (plan(step(rope={"dims": 0})), plan(step())):
+        (fused,) = [estimate(n) for n in made.graph.nodes if n.op == "cached_attention"]
+        assert apart.flops <= fused.flops < 1.2 * apart.flops
 
 
 def test_text() -> None:

@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from .cuda_source import cuda_source
 from .decode_attention import (
+    as_position,
     bits_of,
     decode_attention,
     grid,
@@ -24,7 +25,6 @@ from .decode_attention import (
     part_shape,
     splits_of,
     threads,
-    within,
 )
 
 
@@ -94,7 +94,7 @@ def cached_attention(
     count = batch * heads[0].number
     splits = splits_of(count, length)
     shape = (batch, heads[0].number, 1, dim)
-    inputs = [q, k, v, keys, values, _inside(position, length), within(last, length)]
+    inputs = [q, k, v, keys, values, *(as_position(x, length) for x in (position, last))]
     y, new_keys, new_values = _kernel(freqs is not None)(
         inputs=inputs if freqs is None else [*inputs, freqs.astype(mx.float32)],
         template=[
@@ -110,13 +110,6 @@ def cached_attention(
         **grid(count, splits),
     )  # fmt: skip
     return join_splits(y, shape, keys.dtype, splits), new_keys, new_values
-
-
-def _inside(position: mx.array, length: int) -> mx.array:
-    """A position as int32, in which one outside the cache stays outside."""
-    if position.dtype == mx.int32:
-        return position
-    return mx.where(position < length, position, -1).astype(mx.int32)
 
 
 def _by_mlx(

@@ -52,7 +52,7 @@ def decode_attention(
         seen = mx.arange(k.shape[2]) <= last.reshape(1)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)
     batch, heads, _, dim = q.shape
-    last = within(last, k.shape[2])
+    last = as_position(last, k.shape[2])
     splits = splits_of(batch * heads, k.shape[2])
     results: list[mx.array] = _kernel()(
         inputs=[q, k, v, last],
@@ -64,11 +64,16 @@ def decode_attention(
     return join_splits(results[0], q.shape, q.dtype, splits)
 
 
-def within(last: mx.array, length: int) -> mx.array:
-    """A position as int32; one beyond the keys could become negative as such."""
-    if last.dtype == mx.int32:
-        return last
-    return mx.minimum(last, mx.array(length - 1, mx.int32)).astype(mx.int32)
+def as_position(x: mx.array, length: int) -> mx.array:
+    """An integer as int32, to which kernels compare positions: below 0 and beyond stay so.
+
+    >>> [as_position(mx.array(x, mx.int64), 12).item() for x in (-(2**40), 5, 2**40)]
+    [-1, 5, 12]
+    """
+    if x.dtype == mx.int32:
+        return x
+    first, end = mx.array(0, mx.int32), mx.array(length, mx.int32)
+    return mx.where(x >= end, end, mx.where(x < first, first - 1, x.astype(mx.int32)))
 
 
 def splits_of(heads: int, length: int) -> int:

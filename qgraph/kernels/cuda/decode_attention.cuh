@@ -108,10 +108,10 @@ __device__ Part<1> attend(const float* query, const T* keys, const T* values, Ra
       if (start + j * GROUPS + group >= range.to) score[j] = -INFINITY;
       peak = fmaxf(peak, score[j]);
     }
-    if (peak == -INFINITY) continue;  // this group has seen no key yet
     mine.rescale(peak);
 #pragma unroll
     for (int j = 0; j < AT_ONCE; j++) {
+      if (score[j] == -INFINITY) continue;  // beyond the range; a score may also be no number
       const float p = exp2f(score[j] - peak);
       mine.sum += p;
 #pragma unroll
