@@ -1,0 +1,101 @@
+// Runs CUDA source on a CPU, block after block, the threads of a block as fibers that take turns:
+// enough of CUDA for `decode_attention.cuh`, to test it where there is no GPU.
+
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#define __device__
+#define __forceinline__ inline
+#define __shared__ static
+#define __align__(bytes) __attribute__((aligned(bytes)))
+
+using std::max;
+using std::min;
+
+struct Index {
+  int x;
+} threadIdx, blockIdx;
+
+// Fibers that wait for one another: all that meet here go on together.
+struct Meeting {
+  int expected = 0, arrived = 0;
+  long number = 0;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[1 << 16]};
+  bool done = false;
+};
+
+std::vector<Fiber> fibers;
+ucontext_t scheduler;
+Meeting block;
+std::vector<Meeting> warps;
+std::vector<float> exchanged;
+void (*kernel)();
+
+inline void meet(Meeting& meeting) {
+  const int me = threadIdx.x;
+  const long number = meeting.number;
+  if (++meeting.arrived == meeting.expected) meeting.arrived = 0, meeting.number++;
+  while (meeting.number == number) swapcontext(&fibers[me].context, &scheduler);
+}
+
+inline void __syncthreads() { meet(block); }
+
+inline float __shfl_xor_sync(unsigned, float value, int mask) {
+  const int me = threadIdx.x;
+  exchanged[me] = value;
+  meet(warps[me / 32]);
+  const float other = exchanged[me ^ mask];
+  meet(warps[me / 32]);
+  return other;
+}
+
+inline float __int_as_float(int bits) {
+  float number;
+  std::memcpy(&number, &bits, sizeof number);
+  return number;
+}
+
+inline void run_kernel() {
+  kernel();
+  fibers[threadIdx.x].done = true;
+}
+
+// False if threads wait for others that never come.
+inline bool launch(void (*what)(), int blocks, int threads) {
+  kernel = what;
+  for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {
+    fibers = std::vector<Fiber>(threads);
+    block = {threads};
+    warps.assign(threads / 32, {32});
+    exchanged.assign(threads, 0);
+    for (Fiber& fiber : fibers) {
+      getcontext(&fiber.context);
+      fiber.context.uc_stack = {fiber.stack.get(), 0, 1 << 16};
+      fiber.context.uc_link = &scheduler;
+      makecontext(&fiber.context, run_kernel, 0);
+    }
+    int left = threads;
+    for (long turns = 0; left > 0; turns++) {
+      if (turns > 100000) return false;
+      left = 0;
+      for (int i = 0; i < threads; i++) {
+        if (fibers[i].done) continue;
+        threadIdx.x = i;
+        swapcontext(&scheduler, &fibers[i].context);
+        left += !fibers[i].done;
+      }
+    }
+  }
+  return true;
+}
