@@ -7,9 +7,8 @@ in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import mlx.core as mx
 
@@ -55,9 +54,7 @@ class LoweredGraph:
                 self.steps.append(Stretch.of(nodes, wanted, self.known, streams))
             wanted.update(v for node in nodes for v in node.inputs)
         self.steps.reverse()
-
         self.dead = self._dead()
-        self.waits = not all(isinstance(step, Stretch) for step in self.steps)
 
     def _dead(self) -> list[list[Value]]:
         """For each step what nothing after it reads."""
@@ -67,6 +64,14 @@ class LoweredGraph:
             if value not in self.known and value not in self.outputs:
                 dead[i].append(value)
         return dead
+
+    def constants(self) -> Iterator[mx.array]:
+        """The arrays that are kept from call to call, in bodies too."""
+        yield from self.known.values()
+        for step in self.steps:
+            if isinstance(step, HostLoop):
+                for body, _ in step.bodies:
+                    yield from body.constants()
 
     def __call__(self, inputs: Arrays) -> list[mx.array]:
         return self.take(list(inputs))
@@ -201,14 +206,14 @@ class HostLoop(Step):
         return as_int(self.look_up(env, [arg])[0]) if isinstance(arg, Value) else int(arg)
 
 
-def _settle(body: LoweredGraph, carried: list[mx.array]) -> None:
-    """Compute what a turn gave: else the lazy graph of all turns would pile up, and no buffer be
-    reused.
+def _settle(carried: list[mx.array]) -> None:
+    """Compute what a turn gave: else the lazy graph of all turns would pile up.
 
-    A body that waits for its own kernels would gain nothing by going on before the end of a turn,
-    and MLX holds all of `carried` until what is under way is done: the next turn would copy.
+    MLX holds all of `carried` until what is under way is done, so a turn that begins before copies
+    what it would write in place.  On CPUs nothing makes up for that: with a cache of 32 MiB a turn
+    took 20 ms, and 0.4 when waited for.  A GPU must be kept busy.
     """
-    if body.waits:
+    if mx.default_device() == mx.Device(mx.cpu, 0):
         mx.eval(carried)
     else:
         mx.async_eval(carried)  # type: ignore[no-untyped-call]
@@ -230,7 +235,7 @@ class HostForiLoop(HostLoop):
         carried = self.look_up(env, self.node.args["carried"])
         for i in range(self.bound(env, "lower"), self.bound(env, "upper")):
             carried = _turn(body, carried, extra, before=[mx.array(i, mx.int32)])
-            _settle(body, carried)
+            _settle(carried)
         env.update(zip(self.node.outputs, carried, strict=True))
 
 
@@ -244,7 +249,7 @@ class HostScan(HostLoop):
             return _turn(body, carried, [*(x[i] for x in xs), *extra])
 
         carried = self.look_up(env, self.node.args["carried"])
-        results = scan_turns(self.node, carried, turn, partial(_settle, body))
+        results = scan_turns(self.node, carried, turn, _settle)
         env.update(zip(self.node.outputs, results, strict=True))
 
 
@@ -255,7 +260,7 @@ class HostWhileLoop(HostLoop):
         carried = self.look_up(env, self.node.args["carried"])
         while test([*carried, *test_extra])[0].item():
             carried = _turn(body, carried, extra)
-            _settle(body, carried)
+            _settle(carried)
         env.update(zip(self.node.outputs, carried, strict=True))
 
 

@@ -139,8 +139,8 @@ def _steps(
 ) -> Iterator[tuple[tuple[str, tuple[Node, ...]], Callable[[], float]]]:
     """The compiled stretches and host loops of a program, each with a function that times it."""
     nodes = [n for n in executable.graph.nodes if n.stage == "run" and n.op != "constant"]
-    lowered = executable.run
-    if not isinstance(lowered, LoweredGraph):
+    lowered = executable.lowered
+    if [type(step) for step in lowered.steps] == [Stretch]:
         yield ("compiled together", tuple(nodes)), lambda: _whole(executable, arrays)
         return
     env: Env = dict(zip(lowered.inputs, arrays, strict=True))

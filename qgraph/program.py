@@ -54,7 +54,8 @@ class Executable:
             inputs=[*self.prepared, *self.free],
             nodes=[n for n in graph.nodes if n.stage == "run" and n.op != "constant"],
         )
-        self.run = _direct(LoweredGraph(body, self.known, self.streams))
+        self.lowered = LoweredGraph(body, self.known, self.streams)
+        self.run = _direct(self.lowered)
         self.out_tree = graph.out_tree
         self._device = device
         self._one_result = graph.out_tree is None or graph.out_tree.kind == "leaf"
@@ -96,13 +97,13 @@ def _direct(lowered: LoweredGraph) -> Callable[[Sequence[mx.array]], list[mx.arr
         if step.needs == lowered.inputs and step.gives == lowered.outputs:
             function = step.function
             return lambda arrays: function.call(*arrays)
-    kept = [lowered.known[v] for v in dict.fromkeys(lowered.outputs) if v in lowered.known]
+    kept = frozenset(map(id, lowered.constants()))
 
     def run(arrays: Sequence[mx.array]) -> list[mx.array]:
-        taken = set(map(id, (*kept, *arrays)))
+        taken = set(map(id, arrays))
         results = lowered(arrays)
         for i, array in enumerate(results):
-            if id(array) in taken:
+            if id(array) in taken or id(array) in kept:
                 results[i] = mx.stop_gradient(array)
             taken.add(id(array))
         return results

@@ -1,11 +1,23 @@
 """Kernels: each against float64, exactness as promised, names, decoding."""
 
+import os
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from qgraph.interpret import Streams
-from qgraph.kernels import EXACT, Problem, candidates, carry_out, kernel, names_to_try, refusal
+from qgraph.kernels import (
+    EXACT,
+    Problem,
+    candidates,
+    carry_out,
+    host_blas,
+    kernel,
+    names_to_try,
+    refusal,
+)
+from qgraph.kernels.cpu_library import missing
 from qgraph.kernels.decode import as_numpy, decode, scale_values
 from qgraph.kernels.host_blas import own_threads
 from qgraph.target import as_target
@@ -215,3 +227,25 @@ def test_blas_has_its_threads_back():
         assert set(inside) == {1}
     after = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
     assert after == before
+
+
+@pytest.mark.parametrize("name", ["host-blas", "simd"])
+def test_packed_parts_in_any_order_of_memory(name: str) -> None:
+    if name == "simd" and missing():
+        pytest.skip(str(missing()))
+    problem = Problem(3, 64, 128, mx.float32, "affine", 4, 64)
+    x, parts = random_operands(problem)
+    across = [mx.contiguous(part.T).T for part in parts]
+    mx.eval(across)
+    run = kernel(name)
+    want, got = (run.bind(p, problem, Streams(mx.Device(mx.cpu, 0)))(x) for p in (parts, across))
+    assert mx.array_equal(want, got)
+
+
+def test_after_a_fork_no_thread_holds_the_lock_of_blas() -> None:
+    with host_blas._one_at_a_time:
+        child = os.fork()
+        if child == 0:
+            os._exit(int(host_blas._one_at_a_time.locked()))
+    assert os.waitpid(child, 0)[1] == 0
+    assert not host_blas._one_at_a_time.locked()

@@ -272,6 +272,9 @@ HANDED_ON: dict[str, Any] = {
     "one value twice": lambda x: (x + 1, x + 1),
     "a loop of no turns": lambda x: qg.while_loop(lambda c: c.sum() < 0, lambda c: c + 1, x),
     "a branch": lambda x: qg.cond(x.sum() > 0, lambda a: a, lambda a: a + 1, x),
+    "a constant of a branch": lambda x: qg.cond(
+        x.sum() > 0, lambda: qg.zeros((2, 3)), lambda: qg.ones((2, 3))
+    ),
 }
 
 

@@ -37,7 +37,8 @@ _FORMATS = {"mxfp4": ("E2M1", "E8M0"), "nvfp4": ("E2M1", "E4M3"), "mxfp8": ("E4M
 _SCALES = {mx.float32: "Float32", mx.float16: "Float16", mx.bfloat16: "BFloat16"}
 
 Multiply = Callable[..., None]
-"""Addresses of x, w_q, scales, biases and y; then m, n, k and threads: `qgraph_multiply`."""
+"""Addresses of x, w_q, scales, biases, y and of room for x; then m, n, k and threads:
+`qgraph_multiply`."""
 
 Attend = Callable[..., None]
 """Addresses of q, k, v and y; then batch, heads, key heads, length, dim, keys seen, scale and
@@ -67,7 +68,7 @@ def multiply_for(problem: Problem) -> Multiply | None:
 def _product(bits: int, group: int, code: str, scale: str) -> Multiply | None:
     choice = {"BITS": bits, "GROUP": group, "CODE": code, "SCALE": scale}
     flags = [f"-DQGRAPH_{name}={value}" for name, value in choice.items()]
-    types = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 3 + [ctypes.c_int]
+    types = [ctypes.c_void_p] * 6 + [ctypes.c_long] * 3 + [ctypes.c_int]
     return _function("qgraph_multiply", types, "simd", *flags)
 
 
@@ -107,6 +108,7 @@ def _built(name: str, *choice: str) -> ctypes.CDLL:
     folder = _folder()
     place = folder / f"{name}-{key}.so"
     if not place.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / place.name
             command = [COMPILER, *flags, "-x", "c++", "-", "-o", str(made)]
@@ -118,11 +120,11 @@ def _built(name: str, *choice: str) -> ctypes.CDLL:
 @cache
 def _folder() -> Path:
     """Where libraries are kept: the user's cache, or else a folder of this process."""
-    kept = Path(platformdirs.user_cache_dir("qgraph")) / "cpu"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
+        kept = Path(platformdirs.user_cache_dir("qgraph")) / "cpu"
         kept.mkdir(parents=True, exist_ok=True)
-    if os.access(kept, os.W_OK):
-        return kept
+        if os.access(kept, os.W_OK):
+            return kept
     scratch = tempfile.mkdtemp(prefix="qgraph-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     return Path(scratch)

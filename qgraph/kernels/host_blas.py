@@ -32,6 +32,15 @@ Rows = Callable[[int, int], Float32]
 _one_at_a_time = threading.Lock()
 
 
+def _forget_lock() -> None:
+    """In a child: a thread that held the lock is not there to let it go."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock)
+
+
 @cache
 def _pool(process: int, cores: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(cores, thread_name_prefix="qgraph-blas")

@@ -31,7 +31,7 @@ class OnHost(Kernel):
         return Plain().applies(problem)
 
     def parts(self, packed: Sequence[mx.array]) -> Parts:
-        return [as_numpy(part) for part in packed]
+        return [np.ascontiguousarray(as_numpy(part)) for part in packed]
 
     def product(self, parts: Parts, problem: Problem) -> Product:
         """The product by a packed weight, everything but the rows of x prepared."""

@@ -14,9 +14,12 @@ import numpy as np
 
 from .base import Problem
 from .cpu_library import missing, multiply_for
-from .decode import Float32, as_numpy
+from .decode import Float32
 from .host_blas import HostBlas
 from .on_host import OnHost, Parts, Product
+
+SLAB, BLOCK = 512, 256
+"""Rows of x that are laid out anew at a time, and what a row may grow by; as in the source."""
 
 
 class Simd(OnHost):
@@ -32,8 +35,7 @@ class Simd(OnHost):
 
     def parts(self, packed: Sequence[mx.array]) -> Parts:
         # NumPy knows no bfloat16, but the bits will do.
-        bits = (part.view(mx.uint16) if part.dtype == mx.bfloat16 else part for part in packed)
-        return [np.ascontiguousarray(as_numpy(part)) for part in bits]
+        return super().parts([p.view(mx.uint16) if p.dtype == mx.bfloat16 else p for p in packed])
 
     def product(self, parts: Parts, problem: Problem) -> Product:
         multiply = multiply_for(problem)
@@ -43,8 +45,10 @@ class Simd(OnHost):
         n, k, threads = problem.n, problem.k, problem.cores
 
         def product(x: Float32, held: Parts = parts) -> Float32:
-            y = np.empty((x.shape[0], n), np.float32)
-            multiply(x.ctypes.data, *addresses, y.ctypes.data, x.shape[0], n, k, threads)
+            m = x.shape[0]
+            y = np.empty((m, n), np.float32)
+            room = np.empty(min(m, SLAB) * (k + BLOCK), np.float32)
+            multiply(x.ctypes.data, *addresses, y.ctypes.data, room.ctypes.data, m, n, k, threads)
             return y
 
         return product

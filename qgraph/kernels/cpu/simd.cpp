@@ -9,7 +9,6 @@
 #include "lanes.hpp"
 
 #include <algorithm>
-#include <memory>
 #include <type_traits>
 
 #ifdef __x86_64__
@@ -256,19 +255,20 @@ struct Product {
 // x (m, k) by a packed weight (n, k) into y (m, n), by tasks that `for_each` spreads over threads.
 // The build says which format: QGRAPH_BITS, QGRAPH_GROUP, and names of this file as QGRAPH_CODE and
 // QGRAPH_SCALE.
+// `arranged` has room for kSlab rows of x, or m if they are fewer, each up to kBlock - 1 longer.
 extern "C" void qgraph_multiply(ForEach for_each, const float* x, const void* codes,
-                                const void* scales, const void* biases, float* y, long m, long n,
-                                long k, int threads) {
+                                const void* scales, const void* biases, float* y, float* arranged,
+                                long m, long n, long k, int threads) {
   using F = Format<QGRAPH_BITS, QGRAPH_GROUP, QGRAPH_CODE, QGRAPH_SCALE>;
   using Stored = F::Stored;
   using P = Product<F>;
+  static_assert(F::kBlock <= 256 && kSlab == 512, "as in simd.py");
   F format{(const uint8_t*)codes, (const Stored*)scales, (const Stored*)biases,
            n, k, k / QGRAPH_GROUP};
   long padded = (k + F::kBlock - 1) / F::kBlock * F::kBlock;
-  std::unique_ptr<float[]> arranged(new float[std::min(m, kSlab) * padded]);
   for (long start = 0; start < m; start += kSlab, x += kSlab * k, y += kSlab * n) {
     long rows = std::min(kSlab, m - start);
-    P product{format, x, y, arranged.get(), rows, n, k, padded};
+    P product{format, x, y, arranged, rows, n, k, padded};
     for_each([](void* p, long i) { ((P*)p)->arrange(i); }, &product, rows,
              rows >= 16 ? threads : 1);
     for_each([](void* p, long i) { ((P*)p)->columns(i); }, &product,
