@@ -107,7 +107,16 @@ class Problem:
 
     @property
     def moved_bytes(self) -> int:
-        """The fewest bytes a call moves: weight and x read once, the result written once."""
+        """The fewest bytes a call moves: weight and x read once, the result written once.
+
+        Of experts as many are read as there are rows, at most.
+
+        >>> p = Problem(2, 64, 64, mx.float32, "affine", 4, 64, experts=8)
+        >>> p.moved_bytes - p.replace(experts=2).moved_bytes
+        0
+        """
+        if self.m < self.experts:
+            return self.replace(experts=self.m).moved_bytes
         x, y = self.m * self.k * self.dtype.size, self.m * self.n * self.out_dtype.size
         return self.packed_bytes + x + y
 
