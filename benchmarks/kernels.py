@@ -20,8 +20,8 @@ from rich.table import Table
 
 from benchmarks.machine import describe, floors, save
 from qgraph.kernels import Problem, candidates
+from qgraph.kernels.choice.tuner import choose, measure
 from qgraph.target import Target, as_target
-from qgraph.tuner import choose, measure
 from qgraph.types import DTYPES, SHORT_NAMES
 
 MODES = {

@@ -21,9 +21,9 @@ from rich.table import Table
 
 import qgraph as qg
 from benchmarks.machine import describe, floors, save
+from qgraph.compiler.pipeline import default_passes
 from qgraph.examples import smollm2_files as files
 from qgraph.examples.smollm2 import Llama
-from qgraph.pipeline import default_passes
 from qgraph.target import as_target
 from qgraph.timing import once
 

@@ -17,7 +17,7 @@ matplotlib.rcParams["svg.hashsalt"] = "qgraph"  # the same file for the same tab
 from matplotlib import pyplot as plt  # noqa: E402
 
 from qgraph.kernels import Problem  # noqa: E402
-from qgraph.kernels.cost import CostTable, problem_key, shipped_tables  # noqa: E402
+from qgraph.kernels.choice.cost import CostTable, problem_key, shipped_tables  # noqa: E402
 from qgraph.types import DTYPES  # noqa: E402
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"

@@ -18,7 +18,7 @@ from rich.table import Table
 
 import qgraph as qg
 from benchmarks.measure import interleaved, milliseconds, paired_ratio
-from qgraph.pipeline import default_passes
+from qgraph.compiler.pipeline import default_passes
 from qgraph.target import as_target
 
 SHAPE: dict[str, Any] = {

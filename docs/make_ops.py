@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from qgraph.ops import ALIASES, LEFT_OUT, OPS
+from qgraph.ir.ops import ALIASES, LEFT_OUT, OPS
 
 PAGE = Path(__file__).parent / "ops.md"
 

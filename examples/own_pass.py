@@ -16,9 +16,9 @@ import mlx.core as mx
 import qgraph as qg
 from qgraph.errors import ContractError
 from qgraph.ir import Graph, Node, Value
-from qgraph.rewrite import rewrite
-from qgraph.rules import ApplyRules, Match, Rule
-from qgraph.tensor import Tensor
+from qgraph.rewrite import ApplyRules, Match, Rule
+from qgraph.rewrite.rewriter import rewrite
+from qgraph.tracing.tensor import Tensor
 
 
 def is_float(match: Match) -> str | None:

@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import Entry, record
-from qgraph.rewrite import Visit, rewrite, setting
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.ops import setting
+from qgraph.rewrite.ledger import Entry, record
+from qgraph.rewrite.rewriter import Visit, rewrite
 from qgraph.target import Target, as_target
-from qgraph.tensor import Tensor, apply
+from qgraph.tracing.tensor import Tensor, apply
 
-from .products import PARTS
+from .shared.products import PARTS
 
 _NAME = "assign-streams"
 _PRODUCTS = frozenset({"matmul", "addmm", "quantized_matmul", "gather_mm", "gather_qmm"})

@@ -21,14 +21,15 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
-from qgraph.ir import Graph, Node, Value
-from qgraph.kernels.decode_attention import refusal
-from qgraph.ledger import Entry, record
-from qgraph.rewrite import rewrite, setting
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.ops import setting
+from qgraph.kernels.attention.decode_attention import refusal
+from qgraph.rewrite.ledger import Entry, record
+from qgraph.rewrite.rewriter import rewrite
 from qgraph.target import Target, as_target
-from qgraph.tensor import Tensor, apply
+from qgraph.tracing.tensor import Tensor, apply
 
-from .views import without_views
+from .shared.views import without_views
 
 _NAME = "choose-attention"
 

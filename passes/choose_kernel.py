@@ -1,8 +1,9 @@
 """Carry out each quantized product in the way that is fastest for its shape on the target.
 
 MLX has one fixed rule; often another way that it also has is several times faster.  The shapes and
-the target are known here, so `qgraph.tuner.choose` picks among the kernels of `qgraph/kernels`: by
-measurements cached on this machine, by the table that ships with the package, or by a cost model.
+the target are known here, so `choose` (`qgraph/kernels/choice/tuner.py`) picks among the kernels of
+`qgraph/kernels`: by measurements cached on this machine, by the table that ships with the package,
+or by a cost model.
 
 Rewrites:
     1. `quantized_matmul` with a weight that is constant or a parameter: `packed_matmul`, and, for a
@@ -36,18 +37,19 @@ from functools import partial
 
 import mlx.core as mx
 
-from qgraph.invariance import fixed_values
-from qgraph.ir import Graph, Node, Value
+from qgraph.analysis.changes import fixed_values
+from qgraph.analysis.problems import problem_of
+from qgraph.ir.graph import Graph, Node, Value
 from qgraph.kernels import Problem, candidates, kernel
 from qgraph.kernels.base import HALF
-from qgraph.ledger import Entry, record
-from qgraph.rewrite import Visit, rewrite
+from qgraph.kernels.choice.tuner import Choice, choose
+from qgraph.rewrite.ledger import Entry, record
+from qgraph.rewrite.rewriter import Visit, rewrite
 from qgraph.target import Target, as_target
-from qgraph.tensor import Tensor, apply
-from qgraph.tuner import Choice, choose, problem_of
+from qgraph.tracing.tensor import Tensor, apply
 
-from .casts import cast
-from .products import indices_of, is_open, parts_of
+from .shared.casts import cast
+from .shared.products import indices_of, is_open, parts_of
 
 _NAME = "choose-kernel"
 _LEFT = ("qmm", "f32+qmm", "gather_qmm", "f32+gather_qmm")

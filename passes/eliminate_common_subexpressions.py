@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from qgraph.ir import Graph, Node, Value, map_values
-from qgraph.rewrite import Visit, rewrite
+from qgraph.ir.graph import Graph, Node, Value, map_values
+from qgraph.rewrite.rewriter import Visit, rewrite
 
 
 @dataclass(frozen=True)

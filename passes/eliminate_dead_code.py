@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from qgraph.ir import Graph, Node, Value, reachable
-from qgraph.names import invariant_names
-from qgraph.ops import LOOPS
-from qgraph.rewrite import Visit, rewrite
+from qgraph.ir.graph import Graph, Node, Value, reachable
+from qgraph.ir.loops import LOOPS, invariant_names
+from qgraph.rewrite.rewriter import Visit, rewrite
 
 
 @dataclass(frozen=True)

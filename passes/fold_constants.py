@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from qgraph.ir import Graph, Node, Value, constant_value, is_constant, map_values
-from qgraph.ops import OPS, RANDOM
-from qgraph.rewrite import rewrite
+from qgraph.ir.graph import Graph, Node, Value, constant_value, is_constant, map_values
+from qgraph.ir.ops import OPS, RANDOM
+from qgraph.rewrite.rewriter import rewrite
 
 _KEPT = RANDOM | {"quantize", "dequantize", "keep", "quantized_matmul", "gather_qmm", "pack_weight",
                   "broadcast_to"}  # fmt: skip

@@ -22,15 +22,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from qgraph.ir import Graph, Node, Value
-from qgraph.kernels.cached_attention import Heads, Rope
-from qgraph.ledger import Entry, record
-from qgraph.rewrite import Visit, rewrite, setting
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.ops import setting
+from qgraph.kernels.attention.cached_attention import Heads, Rope
+from qgraph.rewrite.ledger import Entry, record
+from qgraph.rewrite.rewriter import Visit, rewrite
 from qgraph.target import Target, as_target
-from qgraph.tensor import Tensor, apply
+from qgraph.tracing.tensor import Tensor, apply
 from qgraph.types import TensorType
 
-from .views import without_views
+from .shared.views import without_views
 
 _NAME = "fuse-cache"
 _ATTENTION = "decode_attention"

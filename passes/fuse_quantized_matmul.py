@@ -29,15 +29,17 @@ from math import prod
 
 import mlx.core as mx
 
-from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import PRODUCTS, Decision, Entry, record, weight_name
-from qgraph.rewrite import rewrite, setting
-from qgraph.tensor import Tensor, apply
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.kinds import PRODUCTS
+from qgraph.ir.ops import setting
+from qgraph.rewrite.ledger import Decision, Entry, record, weight_name
+from qgraph.rewrite.rewriter import rewrite
+from qgraph.tracing.tensor import Tensor, apply
 
-from .casts import cast
-from .contraction import Contraction, as_contraction
-from .products import QUANTIZED, indices_of
-from .weight_view import Packed, WeightView, as_operand, resolve
+from .shared.casts import cast
+from .shared.contraction import Contraction, as_contraction
+from .shared.products import QUANTIZED, indices_of
+from .shared.weight_view import Packed, WeightView, as_operand, resolve
 
 _NAME = "fuse-quantized-matmul"
 

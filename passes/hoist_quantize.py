@@ -24,13 +24,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import itemgetter
 
-from qgraph.ir import Graph, Node, Stage, Value, input_value, map_values
-from qgraph.ledger import Decision, Entry, record, weight_name
-from qgraph.names import body_inputs, invariant_names
-from qgraph.ops import LOOPS, OPS, RANDOM
+from qgraph.ir.graph import Graph, Node, Stage, Value, input_value, map_values
+from qgraph.ir.loops import LOOPS, body_inputs, invariant_names
+from qgraph.ir.ops import OPS, RANDOM
+from qgraph.rewrite.ledger import Decision, Entry, record, weight_name
 
-from .invariants import as_invariants
-from .stacks import quantize_whole
+from .shared.invariants import as_invariants
+from .shared.stacks import quantize_whole
 
 PACK, PREPARE, RUN = -2, -1, 0
 """Levels below that of a run; inside of n loops a value that changes has level n."""

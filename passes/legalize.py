@@ -21,14 +21,16 @@ from functools import partial
 
 import mlx.core as mx
 
-from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import Entry, record
-from qgraph.rewrite import rewrite, setting
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.ops import setting
+from qgraph.kernels.streams import as_device
+from qgraph.rewrite.ledger import Entry, record
+from qgraph.rewrite.rewriter import rewrite
 from qgraph.target import Target, as_target
-from qgraph.tensor import Tensor, apply, as_device
+from qgraph.tracing.tensor import Tensor, apply
 
-from .casts import cast, in_float32
-from .products import PARTS, QUANTIZED, parts_of
+from .shared.casts import cast, in_float32
+from .shared.products import PARTS, QUANTIZED, parts_of
 
 _NAME = "legalize"
 _VIEWS = frozenset(

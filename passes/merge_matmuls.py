@@ -25,16 +25,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from qgraph.changes import VIEWS
-from qgraph.invariance import fixed_values
-from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import Decision, Entry, record, weight_name
-from qgraph.names import body_inputs
-from qgraph.rewrite import Visit, rewrite, setting
+from qgraph.analysis.changes import fixed_values
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.kinds import VIEWS
+from qgraph.ir.loops import body_inputs
+from qgraph.ir.ops import setting
+from qgraph.rewrite.ledger import Decision, Entry, record, weight_name
+from qgraph.rewrite.rewriter import Visit, rewrite
 from qgraph.target import Target, as_target
-from qgraph.tensor import Tensor, apply
+from qgraph.tracing.tensor import Tensor, apply
 
-from .products import INDICES, PARTS, is_open, parts_of
+from .shared.products import INDICES, PARTS, is_open, parts_of
 
 _NAME = "merge-matmuls"
 _VIEWS = VIEWS | {"getitem", "split"}

@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qgraph.ir import Graph, Node, Value
-from qgraph.rewrite import rewrite
-from qgraph.tensor import Tensor, apply
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.rewrite.rewriter import rewrite
+from qgraph.tracing.tensor import Tensor, apply
 
-from .views import is_plain, without_views
+from .shared.views import is_plain, without_views
 
 
 @dataclass(frozen=True)

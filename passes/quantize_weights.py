@@ -24,20 +24,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qgraph.changes import VIEWS
-from qgraph.contracts import ROUNDED_WEIGHTS
-from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import PRODUCTS, Decision, Entry, record
-from qgraph.names import body_inputs
-from qgraph.quantization import FLOATS, dequantize, quantize
-from qgraph.quantize_config import Quantize
-from qgraph.rewrite import setting
-from qgraph.tensor import Tensor
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.kinds import PRODUCTS, VIEWS
+from qgraph.ir.loops import body_inputs
+from qgraph.ir.ops import setting
+from qgraph.quantization.checked import FLOATS, dequantize, quantize
+from qgraph.quantization.config import Quantize
+from qgraph.rewrite.contracts import ROUNDED_WEIGHTS
+from qgraph.rewrite.ledger import Decision, Entry, record
+from qgraph.tracing.tensor import Tensor
 
-from .contraction import as_contraction
-from .indexing import index_of
-from .invariants import as_invariants
-from .weight_view import Packed, WeightView, as_operand, resolve
+from .shared.contraction import as_contraction
+from .shared.indexing import index_of
+from .shared.invariants import as_invariants
+from .shared.weight_view import Packed, WeightView, as_operand, resolve
 
 _NAME = "quantize-weights"
 

@@ -23,10 +23,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from qgraph.ir import Graph, Node, Value
-from qgraph.rewrite import setting
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.ops import setting
 
-from .expansion import Expansion, Raising, layers, number, peel
+from .shared.raising import Expansion, Raising, layers, number, peel
 
 _OP = "fast.scaled_dot_product_attention"
 

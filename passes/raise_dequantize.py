@@ -19,13 +19,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from qgraph.ir import Graph, Node, Value
-from qgraph.names import constants_behind
-from qgraph.quantization import MODES
-from qgraph.recorded import expansion
+from qgraph.importer.expansions import expansion
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.loops import constants_behind
+from qgraph.quantization.checked import MODES
 from qgraph.types import TensorType
 
-from .expansion import Expansion, matches, raise_expansions
+from .shared.raising import Expansion, matches, raise_expansions
 
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 _LARGEST = 64

@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qgraph.ir import Graph
+from qgraph.ir.graph import Graph
 
-from .expansion import Expansion, Raising, number, peel
-from .norms import largest, scaled
+from .shared.norms import largest, scaled
+from .shared.raising import Expansion, Raising, number, peel
 
 PARTS = (("multiply", "weight"),)
 

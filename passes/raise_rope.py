@@ -23,11 +23,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from qgraph.ir import Graph, Node, Value
-from qgraph.recorded import expansion
+from qgraph.importer.expansions import expansion
+from qgraph.ir.graph import Graph, Node, Value
 from qgraph.types import TensorType
 
-from .expansion import Expansion, Raising, layers, number, peel
+from .shared.raising import Expansion, Raising, layers, number, peel
 
 _LARGEST_LOGARITHM = math.log(np.finfo(np.float32).max)
 

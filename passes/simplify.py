@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-import qgraph.functions as functions
-from qgraph.ir import Graph, Node, Value
-from qgraph.ops import OPS
-from qgraph.rewrite import rewrite
-from qgraph.rules import ApplyRules, Match, Rule
+import qgraph.tracing.functions as functions
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.ops import OPS
+from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rules import ApplyRules, Match, Rule
 
 F = functions.FUNCTIONS
 _BROADCASTING = {name for name, op in OPS.items() if op.kind == "elementwise"} | {"where", "addmm"}

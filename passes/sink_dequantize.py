@@ -19,18 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.changes import readers
-from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import PRODUCTS, Decision, Entry, record, weight_name
-from qgraph.rewrite import Visit, rewrite, setting
-from qgraph.tensor import Tensor, apply
+from qgraph.analysis.changes import readers
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.kinds import PRODUCTS
+from qgraph.ir.ops import setting
+from qgraph.rewrite.ledger import Decision, Entry, record, weight_name
+from qgraph.rewrite.rewriter import Visit, rewrite
+from qgraph.tracing.tensor import Tensor, apply
 
-from .contraction import as_contraction
-from .enter_loops import into_bodies
-from .indexing import index_of
-from .invariants import as_invariants
-from .products import PARTS, parts_of
-from .weight_view import TRANSPOSES, WeightView, as_operand, resolve
+from .shared.contraction import as_contraction
+from .shared.enter_loops import into_bodies
+from .shared.indexing import index_of
+from .shared.invariants import as_invariants
+from .shared.products import PARTS, parts_of
+from .shared.weight_view import TRANSPOSES, WeightView, as_operand, resolve
 
 _NAME = "sink-dequantize"
 

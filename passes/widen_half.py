@@ -19,13 +19,13 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from qgraph.ir import Graph, Node, Value
-from qgraph.ledger import Entry, record
-from qgraph.rewrite import rewrite
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.rewrite.ledger import Entry, record
+from qgraph.rewrite.rewriter import rewrite
 from qgraph.target import Target, as_target
 
-from .casts import in_float32
-from .products import QUANTIZED
+from .shared.casts import in_float32
+from .shared.products import QUANTIZED
 
 _NAME = "widen-half"
 _HALF = (mx.float16, mx.bfloat16)

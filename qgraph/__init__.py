@@ -19,23 +19,24 @@ except ImportError as error:
 del _mx
 
 from . import errors, tree
-from .api import compile, jit
-from .artefact import load
-from .control_flow import cond, fori_loop, scan, while_loop
+from .compiler.api import compile, jit, load
+from .compiler.pipeline import default_passes, optimize
+from .compiler.plan import Plan
+from .compiler.program import Program
 from .errors import QGraphError
-from .functions import FUNCTIONS
 from .importer import call, from_mlx
-from .ir import Graph, Node, Value
-from .ops import namespace
-from .pipeline import Pass, default_passes, optimize
-from .plan import Plan
-from .program import Program
-from .quantization import dequantize, gather_qmm, quantize, quantized_matmul
-from .quantize_config import Quantize
+from .ir.graph import Graph, Node, Value
+from .ir.ops import namespace
+from .quantization.checked import dequantize, gather_qmm, quantize, quantized_matmul
+from .quantization.config import Quantize
+from .rewrite.history import Pass
 from .target import Target, as_target
-from .tensor import Tensor
-from .trace import keep, tensor, trace
+from .tracing.control_flow import cond, fori_loop, scan, while_loop
+from .tracing.functions import FUNCTIONS
+from .tracing.tensor import Tensor
+from .tracing.trace import keep, tensor, trace
 from .types import TensorType, spec
+from .version import __version__ as __version__
 
 fast = namespace("fast", FUNCTIONS)
 random = namespace("random", FUNCTIONS)
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any: ...
 
-
-__version__ = "0.1.0"
 
 # The ops of the table are exported as well; see docs/ops.md.
 __all__ = [

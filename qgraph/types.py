@@ -94,3 +94,10 @@ def spec(
     if any(d < 0 for d in dims):
         raise ValueError(f"spec: a dimension is negative in {dims}; give sizes of 0 or more")
     return Spec(TensorType(dims, dtype), name, parameter)
+
+
+def as_int(array: mx.array) -> int:
+    """The integer that an array without axes holds."""
+    number = array.item()
+    assert isinstance(number, int)
+    return number

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qgraph.kernels import cpu_library
+from qgraph.kernels.cpu import library as cpu_library
 
 needs_compiler = pytest.mark.skipif(
     cpu_library.missing() is not None, reason=f"simd: {cpu_library.missing()}"

@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 
 import qgraph as qg
+from qgraph.compiler.plan import Plan
 from qgraph.ir import Graph
 from qgraph.passes import EliminateDeadCode, FuseQuantizedMatmul, RaiseDequantize, SinkDequantize
-from qgraph.plan import Plan
 from tests import reference
 from tests.arrays import to_numpy
 

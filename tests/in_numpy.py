@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qgraph.ir import Graph, Node, Value, map_values
-from qgraph.rewrite import setting
+from qgraph.ir.ops import setting
 from tests import reference
 from tests.fusion import wide
 

@@ -13,8 +13,8 @@ import qgraph as qg
 from qgraph.errors import ContractError
 from qgraph.ir import Graph, Node, Value
 from qgraph.passes import QuantizeWeights
-from qgraph.rewrite import rewrite
-from qgraph.tensor import Tensor
+from qgraph.rewrite.rewriter import rewrite
+from qgraph.tracing.tensor import Tensor
 
 W = mx.random.normal((64, 64), key=mx.random.key(0)) / 8
 X = mx.random.normal((2, 64), key=mx.random.key(1))

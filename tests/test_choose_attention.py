@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import qgraph as qg
-from qgraph.kernels.decode_attention import LEAST_WORK
+from qgraph.kernels.attention.decode_attention import LEAST_WORK
 from qgraph.passes import ChooseAttention, EliminateDeadCode, FoldConstants
 from qgraph.target import Target
 from tests.arrays import to_numpy

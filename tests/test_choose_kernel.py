@@ -10,7 +10,8 @@ import pytest
 
 import qgraph as qg
 from qgraph.kernels import Problem, kernel
-from qgraph.kernels.cpu_library import missing
+from qgraph.kernels.choice.tuner import Choice
+from qgraph.kernels.cpu.library import missing
 from qgraph.passes import (
     ChooseKernel,
     EliminateCommonSubexpressions,
@@ -19,7 +20,6 @@ from qgraph.passes import (
     choose_kernel,
 )
 from qgraph.target import Target
-from qgraph.tuner import Choice
 from tests import reference
 from tests.arrays import to_numpy
 from tests.compiler import needs_compiler

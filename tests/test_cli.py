@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import qgraph as qg
-from qgraph import cli
-from qgraph.sources import example_inputs, find, parse_spec
+from qgraph.cli import commands as cli
+from qgraph.cli.sources import example_inputs, find, parse_spec
 
 MODEL = """
 import mlx.core as mx
@@ -160,9 +160,10 @@ def test_profile() -> None:
 
 
 def test_tune_keeps_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qgraph.tuner.measure", lambda problem, names: {})
+    monkeypatch.setattr("qgraph.kernels.choice.tuner.measure", lambda problem, names: {})
     monkeypatch.setattr(
-        "qgraph.tuner.choose", lambda problem, tune: f"{'tuned' if tune else 'guessed'} {problem.n}"
+        "qgraph.kernels.choice.tuner.choose",
+        lambda problem, tune: f"{'tuned' if tune else 'guessed'} {problem.n}",
     )
     text = ok("tune", "users_model:made", "-t", "cpu")
     assert text == "f32[1,64] x affine4[64,64] g64 s:f32: tuned 64\n"
@@ -176,7 +177,7 @@ def test_demo_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         given.extend(args)
         return 0
 
-    monkeypatch.setattr("qgraph.demo.main", main)
+    monkeypatch.setattr("qgraph.cli.demo.main", main)
     ok("demo", "--model", "toy", "--tokens", "3")
     assert given[0] == "toy"
     assert given[2:4] == [Path("qgraph-demo"), 3]

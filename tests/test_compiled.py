@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 import qgraph as qg
-from qgraph.compiled import Compiled
+from qgraph.kernels.compiled import Compiled
 
 X = mx.arange(6.0).reshape(2, 3)
 mx.eval(X)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import qgraph as qg
+from qgraph.analysis.verify import verify
 from qgraph.errors import ControlFlowError, TraceError
-from qgraph.verify import verify
 from tests.arrays import to_numpy
 
 W = mx.random.normal((8, 8), key=mx.random.key(0)) * 0.3

@@ -15,7 +15,7 @@ from tests.compiler import needs_compiler
 
 pytestmark = needs_compiler
 HERE = Path(__file__).parent
-SOURCE = Path(qgraph.__file__).parent / "kernels" / "cuda" / "decode_attention.cuh"
+SOURCE = Path(qgraph.__file__).parent / "kernels" / "attention" / "decode_attention.cuh"
 DIM = 64
 
 

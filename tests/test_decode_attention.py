@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qgraph.kernels import decode_attention as module
-from qgraph.kernels.decode_attention import attention_on_host, decode_attention
+from qgraph.kernels.attention import decode_attention as module
+from qgraph.kernels.attention.decode_attention import attention_on_host, decode_attention
 from tests.compiler import forget_builds, needs_compiler
 
 LENGTH = 6
@@ -99,7 +99,7 @@ def test_infinities_and_nan_on_the_host() -> None:
 
 def test_without_a_compiler_mlx_stands_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
-    monkeypatch.setattr("qgraph.kernels.cpu_library.COMPILER", "false")
+    monkeypatch.setattr("qgraph.kernels.cpu.library.COMPILER", "false")
     forget_builds()
     with pytest.warns(UserWarning, match="could not be built"):
         y = attention_on_host(Q, K, V, mx.array(3), 0.125, 1)

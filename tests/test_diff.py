@@ -9,8 +9,8 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
-from qgraph.diff import diff_graphs
-from qgraph.matching import in_order, match
+from qgraph.analysis.matching import in_order, match
+from qgraph.inspection.diff import diff_graphs
 from qgraph.passes import EliminateCommonSubexpressions, FuseQuantizedMatmul, HoistQuantize
 
 W = mx.ones((64, 64))

@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 from rich.console import Console
 
-from qgraph import doctor
+from qgraph.cli import doctor
 from qgraph.target import as_target
 from tests.compiler import forget_builds, needs_compiler
 
@@ -65,7 +65,7 @@ def test_our_own_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         return next(f for f in doctor.findings() if f.what.startswith("our kernel"))
 
     assert (found().found, found().wrong) == ("right", "")
-    monkeypatch.setattr("qgraph.kernels.cpu_library.COMPILER", "false")
+    monkeypatch.setattr("qgraph.kernels.cpu.library.COMPILER", "false")
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
     forget_builds()
     try:

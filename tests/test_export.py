@@ -14,8 +14,8 @@ import pytest
 
 import qgraph as qg
 from qgraph.kernels import Problem
+from qgraph.kernels.choice.tuner import Choice
 from qgraph.target import as_target
-from qgraph.tuner import Choice
 from tests.compiler import needs_compiler
 
 

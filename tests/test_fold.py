@@ -10,7 +10,7 @@ import mlx.nn as nn
 import pytest
 
 import qgraph as qg
-from qgraph.fold import repeats
+from qgraph.inspection.fold import repeats
 
 
 def llama(layers: int) -> Any:

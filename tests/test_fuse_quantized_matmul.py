@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qgraph as qg
+from qgraph.compiler.plan import Plan
 from qgraph.ir import Graph
 from qgraph.passes import Legalize
-from qgraph.plan import Plan
 from tests import reference
 from tests.arrays import to_numpy
 from tests.fusion import (

@@ -4,10 +4,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qgraph.interpret import Streams
 from qgraph.kernels import EXACT, Problem, candidates, kernel
-from qgraph.kernels.cpu_library import missing
+from qgraph.kernels.cpu.library import missing
 from qgraph.kernels.names import GATHERS
+from qgraph.kernels.streams import Streams
 from tests.arrays import to_numpy
 
 STREAMS = Streams(mx.Device(mx.cpu, 0))

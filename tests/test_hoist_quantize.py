@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import qgraph as qg
+from qgraph.analysis.verify import verify
 from qgraph.ir import Graph
 from qgraph.passes import EliminateCommonSubexpressions, EliminateDeadCode, HoistQuantize
-from qgraph.verify import verify
 from tests import reference
 from tests.arrays import to_numpy
 

@@ -20,16 +20,16 @@ import pytest
 from typer.testing import CliRunner
 
 import qgraph as qg
-from qgraph.cli import app
-from qgraph.diff import Diff
+from qgraph.analysis.schedule import Durations, schedule
+from qgraph.cli.commands import app
+from qgraph.compiler.plan import Plan
 from qgraph.examples import smollm2, smollm2_files
+from qgraph.inspection.diff import Diff
+from qgraph.inspection.names import Names
+from qgraph.inspection.viewer import to_html
+from qgraph.inspection.viewer.groups import Groups
+from qgraph.inspection.viewer.records import plan_record
 from qgraph.ir import Graph
-from qgraph.names import Names
-from qgraph.plan import Plan
-from qgraph.schedule import Durations, schedule
-from qgraph.viewer import to_html
-from qgraph.viewer.groups import Groups
-from qgraph.viewer.records import plan_record
 
 from .browser import Page, chromium
 
@@ -199,12 +199,14 @@ def test_the_built_page_is_that_of_its_sources(tmp_path: Path) -> None:
     built = tmp_path / "viewer.html"
     command = ["node", "build.mjs", str(built)]
     subprocess.run(command, cwd=ROOT / "web", check=True, capture_output=True)
-    assert built.read_text() == (ROOT / "qgraph" / "viewer" / "viewer.html").read_text()
+    assert (
+        built.read_text() == (ROOT / "qgraph" / "inspection" / "viewer" / "viewer.html").read_text()
+    )
 
 
 @pytest.mark.parametrize("name", ["__init__", "groups", "records", "tracks"])
 def test_doctests(name: str) -> None:
-    module = importlib.import_module(f"qgraph.viewer.{name}".removesuffix(".__init__"))
+    module = importlib.import_module(f"qgraph.inspection.viewer.{name}".removesuffix(".__init__"))
     assert doctest.testmod(module).failed == 0
 
 

@@ -11,8 +11,8 @@ import mlx.nn as nn
 import pytest
 
 import qgraph as qg
+from qgraph.analysis.verify import verify
 from qgraph.errors import UnsupportedError
-from qgraph.verify import verify
 
 KEY = mx.random.key(0)
 X = mx.random.normal((4, 6), key=KEY)

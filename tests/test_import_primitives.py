@@ -19,8 +19,8 @@ from qgraph.importer.primitives import PRIMITIVES
 from qgraph.importer.record import Recording, record
 from qgraph.importer.replay import replay
 from qgraph.ir import Graph, input_value
-from qgraph.tensor import Tensor
-from qgraph.trace import in_program_order, tracing
+from qgraph.tracing.tensor import Tensor
+from qgraph.tracing.trace import in_program_order, tracing
 from qgraph.tree import LEAF, flatten
 from qgraph.types import type_of
 from tests.import_cases import MORE

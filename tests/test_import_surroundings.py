@@ -20,7 +20,7 @@ import qgraph as qg
 import qgraph.importer
 from qgraph.errors import UnsupportedError
 from qgraph.importer.patches import _NOTED
-from qgraph.lint import lint
+from qgraph.inspection.lint import lint
 from qgraph.passes import EliminateDeadCode, FuseQuantizedMatmul
 from tests.test_import import Block, X, agree
 

@@ -9,11 +9,11 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
-from qgraph.changes import unchanging
-from qgraph.invariance import fixed_values
+from qgraph.analysis.changes import fixed_values
+from qgraph.analysis.verify import verify
+from qgraph.ir.loops import unchanging
 from qgraph.passes import EliminateDeadCode, HoistQuantize
-from qgraph.passes.invariants import as_invariants
-from qgraph.verify import verify
+from qgraph.passes.shared.invariants import as_invariants
 from tests.fusion import not_compiled, random
 
 W, X = random(64, 64) / 8, random(2, 64, seed=1)

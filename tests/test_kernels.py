@@ -6,22 +6,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qgraph.interpret import Streams
-from qgraph.kernels import (
-    EXACT,
-    Problem,
-    candidates,
-    carry_out,
-    host_blas,
-    kernel,
-    names_to_try,
-    refusal,
-)
-from qgraph.kernels.cpu_library import missing
-from qgraph.kernels.decode import as_numpy, decode, scale_values
-from qgraph.kernels.host_blas import own_threads
+from qgraph.kernels import EXACT, Problem, candidates, carry_out, kernel, names_to_try, refusal
+from qgraph.kernels.choice.tuner import random_operands
+from qgraph.kernels.cpu.library import missing
+from qgraph.kernels.matmul import host_blas
+from qgraph.kernels.matmul.formats import as_numpy, decode, scale_values
+from qgraph.kernels.matmul.host_blas import own_threads
+from qgraph.kernels.streams import Streams
 from qgraph.target import as_target
-from qgraph.tuner import random_operands
 from tests import reference
 from tests.arrays import to_numpy
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
-from qgraph.lint import explained, lint
+from qgraph.inspection.lint import explained, lint
 
 W = mx.ones((64, 64))
 Q = mx.quantize(W)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import qgraph as qg
+from qgraph.analysis.verify import verify
 from qgraph.passes import EliminateDeadCode, HoistQuantize, MergeMatmuls
 from qgraph.target import Target
-from qgraph.verify import verify
 from tests import reference
 from tests.arrays import to_numpy
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import qgraph as qg
-from qgraph.names import Names, literal
+from qgraph.inspection.names import Names, literal
 
 W = mx.ones((64, 64))
 

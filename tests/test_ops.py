@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import qgraph as qg
-from qgraph.functions import FUNCTIONS
+from qgraph.ir.ops import ALIASES, LEFT_OUT, OPS
 from qgraph.kernels import Problem
-from qgraph.ops import ALIASES, LEFT_OUT, OPS
+from qgraph.tracing.functions import FUNCTIONS
 from tests.arrays import to_numpy
 
 KEY = mx.random.key(7)

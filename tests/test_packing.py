@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import qgraph as qg
-from qgraph.interpret import Interpreter
 from qgraph.ir import Node
+from qgraph.runtime.interpret import Interpreter
 
 SIZE = 512
 W = mx.random.normal((SIZE, SIZE), key=mx.random.key(0))
@@ -93,7 +93,7 @@ def test_what_leads_to_a_packed_weight_is_computed_once(monkeypatch: pytest.Monk
             ran.append(node.op)
             super().run(node, env)
 
-    monkeypatch.setattr("qgraph.packing.Interpreter", Noting)
+    monkeypatch.setattr("qgraph.runtime.packing.Interpreter", Noting)
     program = qg.jit(lambda x: qg.quantized_matmul(x, qg.sin(qg.tensor(W))), target="cpu")
     results = [program(mx.ones((rows, SIZE))) for rows in (1, 2)]
     assert ran[:2] == ["sin", "quantize"]

@@ -19,7 +19,7 @@ PAGES = sorted(DOCS.glob("*.md")) + sorted(DOCS.glob("guide/*.md"))
 @pytest.mark.parametrize("page", MAKE["pages"](), ids=lambda p: p.stem)
 def test_outputs_are_current(page: Path) -> None:
     from qgraph.examples import smollm2_files
-    from qgraph.kernels.cpu_library import missing
+    from qgraph.kernels.cpu.library import missing
 
     if "simd" in page.read_text() and missing():
         pytest.skip(f"{page.name}: simd: {missing()}")
@@ -56,7 +56,10 @@ def test_every_page_is_in_the_site() -> None:
 def test_the_reference_names_what_there_is() -> None:
     for name in re.findall(r"^::: (\S+)", (DOCS / "reference.md").read_text(), re.M):
         module, _, attribute = name.rpartition(".")
-        if name == "qgraph.control_flow" or name in ("qgraph.quantization", "qgraph.passes"):
+        if name == "qgraph.tracing.control_flow" or name in (
+            "qgraph.quantization.checked",
+            "qgraph.passes",
+        ):
             module, attribute = name, "__doc__"
         found = __import__(module, fromlist=["x"])
         assert getattr(found, attribute).__doc__ if attribute != "__doc__" else found.__doc__, name
@@ -70,6 +73,10 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "WARNING -" not in done.stderr
     reference = (tmp_path / "reference" / "index.html").read_text()
-    for name in ("qgraph.api.compile", "qgraph.program.Program.profile", "qgraph.diff.Diff"):
+    for name in (
+        "qgraph.compiler.api.compile",
+        "qgraph.compiler.program.Program.profile",
+        "qgraph.inspection.diff.Diff",
+    ):
         assert f'id="{name}"' in reference
     assert (tmp_path / "reading-a-plan" / "index.html").exists()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import qgraph as qg
+from qgraph.analysis.verify import verify
 from qgraph.errors import VerifyError
 from qgraph.ir import Graph, Node
 from qgraph.passes import (
@@ -20,7 +21,6 @@ from qgraph.passes import (
     Simplify,
 )
 from qgraph.target import Target
-from qgraph.verify import verify
 from tests.arrays import to_numpy
 
 X = mx.random.normal((2, 4), key=mx.random.key(0))

@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 
 import qgraph as qg
-from qgraph.plan import node_changes
-from qgraph.serialize import from_json, to_json
+from qgraph.inspection.serialize import from_json, to_json
+from qgraph.rewrite.history import node_changes
 
 W = mx.ones((64, 64))
 

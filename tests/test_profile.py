@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
-from qgraph.profile import Profile
+from qgraph.inspection.profile import Profile
 
 W = mx.random.normal((64, 64), key=mx.random.key(0))
 X = mx.ones((4, 64))

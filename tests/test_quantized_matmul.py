@@ -9,7 +9,7 @@ import pytest
 
 import qgraph as qg
 from qgraph.errors import QuantizationError
-from qgraph.quantization import MODES
+from qgraph.quantization.checked import MODES
 from tests import reference
 from tests.arrays import to_numpy
 

@@ -10,9 +10,9 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
+from qgraph.analysis.verify import verify
 from qgraph.ir import Graph, Node, Value, constant_value
-from qgraph.rewrite import rewrite
-from qgraph.verify import verify
+from qgraph.rewrite.rewriter import rewrite
 from tests import raising
 from tests.raising import ops, raised
 

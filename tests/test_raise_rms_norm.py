@@ -11,7 +11,7 @@ import pytest
 import qgraph as qg
 from qgraph.ir import Node, Value
 from qgraph.passes import RaiseRmsNorm
-from qgraph.rewrite import rewrite
+from qgraph.rewrite.rewriter import rewrite
 from tests import raising
 from tests.raising import DTYPES, check, left_alone, ops, raised, random, text
 

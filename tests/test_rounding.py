@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qgraph.rounding import error_in_steps, round_trip, steps
+from qgraph.quantization.rounding import error_in_steps, round_trip, steps
 from tests import reference
 from tests.arrays import to_numpy
 from tests.fusion import FORMATS

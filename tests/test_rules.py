@@ -12,7 +12,7 @@ import pytest
 import qgraph as qg
 from qgraph.errors import ContractError, QGraphError
 from qgraph.passes import EliminateDeadCode, Simplify
-from qgraph.rules import ApplyRules, Rule, op
+from qgraph.rewrite.rules import ApplyRules, Rule, op
 from tests.arrays import to_numpy
 
 X = mx.random.normal((2, 4), key=mx.random.key(0))

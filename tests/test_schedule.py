@@ -8,11 +8,11 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
+from qgraph.analysis.schedule import HAND_OVER, Durations, busiest, critical_path, loads, schedule
+from qgraph.inspection.timeline import timelines
 from qgraph.ir import Graph
 from qgraph.passes import ChooseKernel
-from qgraph.schedule import HAND_OVER, Durations, busiest, critical_path, loads, schedule
 from qgraph.target import Target
-from qgraph.timeline import timelines
 from tests.compiler import needs_compiler
 
 CPU = Target(mx.Device(mx.cpu, 0), "cpu", "x86_64", 2)

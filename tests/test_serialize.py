@@ -12,12 +12,12 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
+from qgraph.analysis.verify import verify
 from qgraph.errors import QGraphError
 from qgraph.examples import smollm2_files as files
 from qgraph.examples.smollm2 import Llama
-from qgraph.serialize import from_json, to_json
+from qgraph.inspection.serialize import from_json, to_json
 from qgraph.types import DTYPES
-from qgraph.verify import verify
 
 W = mx.random.normal((256, 256), key=mx.random.key(0)) / 16
 Q = mx.quantize(W)

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import qgraph as qg
-from qgraph.interpret import Streams
-from qgraph.kernels import Problem, cpu_library, kernel, refusal
-from qgraph.kernels.decode import values
+from qgraph.kernels import Problem, kernel, refusal
+from qgraph.kernels.cpu import library as cpu_library
+from qgraph.kernels.matmul.formats import values
+from qgraph.kernels.streams import Streams
 from qgraph.target import as_target
 from tests import reference
 from tests.arrays import to_numpy

@@ -9,9 +9,9 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
+from qgraph.analysis.verify import verify
 from qgraph.passes import EliminateDeadCode, FuseQuantizedMatmul, HoistQuantize
-from qgraph.passes.stacks import quantize_whole
-from qgraph.verify import verify
+from qgraph.passes.shared.stacks import quantize_whole
 from tests.fusion import FORMATS, not_compiled, random
 
 LAYERS = 3

@@ -10,7 +10,7 @@ import pytest
 
 import qgraph as qg
 from qgraph.passes import RaiseRope
-from qgraph.tables import has_tables
+from qgraph.runtime.positions import has_tables
 from tests.raising import PASSES, ops, random
 
 LAYERS = 3

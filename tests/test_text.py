@@ -10,8 +10,8 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
-from qgraph.estimate import Cost, estimate, total
-from qgraph.fold import repeats
+from qgraph.analysis.estimate import Cost, estimate, total
+from qgraph.inspection.fold import repeats
 
 W = mx.ones((64, 64))
 

@@ -7,11 +7,11 @@ import mlx.core as mx
 import pytest
 
 from qgraph.kernels import Problem
-from qgraph.kernels.cache import Cache, device_key
-from qgraph.kernels.cost import CostTable, problem_key
-from qgraph.kernels.cuda_model import estimate as cuda_estimate
+from qgraph.kernels.choice.cache import Cache, device_key
+from qgraph.kernels.choice.cost import CostTable, problem_key
+from qgraph.kernels.choice.cuda_model import estimate as cuda_estimate
+from qgraph.kernels.choice.tuner import choose, estimate, measure
 from qgraph.target import as_target
-from qgraph.tuner import choose, estimate, measure
 
 CPU = as_target("cpu")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import qgraph as qg
-from qgraph.lower import HostKernel, LoweredGraph, Stretch
+from qgraph.kernels.choice.tuner import Choice
 from qgraph.passes import ChooseKernel, EliminateDeadCode, HoistQuantize
+from qgraph.runtime.lower import HostKernel, LoweredGraph, Stretch
 from qgraph.target import as_target
-from qgraph.tuner import Choice
 from tests import reference
 from tests.arrays import to_numpy
 from tests.compiler import needs_compiler

@@ -2,7 +2,7 @@
 import { build } from "esbuild";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 
-const goal = process.argv[2] ?? "../qgraph/viewer/viewer.html";
+const goal = process.argv[2] ?? "../qgraph/inspection/viewer/viewer.html";
 const options = { bundle: true, minify: true, write: false, target: "es2022", charset: "utf8" };
 const [script, style] = await Promise.all(
   ["src/main.ts", "src/style.css"].map(async (entry) => {

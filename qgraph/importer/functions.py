@@ -10,9 +10,9 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from ..errors import UnsupportedError
-from ..ir import Graph, input_value
-from ..tensor import Tensor, as_tensor, placeholder
-from ..trace import argument_paths, in_program_order, parameter_names, tracing
+from ..ir.graph import Graph, input_value
+from ..tracing.tensor import Tensor, as_tensor, placeholder
+from ..tracing.trace import argument_paths, in_program_order, parameter_names, tracing
 from ..tree import Tree, flatten
 from ..types import Spec, TensorType, type_of
 from .record import record, title

@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..functions import FUNCTIONS as F
+from ..tracing.functions import FUNCTIONS as F
 from ..types import TensorType
 
 UPDATES = ("at_maximum", "at_minimum", "at_add", "at_multiply", "at_set")

@@ -18,7 +18,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..ops import ALIASES, OPS, RANDOM
+from ..ir.ops import ALIASES, OPS, RANDOM
 from .markers import UNSAID, Markers
 from .notes import Notes
 

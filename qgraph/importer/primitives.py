@@ -12,8 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..functions import FUNCTIONS as F
-from ..tensor import as_tensor
+from ..tracing.functions import FUNCTIONS as F
+from ..tracing.tensor import as_tensor
 from ..types import TensorType
 from .indexing import cut, gather, masked_scatter, scatter, scatter_axis, slice_update
 from .random_bits import random_bits

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..functions import FUNCTIONS as F
+from ..tracing.functions import FUNCTIONS as F
 from ..types import TensorType
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

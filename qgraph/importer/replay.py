@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import QGraphError, UnsupportedError
-from ..functions import FUNCTIONS
 from ..origin import Origin, stated, user_frame
-from ..quantization import dequantize, quantize
-from ..tensor import Tensor, as_tensor, constant_for
+from ..quantization.checked import dequantize, quantize
+from ..tracing.functions import FUNCTIONS
+from ..tracing.tensor import Tensor, as_tensor, constant_for
 from ..types import TensorType
 from .primitives import PRIMITIVES
 from .record import Primitive, Recording

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..functions import FUNCTIONS as F
+from ..tracing.functions import FUNCTIONS as F
 from ..types import TensorType
 
 MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from qgraph.target import Target
-from qgraph.types import SHORT_NAMES
+from ..target import Target
+from ..types import SHORT_NAMES
 
 Packed = tuple[mx.array, ...]
 """The arrays a kernel reads at each call, made once from the packed weight."""
@@ -145,7 +145,7 @@ def named_parts(parts: Sequence[mx.array]) -> dict[str, Any]:
 
 
 class Streams(Protocol):
-    """Streams by number, 0 for the default one: `qgraph.lower.Streams`."""
+    """Streams by number, 0 for the default one: `qgraph.kernels.streams.Streams`."""
 
     def resolve(self, stream: Any) -> Any: ...
 

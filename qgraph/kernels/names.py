@@ -11,11 +11,11 @@ from collections.abc import Callable
 from functools import cache
 
 from .base import EXACT, HALF, Kernel, Problem
-from .chunked import Chunked
-from .dense import Dense
-from .dequantized import Dequantized
-from .float32 import Float32
-from .gather import (
+from .matmul.chunked import Chunked
+from .matmul.dense import Dense
+from .matmul.dequantized import Dequantized
+from .matmul.float32 import Float32
+from .matmul.gather import (
     DequantizedGather,
     Float32Gather,
     Gather,
@@ -23,12 +23,12 @@ from .gather import (
     GroupedSimd,
     SortedGather,
 )
-from .host_blas import DenseHostBlas, HostBlas
-from .padded import Padded
-from .plain import Plain
-from .sharded import Sharded
-from .simd import Simd
-from .tensor_cores import TensorCores
+from .matmul.host_blas import DenseHostBlas, HostBlas
+from .matmul.padded import Padded
+from .matmul.plain import Plain
+from .matmul.sharded import Sharded
+from .matmul.simd import Simd
+from .matmul.tensor_cores import TensorCores
 
 GATHERS = (Gather, SortedGather, DequantizedGather, Float32Gather, GroupedSimd, GroupedHostBlas)
 BASES: dict[str, Callable[[], Kernel]] = {

@@ -6,10 +6,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qgraph.interpret import Streams
 from qgraph.kernels import EXACT, Problem, candidates, carry_out, kernel
+from qgraph.kernels.choice.tuner import random_operands
+from qgraph.kernels.streams import Streams
 from qgraph.target import as_target
-from qgraph.tuner import random_operands
 
 GPU = mx.Device(mx.gpu, 0)
 pytestmark = pytest.mark.skipif(not mx.is_available(GPU), reason="needs a GPU")

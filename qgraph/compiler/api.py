@@ -1,0 +1,162 @@
+"""`compile` and `jit`: from a function or a graph to a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import InputError, TraceError
+from ..ir.graph import Graph, reachable
+from ..quantization.config import Quantize
+from ..rewrite.history import Pass
+from ..runtime import artefact
+from ..runtime.executable import Executable
+from ..runtime.packing import PackCache, Progress
+from ..target import Target, as_target
+from ..tracing.tensor import Tensor, set_evaluator
+from ..tracing.trace import sharing, trace
+from .pipeline import Tune, optimize
+from .plan import Plan
+from .program import Program
+
+
+def compile(
+    fn: Graph | Callable[..., Any],
+    *specs: Any,
+    target: Target | str | mx.Device | None = None,
+    quantize: Quantize | None = None,
+    passes: Sequence[Pass] | None = None,
+    budget: int = 0,
+    tune: Tune = "table",
+    parameters: Sequence[int] = (),
+    share: Program | None = None,
+    release: bool | None = None,
+    progress: Progress | None = None,
+    **keywords: Any,
+) -> Program:
+    """Optimize, pack and lower a graph, or a function for arguments of the given types.
+
+    Args:
+        fn: a graph, or a function to trace on `specs`.
+        specs, keywords: as for `trace`.
+        target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
+        quantize: which float weights to quantize, and how.
+        passes: instead of the default ones; `[]` runs the graph as written.
+        budget, tune: as for `optimize`.
+        parameters: as for `trace`.
+        share: a program made by `jit` whose packed weights this one shares, where both use the same
+            arrays.  Float originals are held then: arrays are known by their identity, and the
+            other program may need them for input types to come.
+        release: let float weights go once they are packed; by default True for a function, and
+            False for a graph, which may be compiled again.
+        progress: called with name, count and total while weights are packed.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> w = mx.ones((64, 64))
+    >>> program = qg.compile(lambda x: qg.quantized_matmul(x, w), qg.spec((1, 64)))
+    >>> program(mx.ones((1, 64))).shape
+    (1, 64)
+    """
+    cache = _cache_of(share)
+    if isinstance(fn, Graph):
+        graph, release = fn, bool(release)
+    else:
+        # What is shared is held; without that, float weights go once they are packed.
+        with nullcontext() if share is None else sharing(cache.constants):
+            graph = trace(fn, *specs, parameters=parameters, **keywords)
+        release = release is not False and share is None
+    plan = optimize(
+        graph, target=target, quantize=quantize, passes=passes, budget=budget, tune=tune
+    )
+    return Program(None, plan, release=release, progress=progress, cache=cache)
+
+
+def jit(
+    fn: Callable[..., Any],
+    *,
+    target: Target | str | mx.Device | None = None,
+    quantize: Quantize | None = None,
+    passes: Sequence[Pass] | None = None,
+    budget: int = 0,
+    tune: Tune = "table",
+    parameters: Sequence[int] = (),
+    share: Program | None = None,
+    progress: Progress | None = None,
+) -> Program:
+    """A program that compiles `fn` at the first call, and once more for other input types.
+
+    Each number of rows has a plan of its own, with the kernels that are fastest for it.  All share
+    one packed copy of the weights, also with another program: one for a prompt, one that decodes.
+
+    Args:
+        fn: takes and returns trees of arrays.
+        target, quantize, passes, budget, tune, parameters, share, progress: as for `compile`.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> double = qg.jit(lambda x: x * 2)
+    >>> double(mx.array([1.0, 2.0])), double(mx.array(3))
+    (array([2, 4], dtype=float32), array(6, dtype=int32))
+    """
+    where = as_target(target)
+    cache = _cache_of(share)
+
+    def specialise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        with sharing(cache.constants):
+            graph = trace(fn, *args, parameters=parameters, **kwargs)
+        return optimize(
+            graph, target=where, quantize=quantize, passes=passes, budget=budget, tune=tune
+        )
+
+    return Program(specialise, progress=progress, cache=cache)
+
+
+def _cache_of(share: Program | None) -> PackCache:
+    if share is None:
+        return PackCache()
+    if not isinstance(share, Program):
+        raise InputError(f"share={type(share).__name__}", hint="give a program: qg.jit(...)")
+    return share.cache
+
+
+def evaluate(tensor: Tensor, target: Target | None = None) -> mx.array:
+    """Compile and run the expression behind a lazy tensor."""
+    nodes = reachable([tensor.value])
+    for node in nodes:
+        if node.op == "input":
+            raise TraceError(
+                f"this tensor depends on {node.args['name'] or 'an argument'}, whose elements "
+                "are not known while tracing",
+                hint="return it from the traced function and call the program",
+            )
+    nodes.sort(key=lambda node: node.serial)
+    graph = Graph("expression", [], nodes, [tensor.value])
+    plan = optimize(graph, target=target or as_target())
+    executable = Executable(plan.graph, plan.target, PackCache(), release=False, progress=None)
+    with executable.on_device():
+        result = executable.run([])[0]
+        mx.eval(result)
+    return result
+
+
+def load(folder: str | Path) -> Program:
+    """The program that `Program.save` wrote.
+
+    Raises:
+        QGraphError: the folder holds no program, or one for a target that is not here.
+
+    >>> import tempfile, mlx.core as mx, qgraph as qg
+    >>> program = qg.compile(lambda x: qg.tanh(x) + 1, qg.spec((4,)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     again = qg.load(program.save(folder))
+    ...     mx.array_equal(again(mx.ones(4)), program(mx.ones(4))).item()
+    True
+    """
+    graph, target = artefact.read(folder)
+    return Program(None, optimize(graph, target=target, passes=[]))
+
+
+set_evaluator(evaluate)

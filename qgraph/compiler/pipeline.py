@@ -1,0 +1,168 @@
+"""The order of the passes, and running them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import mlx.core as mx
+
+from ..analysis.verify import verify
+from ..errors import InputError, VerifyError
+from ..ir.graph import Graph
+from ..quantization.config import Quantize
+from ..rewrite.history import Pass, PlanStep
+from ..rewrite.ledger import recording
+from ..rewrite.rewriter import recording_replacements
+from ..target import Target, as_target
+from .plan import Plan
+
+Tune = Literal["table", "measure"]
+
+
+def default_passes(
+    target: Target | None = None, *, budget: int = 0, tune: Tune = "table"
+) -> list[Pass]:
+    """The passes that `optimize` runs, in order; arguments as there.
+
+    Raising comes first, as it knows an expansion only as MLX wrote it; a layer norm is one of the
+    RMS norms of what it has centred, so it is raised before them.
+    Fusing comes before hoisting: a `dequantize` of a constant does not change in a loop, but
+    hoisting it would keep the dense weight alive.
+    """
+    from ..passes import (
+        AssignStreams,
+        ChooseAttention,
+        ChooseKernel,
+        EliminateCommonSubexpressions,
+        EliminateDeadCode,
+        FoldConstants,
+        FuseCache,
+        FuseQuantizedMatmul,
+        HoistQuantize,
+        Legalize,
+        MergeMatmuls,
+        MergeViews,
+        RaiseAttention,
+        RaiseDequantize,
+        RaiseLayerNorm,
+        RaiseRmsNorm,
+        RaiseRope,
+        Simplify,
+        SinkDequantize,
+        WidenHalf,
+    )
+
+    return [
+        EliminateDeadCode(),
+        RaiseDequantize(),
+        RaiseLayerNorm(target),
+        RaiseRmsNorm(target),
+        RaiseRope(target),
+        RaiseAttention(target),
+        FoldConstants(),
+        Simplify(),
+        EliminateCommonSubexpressions(),
+        SinkDequantize(),
+        FuseQuantizedMatmul(),
+        EliminateDeadCode(),  # a dequantize that nothing reads any more still holds its weight
+        MergeMatmuls(target),
+        Legalize(target),
+        ChooseAttention(target),
+        FuseCache(target),
+        ChooseKernel(target, budget=budget, tune=tune == "measure"),
+        WidenHalf(target),
+        AssignStreams(target),
+        MergeViews(),
+        HoistQuantize(),
+        EliminateCommonSubexpressions(),
+        EliminateDeadCode(),
+    ]
+
+
+def _quantizing(config: Quantize | None) -> list[Pass]:
+    from ..passes import EliminateDeadCode, QuantizeWeights
+
+    return [] if config is None else [EliminateDeadCode(), QuantizeWeights(config)]
+
+
+def _chosen(
+    passes: Sequence[Pass] | None, target: Target, budget: int, tune: Tune
+) -> Sequence[Pass]:
+    if tune not in get_args(Tune):
+        raise InputError(f"tune={tune!r}", hint=f"give one of {', '.join(get_args(Tune))}")
+    if budget < 0:
+        raise InputError(f"budget={budget}", hint="give the bytes that dense copies may take")
+    if passes is None:
+        return default_passes(target, budget=budget, tune=tune)
+    if budget or tune != "table":
+        raise InputError(
+            "budget and tune belong to the default passes",
+            hint="give them to your own ChooseKernel: ChooseKernel(budget=..., tune=True)",
+        )
+    return passes
+
+
+def _verify_after(name: str, graph: Graph) -> None:
+    try:
+        verify(graph)
+    except VerifyError as error:
+        raise VerifyError(f"the pass {name} broke {error.what}", origin=error.origin) from None
+
+
+def optimize(
+    graph: Graph,
+    *,
+    target: Target | str | mx.Device | None = None,
+    quantize: Quantize | None = None,
+    passes: Sequence[Pass] | None = None,
+    budget: int = 0,
+    tune: Tune = "table",
+    check: bool = True,
+    on_pass: Callable[[PlanStep], None] | None = None,
+) -> Plan:
+    """Run the passes over a graph.
+
+    Args:
+        graph: as traced or imported.
+        target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
+        quantize: which float weights to quantize first, and how.
+        passes: instead of the default ones; `[]` runs none.
+        budget: bytes that dense copies of weights may take, where they make products faster.
+        tune: "measure" times the kernels for the products of this graph on this machine and
+            remembers the results; "table" asks what was measured before, here or for the package.
+        check: verify the graph after every pass.
+        on_pass: called after each pass, with its step.
+
+    Raises:
+        VerifyError: a pass broke the graph; names the pass and the node.
+        InputError: `passes` is given together with `budget` or `tune`, which are the passes' own.
+
+    >>> import qgraph as qg
+    >>> graph = qg.trace(lambda x: (qg.exp(x), qg.exp(x)), qg.spec((4,)), name="f")
+    >>> print(qg.optimize(graph, target="cpu").graph.format(origins=False))
+    graph f(x: f32[4]) -> (f32[4], f32[4])
+      %0: f32[4] = exp(x)
+      return %0, %0
+    """
+    where = as_target(target)
+    source = graph
+    runs = _chosen(passes, where, budget, tune)
+    if check:
+        verify(graph)
+    steps = []
+    for run in [*_quantizing(quantize), *runs]:
+        start = time.perf_counter()
+        with recording() as entries, recording_replacements() as replaced:
+            after = run(graph)
+        elapsed = 1000 * (time.perf_counter() - start)
+        contract = getattr(run, "contract", "tolerance")
+        step = PlanStep(run.name, graph, after, elapsed, tuple(entries), contract, replaced)
+        if check and step.changed:
+            _verify_after(run.name, after)
+        steps.append(step)
+        graph = after
+        if on_pass is not None:
+            on_pass(step)
+    return Plan(graph, source, where, tuple(steps))

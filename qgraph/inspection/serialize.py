@@ -1,0 +1,252 @@
+"""Graphs as JSON and back.
+
+A graph is a dict of plain data: its nodes in order, each with op, args, types and what else it
+carries; values are written as node number and output index.  What JSON has no word for is a dict
+with one key that begins with "$".  Arrays stay outside: constants name them, or embed small ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import QGraphError
+from ..ir.graph import Graph, Node, Value, constant_value
+from ..kernels import Problem
+from ..origin import Origin
+from ..tree import Tree
+from ..types import DTYPES, SHORT_NAMES, TensorType
+
+FORMAT = 1
+"""Changes when a graph written before can no longer be read."""
+
+Arrays = dict[str, mx.array]
+
+
+def to_json(graph: Graph, arrays: Arrays | None = None) -> str:
+    """The graph as text; the same graph gives the same text.
+
+    Args:
+        graph: to write.
+        arrays: takes the arrays of constants with axes, by the key under which the text names
+            them; without it they are embedded.
+
+    >>> import qgraph as qg
+    >>> graph = qg.trace(lambda x: qg.tanh(x) * 2, qg.spec((4,)), name="f")
+    >>> str(from_json(to_json(graph))) == str(graph)
+    True
+    """
+    return json.dumps({"format": FORMAT, "graph": _Writer(arrays).graph(graph)}, indent=1)
+
+
+def from_json(text: str, arrays: Mapping[str, mx.array] | None = None) -> Graph:
+    """The graph that `to_json` wrote.
+
+    Args:
+        arrays: those that `to_json` took out.
+
+    Raises:
+        QGraphError: the text is no graph, is of another format, or its arrays are missing.
+    """
+    try:
+        data = json.loads(text)
+        version = data["format"]
+    except (ValueError, KeyError, TypeError):
+        raise QGraphError(
+            "this is not a graph in JSON", hint="write one by graph.to_json()"
+        ) from None
+    if version != FORMAT:
+        raise QGraphError(f"the graph is of format {version}, this qgraph reads {FORMAT}")
+    return _Reader(arrays or {}).graph(data["graph"])
+
+
+class _Writer:
+    def __init__(self, arrays: Arrays | None) -> None:
+        self._arrays = arrays
+        self._count = 0
+        self._places: dict[Node, int] = {}
+
+    def graph(self, graph: Graph) -> dict[str, Any]:
+        for value in graph.inputs:
+            self._places[value.node] = len(self._places)
+        inputs = [self._node(value.node) for value in graph.inputs]
+        nodes = []
+        for node in graph.nodes:
+            nodes.append(self._node(node))
+            self._places[node] = len(self._places)
+        return {
+            "name": graph.name,
+            "inputs": inputs,
+            "nodes": nodes,
+            "outputs": [self._arg(v) for v in graph.outputs],
+            "in_tree": _tree(graph.in_tree),
+            "out_tree": _tree(graph.out_tree),
+        }
+
+    def _node(self, node: Node) -> dict[str, Any]:
+        result: dict[str, Any] = {
+            "op": node.op,
+            "args": {name: self._arg(arg) for name, arg in node.args.items() if name != "data"},
+            "types": [str(v.type) for v in node.outputs],
+        }
+        if node.op == "constant":
+            result["data"] = self._data(node)
+        if node.bodies:
+            result["bodies"] = [_Writer.graph(self, body) for body in node.bodies]
+        for name in ("stream", "kernel", "stage"):
+            field = getattr(node, name)
+            if field not in (None, "", "run"):
+                result[name] = self._arg(field)
+        origin = {k: v for k, v in asdict(node.origin).items() if v}
+        return result | ({"origin": origin} if origin else {})
+
+    def _data(self, node: Node) -> Any:
+        if self._arrays is not None and node.args["data"].is_released:
+            self._count += 1
+            return {"$array": f"{self._count - 1}.{node.args['name']}"}
+        array = node.args["data"].array
+        if node.output.type.shape == () or self._arrays is None:
+            wide = array.astype(mx.float32) if array.dtype == mx.bfloat16 else array
+            parts = np.array(wide)
+            if array.dtype == mx.complex64:
+                return [parts.real.tolist(), parts.imag.tolist()]
+            return parts.tolist()
+        key = f"{self._count}.{node.args['name']}"
+        self._count += 1
+        self._arrays[key] = array
+        return {"$array": key}
+
+    def _arg(self, arg: Any) -> Any:
+        if isinstance(arg, Value):
+            return {"$value": [self._places[arg.node], arg.index]}
+        if isinstance(arg, tuple):
+            return {"$tuple": [self._arg(a) for a in arg]}
+        if arg is None or isinstance(arg, bool | int | str):
+            return arg
+        if isinstance(arg, float):
+            return arg if np.isfinite(arg) else {"$float": str(arg)}
+        if isinstance(arg, mx.Dtype):
+            return {"$dtype": SHORT_NAMES[arg]}
+        if isinstance(arg, slice):
+            return {"$slice": [self._arg(e) for e in (arg.start, arg.stop, arg.step)]}
+        if arg is Ellipsis:
+            return {"$ellipsis": True}
+        if isinstance(arg, Problem):
+            return {"$problem": {k: self._arg(getattr(arg, k)) for k in Problem.__slots__}}
+        if isinstance(arg, mx.Device | mx.DeviceType):
+            return {"$device": "cpu" if mx.Device(arg.type if isinstance(arg, mx.Device) else arg)
+                    == mx.Device(mx.cpu) else "gpu"}  # fmt: skip
+        raise QGraphError(
+            f"a {type(arg).__name__} cannot be written to a file",
+            hint='name a device, "cpu" or "gpu", instead of a stream object',
+        )
+
+
+def _tree(tree: Tree | None) -> Any:
+    if tree is None:
+        return None
+    keys = [k if isinstance(k, str | int | float | bool) else str(k) for k in tree.keys]
+    return [tree.kind, keys, [_tree(child) for child in tree.children]]
+
+
+def _from_tree(data: Any) -> Tree | None:
+    if data is None:
+        return None
+    kind, keys, children = data
+    found = [_from_tree(child) for child in children]
+    return Tree(kind, tuple(keys), tuple(child for child in found if child is not None))
+
+
+class _Reader:
+    def __init__(self, arrays: Mapping[str, mx.array]) -> None:
+        self._arrays = arrays
+        self._nodes: list[Node] = []
+
+    def graph(self, data: dict[str, Any]) -> Graph:
+        inputs = [self._add(self._node(d)).output for d in data["inputs"]]
+        nodes = [self._add(self._node(d)) for d in data["nodes"]]
+        return Graph(
+            data["name"],
+            inputs,
+            nodes,
+            [self._arg(v) for v in data["outputs"]],
+            in_tree=_from_tree(data["in_tree"]),
+            out_tree=_from_tree(data["out_tree"]),
+        )
+
+    def _add(self, node: Node) -> Node:
+        self._nodes.append(node)
+        return node
+
+    def _node(self, data: dict[str, Any]) -> Node:
+        origin = Origin(**data.get("origin", {}))
+        types = [parse_type(text) for text in data["types"]]
+        if data["op"] == "constant":
+            array = self._array(data["data"], types[0])
+            return constant_value(array, data["args"]["name"], origin).node
+        return Node(
+            data["op"],
+            {name: self._arg(arg) for name, arg in data["args"].items()},
+            types,
+            bodies=[self.graph(body) for body in data.get("bodies", ())],
+            origin=origin,
+            stream=self._arg(data.get("stream")),
+            kernel=data.get("kernel", ""),
+            stage=data.get("stage", "run"),
+        )
+
+    def _array(self, data: Any, type: TensorType) -> mx.array:
+        if not isinstance(data, dict):
+            if type.dtype == mx.complex64:
+                data = np.array(data[0]) + 1j * np.array(data[1])
+            elif type.dtype == mx.uint64:
+                data = np.array(data, np.uint64)  # of lists MLX takes signed integers only
+            return mx.array(data, type.dtype).reshape(type.shape)
+        if data["$array"] not in self._arrays:
+            raise QGraphError(
+                f"the array {data['$array']!r} of a constant is not there",
+                hint="give from_json the arrays that to_json took out",
+            )
+        return self._arrays[data["$array"]]
+
+    def _arg(self, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        ((key, inner),) = data.items()
+        return _READ[key](self, inner)
+
+    def value(self, place: list[int]) -> Value:
+        return self._nodes[place[0]].outputs[place[1]]
+
+    def tuple(self, items: list[Any]) -> tuple[Any, ...]:
+        return tuple(self._arg(item) for item in items)
+
+    def problem(self, fields: dict[str, Any]) -> Problem:
+        return Problem(**{name: self._arg(field) for name, field in fields.items()})
+
+
+_READ: dict[str, Callable[[_Reader, Any], Any]] = {
+    "$value": _Reader.value,
+    "$tuple": _Reader.tuple,
+    "$float": lambda _, text: float(text),
+    "$dtype": lambda _, name: DTYPES[name],
+    "$slice": lambda reader, ends: slice(*reader.tuple(ends)),
+    "$ellipsis": lambda *_: Ellipsis,
+    "$problem": _Reader.problem,
+    "$device": lambda _, name: name,
+}
+
+
+def parse_type(text: str) -> TensorType:
+    """The type that prints as `text`.
+
+    >>> parse_type("bf16[2,3]"), parse_type("i32[]")
+    (bf16[2,3], i32[])
+    """
+    name, _, sizes = text.rstrip("]").partition("[")
+    return TensorType(tuple(int(s) for s in sizes.split(",") if s), DTYPES[name])

@@ -1,0 +1,1 @@
+"""Choosing a kernel: costs, shipped tables, measurements and their cache."""

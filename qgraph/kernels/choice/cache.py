@@ -1,0 +1,100 @@
+"""What was measured on this machine, kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import platformdirs
+
+from ...version import __version__
+from ..base import Problem
+from .cost import problem_key
+
+FORMAT = 1
+
+
+def device_key(problem: Problem) -> str:
+    """What measurements are valid for: processor or GPU, cores, and whose kernels were measured."""
+    device = mx.Device(mx.cpu if problem.backend == "cpu" else mx.gpu, 0)
+    name = mx.device_info(device).get("device_name", "") if mx.is_available(device) else ""
+    cores = f", {problem.cores} cores" if problem.backend == "cpu" else ""
+    return f"{problem.backend} {problem.arch} {name}{cores}, {_versions(problem.backend)}"
+
+
+@cache
+def _versions(backend: str) -> str:
+    numpy = f", numpy {np.__version__}" if backend == "cpu" else ""
+    return f"mlx {version('mlx')}{numpy}, qgraph {__version__}"
+
+
+class Cache:
+    """Measured microseconds by device, problem and kernel, in one JSON file.
+
+    A file that cannot be read is ignored with a warning and replaced at the next `put`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._devices = self._read()
+
+    @staticmethod
+    def user() -> Cache:
+        """The cache in the user's cache folder."""
+        return Cache(Path(platformdirs.user_cache_dir("qgraph")) / "kernels.json")
+
+    def get(self, problem: Problem) -> dict[str, float]:
+        """Microseconds by kernel, empty if the problem was never measured here."""
+        entry = self._devices.get(device_key(problem), {}).get(problem_key(problem), {})
+        return {name: us for name, us in entry.items() if _is_time(us)}
+
+    def put(self, problem: Problem, found: Mapping[str, float]) -> None:
+        """Remember measurements; others' in the file since it was read are kept."""
+        self._devices = self._read()
+        problems = self._devices.setdefault(device_key(problem), {})
+        problems.setdefault(problem_key(problem), {}).update(found)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=self.path.parent, suffix=".json", delete=False
+            ) as file:
+                json.dump({"format": FORMAT, "devices": self._devices}, file, indent=1)
+            os.replace(file.name, self.path)
+        except OSError as error:
+            warnings.warn(f"measurements were not saved: {error}", stacklevel=3)
+
+    def _read(self) -> dict[str, dict[str, dict[str, Any]]]:
+        try:
+            data = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            return self._ignored(f"cannot be read ({error})")
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            return self._ignored(f"is not of format {FORMAT}")
+        devices = data.get("devices")
+        if not isinstance(devices, dict) or not all(map(_is_device, devices.values())):
+            return self._ignored("does not hold measurements")
+        return devices
+
+    def _ignored(self, why: str) -> dict[str, Any]:
+        warnings.warn(f"the cache {self.path} {why}; it is ignored", stacklevel=4)
+        return {}
+
+
+def _is_device(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(row, dict) for row in entry.values())
+
+
+def _is_time(us: Any) -> bool:
+    return isinstance(us, int | float) and 0 < us < math.inf

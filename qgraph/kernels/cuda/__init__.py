@@ -1,0 +1,1 @@
+"""What kernels written in CUDA share."""

@@ -1,0 +1,1 @@
+"""Quantizing: the checked calls, which weights, rounding."""

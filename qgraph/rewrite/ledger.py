@@ -1,0 +1,75 @@
+"""What passes decided, and why: entries that a plan collects while passes run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Literal
+
+from ..ir.graph import Value
+from ..ir.kinds import VIEWS
+from ..origin import NOWHERE, Origin
+
+Decision = Literal[
+    "fused", "hoisted", "packed", "prepared", "kept", "refused", "chosen", "merged", "rewritten"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One decision about one node.
+
+    Attributes:
+        made_by: the pass.
+        decision: what it did.
+        what: the op it is about, with its types.
+        origin: the user's line.
+        reason: for a refusal, why and what would make it possible; else the case that applied.
+        case: the number of the case in the pass's docstring; 0 where it has none.
+        name: of the weight, where there is one.
+    """
+
+    made_by: str
+    decision: Decision
+    what: str
+    origin: Origin = NOWHERE
+    reason: str = ""
+    case: int = 0
+    name: str = ""
+
+    def __str__(self) -> str:
+        case = f"(case {self.case})" if self.case else ""
+        name = f"({self.name})" if self.name and self.name not in self.what else ""
+        where = str(self.origin) if str(self.origin) not in self.what else ""
+        said = " ".join(filter(None, [self.decision, case, self.what, name, where]))
+        return f"{said}: {self.reason}" if self.reason else said
+
+
+_active: ContextVar[list[Entry] | None] = ContextVar("ledger", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[list[Entry]]:
+    """Collect the entries that passes record while this is open."""
+    entries: list[Entry] = []
+    token = _active.set(entries)
+    try:
+        yield entries
+    finally:
+        _active.reset(token)
+
+
+def record(entry: Entry) -> None:
+    """Note a decision; does nothing where nobody collects."""
+    entries = _active.get()
+    if entries is not None and entry not in entries[-64:]:
+        entries.append(entry)
+
+
+def weight_name(value: Value) -> str:
+    """What the user calls the weight behind a value: through views, quantization and indexing."""
+    while value.node.op in VIEWS | {"quantize", "dequantize", "getitem", "take"}:
+        value = value.node.inputs[0]
+    return str(value.node.args.get("name", "") or "")

@@ -1,0 +1,170 @@
+"""Patterns of rules: a function in the DSL read as a tree of ops, and matched against nodes.
+
+Every parameter of the function is a variable.  It stands for whatever is found in its place: a
+tensor, or something static such as an axis or a dtype.  A variable used twice must be the same
+both times.  A number in the place of a tensor matches a constant of one element with that value.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ir.graph import Node, Value, is_scalar
+from ..ir.ops import Op, setting
+from ..tracing.tensor import Tensor, pattern_recorder
+
+COMMUTATIVE = frozenset({"add", "multiply", "maximum", "minimum", "equal", "logical_or"})
+"""Ops of `a` and `b` that match with their operands either way round."""
+
+
+class Variable(Tensor):
+    """A parameter of a pattern."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Call(Tensor):
+    """An op of a pattern over variables, other calls, and literals."""
+
+    __slots__ = ("args", "op")
+
+    def __init__(self, op: str, args: Mapping[str, Any]) -> None:
+        self.op, self.args = op, args
+
+    def __repr__(self) -> str:
+        return f"{self.op}({', '.join(map(repr, self.args.values()))})"
+
+
+def read_pattern(fn: Callable[..., Any]) -> tuple[Call, tuple[str, ...]]:
+    """The tree of ops that `fn` builds, and the names of its variables.
+
+    Raises:
+        TypeError: it gives something other than the one result of an op.
+
+    >>> import qgraph as qg
+    >>> read_pattern(lambda x, a: qg.exp(x) * a)
+    (multiply(exp(x), a), ('x', 'a'))
+    """
+    names = tuple(inspect.signature(fn).parameters)
+
+    def note(op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        return Call(op.name, op.signature.bind(*args, **kwargs).arguments)
+
+    token = pattern_recorder.set(note)
+    try:
+        tree = fn(*map(Variable, names))
+    finally:
+        pattern_recorder.reset(token)
+    if not isinstance(tree, Call):
+        raise TypeError(f"a pattern gives the result of an op, not {tree!r}")
+    return tree, names
+
+
+@dataclass
+class Attempt:
+    """How far a pattern got at one node.
+
+    Attributes:
+        ops: calls of the pattern that found their op.
+        why: what stopped it.
+    """
+
+    ops: int = 0
+    why: str = ""
+    _now: int = field(default=0, repr=False)
+
+    def reached(self) -> None:
+        self._now += 1
+
+    def stopped(self, why: str) -> None:
+        if self._now > self.ops:
+            self.ops, self.why = self._now, why
+
+
+Bindings = dict[str, Any]
+
+
+def match_node(tree: Call, node: Node, attempt: Attempt) -> Iterator[Bindings]:
+    """Every way in which the pattern fits `node`, with what each variable stands for."""
+    return _match_call(tree, node, {}, attempt)
+
+
+def _match_call(tree: Call, node: Node, found: Bindings, attempt: Attempt) -> Iterator[Bindings]:
+    if node.op != tree.op or len(node.outputs) != 1:
+        attempt.stopped(f"{node.op} stands where the pattern has {tree.op}")
+        return
+    attempt.reached()
+    places = list(tree.args.items())
+    yield from _match_all(places, node, {}, found, attempt)
+    if node.op in COMMUTATIVE:
+        yield from _match_all(places, node, {"a": "b", "b": "a"}, found, attempt)
+    attempt._now -= 1
+
+
+def _match_all(
+    places: list[tuple[str, Any]],
+    node: Node,
+    swapped: Mapping[str, str],
+    found: Bindings,
+    attempt: Attempt,
+) -> Iterator[Bindings]:
+    if not places:
+        yield found
+        return
+    (name, wanted), *rest = places
+    for bound in _match_arg(wanted, setting(node, swapped.get(name, name)), found, attempt):
+        yield from _match_all(rest, node, swapped, bound, attempt)
+
+
+def _match_arg(wanted: Any, arg: Any, found: Bindings, attempt: Attempt) -> Iterator[Bindings]:
+    if isinstance(wanted, Variable):
+        if wanted.name not in found:
+            yield {**found, wanted.name: arg}
+        elif _same(found[wanted.name], arg):
+            yield found
+        else:
+            attempt.stopped(f"{wanted.name} is not the same in both places")
+    elif isinstance(wanted, Call):
+        if isinstance(arg, Value):
+            yield from _match_call(wanted, arg.node, found, attempt)
+    elif isinstance(wanted, tuple | list) and isinstance(arg, tuple):
+        if len(wanted) == len(arg):
+            yield from _match_items(list(zip(wanted, arg, strict=True)), found, attempt)
+    elif _is_literal(wanted, arg):
+        yield found
+    else:
+        attempt.stopped(f"the pattern wants {wanted!r} there")
+
+
+def _match_items(
+    pairs: list[tuple[Any, Any]], found: Bindings, attempt: Attempt
+) -> Iterator[Bindings]:
+    if not pairs:
+        yield found
+        return
+    for bound in _match_arg(*pairs[0], found, attempt):
+        yield from _match_items(pairs[1:], bound, attempt)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Value) or isinstance(b, Value):
+        return a is b
+    return bool(a == b)
+
+
+def _is_literal(wanted: Any, arg: Any) -> bool:
+    if not isinstance(arg, Value):
+        return type(wanted) is type(arg) and bool(wanted == arg)
+    if not is_scalar(arg) or not isinstance(wanted, int | float):
+        return False
+    data = arg.node.args["data"]
+    return not data.is_released and bool(data.array.item() == wanted)

@@ -1,0 +1,98 @@
+"""Building a graph from another: unchanged nodes are kept as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from ..ir.graph import Graph, Node, Value
+
+_replaced: ContextVar[dict[Value, Value] | None] = ContextVar("replaced", default=None)
+
+
+@contextmanager
+def recording_replacements() -> Iterator[dict[Value, Value]]:
+    """Collect which value took which one's place while this is open."""
+    pairs: dict[Value, Value] = {}
+    token = _replaced.set(pairs)
+    try:
+        yield pairs
+    finally:
+        _replaced.reset(token)
+
+
+Visit = Callable[[Node], Sequence[Value] | Mapping[Value, Value] | None]
+"""Gets a node over the new graph's values; returns what replaces its outputs, or None.
+
+A mapping from values of the new graph replaces outputs of earlier nodes too, for whatever comes
+after this one: what came before keeps reading them as they were.
+"""
+
+
+def rewrite(graph: Graph, visitor: Callable[[Graph], Visit], made_by: str) -> Graph:
+    """Replace nodes one by one in topological order, in bodies first.
+
+    A visit may return values of the graph or of nodes it makes; new nodes get the origin of the
+    node they stand for, marked with the pass.  A graph in which nothing is replaced is returned
+    as it was.
+
+    Args:
+        visitor: makes the `Visit` of a graph; called for the graph and for each body.
+        made_by: name of the pass.
+    """
+    visit = visitor(graph)
+    replace: dict[Value, Value] = {}
+    done: dict[Node, None] = dict.fromkeys(value.node for value in graph.inputs)
+    skip = len(done)
+    changed = False
+    for node in graph.nodes:
+        new = with_bodies(node.with_inputs(replace), lambda b: rewrite(b, visitor, made_by))
+        results = visit(new)
+        if isinstance(results, Mapping):
+            replace.update({old: results[v] for old, v in replace.items() if v in results})
+            replace.update(results)
+            results = [results[v] for v in new.outputs]
+        if results is None:
+            done[new] = None
+            results = new.outputs
+        else:
+            _emit(results, done, node, made_by)
+        if new is not node or results is not new.outputs:
+            changed = True
+            replace.update(
+                (old, r) for old, r in zip(node.outputs, results, strict=True) if r is not old
+            )
+    if not changed:
+        return graph
+    pairs = _replaced.get()
+    if pairs is not None:
+        pairs.update(replace)
+    outputs = [replace.get(v, v) for v in graph.outputs]
+    return graph.replace(nodes=list(done)[skip:], outputs=outputs)
+
+
+def with_bodies(node: Node, change: Callable[[Graph], Graph]) -> Node:
+    """The node with `change` applied to its bodies; the same node if none changes."""
+    if not node.bodies:
+        return node
+    bodies = tuple(change(body) for body in node.bodies)
+    if all(new is old for new, old in zip(bodies, node.bodies, strict=True)):
+        return node
+    return node.replace(bodies=bodies)
+
+
+def _emit(results: Iterable[Value], done: dict[Node, None], old: Node, made_by: str) -> None:
+    """Add the nodes that `results` need to those done, each after its inputs."""
+    stack = [(value.node, False) for value in results]
+    while stack:
+        node, ready = stack.pop()
+        if node in done:
+            continue
+        if ready:
+            if node.serial > old.serial and not node.origin.made_by:
+                node.origin = old.origin.by(made_by)
+            done[node] = None
+        else:
+            stack.append((node, True))
+            stack.extend((v.node, False) for v in reversed(node.inputs))

@@ -1,0 +1,1 @@
+"""Running a graph: interpreted, packed, lowered to compiled stretches, written to files."""

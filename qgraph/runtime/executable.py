@@ -1,0 +1,112 @@
+"""A graph lowered for its input types, its weights packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import mlx.core as mx
+
+from ..ir.graph import Graph
+from ..kernels.streams import Streams
+from ..target import Target
+from .interpret import Env, Interpreter
+from .lower import LoweredGraph, Stretch
+from .packing import PackCache, Progress, Staged, pack
+
+
+class Executable:
+    """One specialisation: an optimized graph, packed and lowered for its input types."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        cache: PackCache,
+        *,
+        release: bool,
+        progress: Progress | None,
+    ) -> None:
+        device = target.device
+        self.graph = graph
+        self.target = target
+        self.streams = Streams(device)
+        self.on_device = _device_context(device)
+        with self.on_device():
+            self.known = pack(graph, self.streams, release=release, cache=cache, progress=progress)
+        self._prepare = Staged.of(graph, "prepare")
+        self.parameters = [v for v in graph.inputs if v.node.args["parameter"]]
+        read = {v for n in graph.nodes if n.stage == "run" for v in n.inputs} | set(graph.outputs)
+        kept = [v for v in self.parameters if v in read]
+        self.prepared = (
+            *kept,
+            *sorted(self._prepare.wanted, key=lambda v: (v.node.serial, v.index)),
+        )
+        self.free = [v for v in graph.inputs if not v.node.args["parameter"]]
+        body = graph.replace(
+            inputs=[*self.prepared, *self.free],
+            nodes=[n for n in graph.nodes if n.stage == "run" and n.op != "constant"],
+        )
+        self.lowered = LoweredGraph(body, self.known, self.streams)
+        self.run = _direct(self.lowered)
+        self.out_tree = graph.out_tree
+        self._device = device
+        self._one_result = graph.out_tree is None or graph.out_tree.kind == "leaf"
+
+    def __call__(self, arrays: Sequence[mx.array]) -> Any:
+        """Run on prepared parameters and inputs; the results in the form the function gave."""
+        if mx.default_device() == self._device:
+            results = self.run(arrays)
+        else:
+            with mx.stream(self._device):
+                results = self.run(arrays)
+        if self._one_result:
+            return results[0]
+        assert self.out_tree is not None
+        return self.out_tree.build(results)
+
+    def prepare(self, parameters: Sequence[mx.array]) -> list[mx.array]:
+        env: Env = {**self.known, **dict(zip(self.parameters, parameters, strict=True))}
+        last_reader = {v: node for node in self._prepare.nodes for v in node.inputs}
+        with self.on_device():
+            for node in self._prepare.nodes:
+                Interpreter(self.streams).run(node, env)
+                mx.eval([env[v] for v in node.outputs])
+                for value in node.inputs:
+                    if last_reader[value] is node and value not in self.prepared:
+                        env.pop(value, None)
+        return [env[v] for v in self.prepared]
+
+
+def _direct(lowered: LoweredGraph) -> Callable[[Sequence[mx.array]], list[mx.array]]:
+    """Skip the environment where all there is is one compiled stretch in the graph's order.
+
+    Otherwise results may be the very arrays that were given, that the program keeps, or one array
+    twice.  Whoever writes into a result must not write into those: each gets an array of its own,
+    over the same buffer.
+    """
+    if len(lowered.steps) == 1 and isinstance(lowered.steps[0], Stretch):
+        step = lowered.steps[0]
+        if step.needs == lowered.inputs and step.gives == lowered.outputs:
+            function = step.function
+            return lambda arrays: function.call(*arrays)
+    kept = frozenset(map(id, lowered.constants()))
+
+    def run(arrays: Sequence[mx.array]) -> list[mx.array]:
+        taken = set(map(id, arrays))
+        results = lowered(arrays)
+        for i, array in enumerate(results):
+            if id(array) in taken or id(array) in kept:
+                results[i] = mx.stop_gradient(array)
+            taken.add(id(array))
+        return results
+
+    return run
+
+
+def _device_context(device: mx.Device) -> Callable[[], AbstractContextManager[Any]]:
+    def context() -> AbstractContextManager[Any]:
+        return nullcontext() if mx.default_device() == device else mx.stream(device)
+
+    return context

@@ -1,0 +1,304 @@
+"""Lowering: a graph becomes Python that calls MLX, compiled wherever it runs straight on.
+
+A stretch of nodes without loops is one `mx.compile`d function.  Short loops unroll inside it;
+long ones, `while_loop`, `cond` and loops that hold them run from the host, their bodies lowered
+in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from ..ir.graph import Graph, Node, Value
+from ..ir.loops import CONTROL_FLOW, body_inputs
+from ..kernels import kernel
+from ..kernels.chosen import runs_on_host
+from ..kernels.compiled import Compiled
+from ..kernels.streams import Streams
+from ..types import as_int
+from .interpret import Arrays, Env, Interpreter, scan_turns, unrolls
+from .positions import record_expansions
+
+
+def captured_constants(nodes: Sequence[Node]) -> dict[Value, mx.array]:
+    """Evaluated arrays for constants that compiled functions capture.
+
+    They are other arrays over the same buffers: `mx.compile` fails on a call whose argument is the
+    very array that the function captures.  Unevaluated ones would be computed at every call.
+    """
+    arrays = {node.output: mx.stop_gradient(node.args["data"].array) for node in nodes}
+    mx.eval(list(arrays.values()))
+    return arrays
+
+
+class LoweredGraph:
+    """A lowered graph: steps in order over one environment."""
+
+    def __init__(self, graph: Graph, known: Mapping[Value, mx.array], streams: Streams) -> None:
+        self.inputs = graph.inputs
+        self.outputs = graph.outputs
+        own = [n for n in graph.constants() if n.output not in known]
+        self.known = {**known, **captured_constants(own)}
+        self.steps: list[Step] = []
+        wanted = set(graph.outputs)
+        for nodes in reversed(_turns(graph, self.known)):
+            if _from_host(nodes[0]):
+                self.steps += [
+                    _HOST.get(node.op, HostKernel)(node, self.known, streams)
+                    for node in nodes[::-1]
+                ]
+            else:
+                self.steps.append(Stretch.of(nodes, wanted, self.known, streams))
+            wanted.update(v for node in nodes for v in node.inputs)
+        self.steps.reverse()
+        self.dead = self._dead()
+
+    def _dead(self) -> list[list[Value]]:
+        """For each step what nothing after it reads."""
+        last = {v: i for i, step in enumerate(self.steps) for v in step.reads}
+        dead: list[list[Value]] = [[] for _ in self.steps]
+        for value, i in last.items():
+            if value not in self.known and value not in self.outputs:
+                dead[i].append(value)
+        return dead
+
+    def constants(self) -> Iterator[mx.array]:
+        """The arrays that are kept from call to call, in bodies too."""
+        yield from self.known.values()
+        for step in self.steps:
+            if isinstance(step, HostLoop):
+                for body, _ in step.bodies:
+                    yield from body.constants()
+
+    def __call__(self, inputs: Arrays) -> list[mx.array]:
+        return self.take(list(inputs))
+
+    def take(self, inputs: list[mx.array]) -> list[mx.array]:
+        """Run on inputs that nobody else holds; empties the list.
+
+        Each value is let go after the last step that reads it, so that MLX can write into its
+        buffer: else a cache that a loop carries is copied whenever a kernel waits for it.
+        """
+        env: Env = dict(zip(self.inputs, inputs, strict=True))
+        inputs.clear()
+        for step, dead in zip(self.steps, self.dead, strict=True):
+            step.run(env)
+            for value in dead:
+                del env[value]
+        known = self.known
+        return [env[v] if v in env else known[v] for v in self.outputs]
+
+
+def _from_host(node: Node) -> bool:
+    return runs_on_host(node.op, node.args) or (node.op in CONTROL_FLOW and not unrolls(node))
+
+
+def _turns(graph: Graph, known: Mapping[Value, mx.array]) -> list[list[Node]]:
+    """The nodes that run at each call: compiled ones and ones from the host, turn about.
+
+    Each node in the first turn that it can have: handing over costs tens of microseconds, and the
+    host's part of a turn (the products of queries, keys and values) then waits once for its inputs.
+    """
+    turn: dict[Value, int] = {}
+    turns: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        if node.op == "constant" or all(v in known for v in node.outputs):
+            continue
+        host = int(_from_host(node))  # compiled ones have the even turns, the host the odd ones
+        before = (turn[v] for v in node.inputs if v in turn)
+        at = max((t + (t % 2 != host) for t in before), default=host)
+        turn.update(dict.fromkeys(node.outputs, at))
+        turns.setdefault(at, []).append(node)
+    return [nodes for _, nodes in sorted(turns.items())]
+
+
+@dataclass
+class Step:
+    """Something that reads and adds values of an environment."""
+
+    @property
+    def reads(self) -> Sequence[Value]:
+        raise NotImplementedError
+
+    def run(self, env: Env) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class Stretch(Step):
+    """Nodes without host control, one compiled function."""
+
+    needs: tuple[Value, ...]
+    gives: tuple[Value, ...]
+    function: Compiled
+
+    @property
+    def reads(self) -> Sequence[Value]:
+        return self.needs
+
+    @staticmethod
+    def of(
+        nodes: Sequence[Node], wanted: set[Value], known: Mapping[Value, mx.array], streams: Streams
+    ) -> Stretch:
+        made = {v for node in nodes for v in node.outputs}
+        read = dict.fromkeys(v for node in nodes for v in node.inputs)
+        needs = tuple(v for v in read if v not in made and v not in known)
+        gives = tuple(v for node in nodes for v in node.outputs if v in wanted)
+        captured = {v: known[v] for v in read if v in known}
+        record_expansions(nodes, streams.device)
+
+        def stretch(*arrays: mx.array) -> list[mx.array]:
+            env: Env = {**captured, **dict(zip(needs, arrays, strict=True))}
+            interpreter = Interpreter(streams)
+            for node in nodes:
+                interpreter.run(node, env)
+            return [env[v] for v in gives]
+
+        return Stretch(needs, gives, Compiled(stretch))
+
+    def run(self, env: Env) -> None:
+        arrays = self.function.call(*[env[v] for v in self.needs])
+        env.update(zip(self.gives, arrays, strict=True))
+
+
+def _body(
+    node: Node, which: int, known: Mapping[Value, mx.array], streams: Streams
+) -> tuple[LoweredGraph, list[Value]]:
+    """A lowered body, and the outer values it takes after its own inputs.
+
+    What is known when the program is built (packed weights above all) is captured, not passed.
+    """
+    own, shared = body_inputs(node)[which]
+    inner = {value: known[source] for value, source in shared if source in known}
+    body = node.bodies[which]
+    passed = [(value, source) for value, source in shared if source not in known]
+    graph = body.replace(inputs=[*own, *(value for value, _ in passed)])
+    return LoweredGraph(graph, inner, streams), [source for _, source in passed]
+
+
+@dataclass
+class HostLoop(Step):
+    """A base for control flow that Python drives."""
+
+    node: Node
+    known: Mapping[Value, mx.array]
+    streams: Streams
+    bodies: list[tuple[LoweredGraph, list[Value]]] = field(init=False)
+
+    @property
+    def reads(self) -> Sequence[Value]:
+        return self.node.inputs
+
+    def __post_init__(self) -> None:
+        self.bodies = [
+            _body(self.node, i, self.known, self.streams) for i in range(len(self.node.bodies))
+        ]
+        self.known = {v: self.known[v] for v in self.node.inputs if v in self.known}
+
+    def look_up(self, env: Env, values: Sequence[Value]) -> list[mx.array]:
+        return [env[v] if v in env else self.known[v] for v in values]
+
+    def bound(self, env: Env, name: str) -> int:
+        arg = self.node.args[name]
+        return as_int(self.look_up(env, [arg])[0]) if isinstance(arg, Value) else int(arg)
+
+
+def _settle(carried: list[mx.array]) -> None:
+    """Compute what a turn gave: else the lazy graph of all turns would pile up.
+
+    MLX holds all of `carried` until what is under way is done, so a turn that begins before copies
+    what it would write in place.  On CPUs nothing makes up for that: with a cache of 32 MiB a turn
+    took 20 ms, and 0.4 when waited for.  A GPU must be kept busy.
+    """
+    if mx.default_device() == mx.Device(mx.cpu, 0):
+        mx.eval(carried)
+    else:
+        mx.async_eval(carried)  # type: ignore[no-untyped-call]
+
+
+def _turn(
+    body: LoweredGraph, carried: list[mx.array], after: Arrays, before: Arrays = ()
+) -> list[mx.array]:
+    """One turn of a body; empties `carried`, so that the body alone holds it."""
+    given = [*before, *carried, *after]
+    carried.clear()
+    return body.take(given)
+
+
+class HostForiLoop(HostLoop):
+    def run(self, env: Env) -> None:
+        body, outer = self.bodies[0]
+        extra = self.look_up(env, outer)
+        carried = self.look_up(env, self.node.args["carried"])
+        for i in range(self.bound(env, "lower"), self.bound(env, "upper")):
+            carried = _turn(body, carried, extra, before=[mx.array(i, mx.int32)])
+            _settle(carried)
+        env.update(zip(self.node.outputs, carried, strict=True))
+
+
+class HostScan(HostLoop):
+    def run(self, env: Env) -> None:
+        body, outer = self.bodies[0]
+        extra = self.look_up(env, outer)
+        xs = self.look_up(env, self.node.args["xs"])
+
+        def turn(i: int, carried: list[mx.array]) -> list[mx.array]:
+            return _turn(body, carried, [*(x[i] for x in xs), *extra])
+
+        carried = self.look_up(env, self.node.args["carried"])
+        results = scan_turns(self.node, carried, turn, _settle)
+        env.update(zip(self.node.outputs, results, strict=True))
+
+
+class HostWhileLoop(HostLoop):
+    def run(self, env: Env) -> None:
+        (test, test_outer), (body, outer) = self.bodies
+        test_extra, extra = self.look_up(env, test_outer), self.look_up(env, outer)
+        carried = self.look_up(env, self.node.args["carried"])
+        while test([*carried, *test_extra])[0].item():
+            carried = _turn(body, carried, extra)
+            _settle(carried)
+        env.update(zip(self.node.outputs, carried, strict=True))
+
+
+class HostCond(HostLoop):
+    def run(self, env: Env) -> None:
+        true = self.look_up(env, [self.node.operand("pred")])[0].item()
+        branch, outer = self.bodies[0 if true else 1]
+        inputs = self.look_up(env, [*self.node.args["carried"], *outer])
+        env.update(zip(self.node.outputs, branch(inputs), strict=True))
+
+
+class HostKernel(HostLoop):
+    """A product that Python carries out on evaluated arrays."""
+
+    product: Callable[..., mx.array] | None = None
+    """The node with its packed weight given, where that is known."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        args = self.node.args
+        if "packed" in args and all(v in self.known for v in args["packed"]):
+            packed = [self.known[v] for v in args["packed"]]
+            self.product = kernel(args["kernel"]).bind(packed, args["problem"], self.streams)
+
+    def run(self, env: Env) -> None:
+        if self.product is not None:
+            names = [name for name in ("x", "lhs_indices", "rhs_indices") if self.node.value(name)]
+            values = self.look_up(env, [self.node.operand(name) for name in names])
+            env[self.node.output] = self.product(**dict(zip(names, values, strict=True)))
+            return
+        given = dict(zip(self.node.inputs, self.look_up(env, self.node.inputs), strict=True))
+        Interpreter(self.streams).run(self.node, given)
+        env[self.node.output] = given[self.node.output]
+
+
+_HOST: dict[str, type[HostLoop]] = {
+    "fori_loop": HostForiLoop,
+    "scan": HostScan,
+    "while_loop": HostWhileLoop,
+    "cond": HostCond,
+}

@@ -1,0 +1,180 @@
+"""The pack and prepare steps: what depends on weights alone, computed once.
+
+Weights are packed one by one, and each float original is released before the next is read, so
+that memory peaks at the packed model and one weight.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ..ir.graph import Graph, Node, Value, is_scalar, map_values
+from ..kernels.streams import Streams
+from ..tracing.tensor import Constants
+from .interpret import Env, Interpreter
+from .lower import captured_constants
+
+Progress = Callable[[str, int, int], None]
+"""Called with a weight's name, how many nodes are packed, and how many there are."""
+
+
+class PackCache:
+    """Packed arrays shared by the specialisations of a program.
+
+    A packed value is known by what it is computed from: the same ops, arguments and constants.
+    Traces that share `constants` have one constant for each array.
+    """
+
+    def __init__(self) -> None:
+        self.constants = Constants()
+        self._arrays: dict[int, list[mx.array]] = {}
+        self._numbers: dict[Any, int] = {}
+        self._count = itertools.count()  # programs in several threads may share this
+        self._held: dict[int, Any] = {}
+
+    def keys(self, graph: Graph) -> dict[Node, int]:
+        """A number for each constant and packed node: nodes that compute the same have the same."""
+        keys: dict[Node, int] = {}
+
+        def name(value: Value) -> str:  # marked, so that no static number is taken for a value
+            return f"value {keys[value.node]}.{value.index}"
+
+        for node in graph.nodes:
+            if node.op == "constant":
+                data = node.args["data"]
+                self._held[id(data)] = data  # so that its identity stays its own
+                what: Any = id(data)
+                if is_scalar(node.output) and not data.is_released:  # each trace has its own
+                    what = repr(data.array.dtype), repr(data.array.item())
+            elif node.stage == "pack":
+                args = ((arg, repr(map_values(given, name))) for arg, given in node.args.items())
+                what = node.op, *args
+            else:
+                continue
+            keys[node] = self._numbers.setdefault(what, next(self._count))
+        return keys
+
+    def get(self, key: int) -> list[mx.array] | None:
+        return self._arrays.get(key)
+
+    def put(self, key: int, arrays: list[mx.array]) -> None:
+        self._arrays[key] = arrays
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The nodes of one stage, and which of their values later stages read."""
+
+    nodes: tuple[Node, ...]
+    wanted: frozenset[Value]
+
+    @staticmethod
+    def of(graph: Graph, stage: str) -> Staged:
+        nodes = tuple(n for n in graph.nodes if n.stage == stage and n.op != "constant")
+        made = {v for n in nodes for v in n.outputs}
+        later = {v for n in graph.nodes if n.stage != stage for v in n.inputs}
+        return Staged(nodes, frozenset(made & (later | set(graph.outputs))))
+
+
+def whole(value: Value) -> Value:
+    """What a value is sliced off: a slice is a view, which holds the buffer of all of it."""
+    while value.node.op == "getitem" and len(value.node.inputs) == 1:  # no arrays in the index
+        value = value.node.inputs[0]
+    return value
+
+
+def run_constants(graph: Graph) -> list[Node]:
+    """The constants that are read when the program runs, not only while packing."""
+    return [
+        node
+        for node in graph.constants()
+        if node.output in graph.outputs
+        or any(user.stage != "pack" for user in graph.users.get(node.output, ()))
+    ]
+
+
+def pack(
+    graph: Graph,
+    streams: Streams,
+    *,
+    release: bool = False,
+    cache: PackCache | None = None,
+    progress: Progress | None = None,
+) -> dict[Value, mx.array]:
+    """Run the pack step and evaluate the other constants.
+
+    Args:
+        release: let float originals go that only the pack step reads.
+        cache: holds what was packed before, from the same constants.
+
+    Returns:
+        Every array known before the first call: packed values and remaining constants.
+    """
+    cache = cache or PackCache()
+    staged = Staged.of(graph, "pack")
+    kept = run_constants(graph)
+    keep_data = {id(node.args["data"]) for node in kept}
+    last_reader = {v: node for node in staged.nodes for v in node.inputs}
+    # Another specialisation may as well read the whole of what rows are sliced off.
+    held = staged.wanted | {whole(v) for v in staged.wanted}
+    keys = cache.keys(graph)
+    needed = set(staged.wanted)
+    for node in reversed(staged.nodes):
+        if cache.get(keys[node]) is None and not needed.isdisjoint(node.outputs):
+            needed.update(node.inputs)
+    env: Env = {}
+    for done, node in enumerate(staged.nodes, 1):
+        if progress is not None:
+            progress(_source_name(node), done, len(staged.nodes))
+        arrays = cache.get(keys[node])
+        if arrays is None and not needed.isdisjoint(node.outputs):
+            for value in node.inputs:
+                if value not in env:
+                    env[value] = value.node.args["data"].array
+            Interpreter(streams).run(node, env)
+            arrays = [env[v] for v in node.outputs]
+            mx.eval(arrays)
+            if any(v in held for v in node.outputs):
+                cache.put(keys[node], arrays)
+        if arrays is not None:
+            env.update(zip(node.outputs, arrays, strict=True))
+        for value in node.inputs:
+            if last_reader[value] is node and value not in staged.wanted:
+                env.pop(value, None)
+                data = value.node.args.get("data")
+                if release and data is not None and id(data) not in keep_data:
+                    data.release()
+    made = [value for node in staged.nodes for value in node.outputs]
+    known = {value: env[value] for value in made if value in staged.wanted}
+    return known | captured_constants(kept)
+
+
+def _source_name(node: Node) -> str:
+    for value in node.inputs:
+        if value.node.op == "constant":
+            return str(value.node.args["name"])
+    return node.op
+
+
+class Prepared:
+    """Parameters after `Program.prepare`: pass it where the parameters would go.
+
+    Holds the packed arrays and those parameters that the program still reads as they are; the
+    float originals of packed ones are not kept.
+    """
+
+    def __init__(self, arrays: Sequence[mx.array], owner: int) -> None:
+        self.arrays = tuple(arrays)
+        self.owner = owner
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(a.nbytes) for a in self.arrays)
+
+    def __repr__(self) -> str:
+        return f"Prepared({len(self.arrays)} arrays, {self.nbytes / 2**20:.1f} MiB)"

@@ -1,0 +1,1 @@
+"""Building graphs by calling functions on symbolic tensors."""

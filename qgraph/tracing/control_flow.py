@@ -1,0 +1,323 @@
+"""Loops and branches as nodes, with JAX's names and argument order.
+
+Given arrays alone, outside a trace, each runs at once in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import ControlFlowError
+from ..ir.graph import Graph, Node, Value, input_value
+from ..origin import user_frame
+from ..tree import Tree, flatten
+from ..types import TensorType, as_int
+from .tensor import Tensor, as_tensor, has_tensor, trace_constants
+from .trace import next_serial, parameter_names, trace_body, tracing
+
+I32 = TensorType((), mx.int32)
+
+
+def _is_eager(*args: Any) -> bool:
+    return trace_constants.get() is None and not has_tensor(args)
+
+
+def _carried(op: str, tree: Any) -> tuple[list[Value], Tree]:
+    leaves, form = flatten(tree)
+    for leaf in leaves:
+        if isinstance(leaf, str | bytes):
+            raise ControlFlowError(f"{op}: cannot carry {leaf!r}", hint="carry arrays and numbers")
+    return [as_tensor(leaf).value for leaf in leaves], form
+
+
+def _inputs(values: Sequence[Value], form: Tree, name: str) -> list[Value]:
+    paths = form.paths(name)
+    return [input_value(v.type, path) for v, path in zip(values, paths, strict=True)]
+
+
+def _tensors(form: Tree, values: Sequence[Value]) -> Any:
+    return form.build([Tensor(v) for v in values])
+
+
+def _check_stable(op: str, form: Tree, carried: Sequence[Value], body: Graph, out: Tree) -> None:
+    """The carried values must come back with the tree and the types they went in with."""
+    if out != form:
+        raise ControlFlowError(
+            f"{op}: the body takes a tree of {len(form.paths())} values and returns another: "
+            f"{_words(form)} in, {_words(out)} out",
+            hint="return the carried values in the form in which they came",
+        )
+    for path, before, after in zip(form.paths("carry"), carried, body.outputs, strict=False):
+        if before.type != after.type:
+            what = "shape" if before.shape != after.shape else "dtype"
+            raise ControlFlowError(
+                f"{op}: {path} goes in as {before.type} and comes out as {after.type}: "
+                f"its {what} changes from turn to turn",
+                hint=f"cast or reshape it in the body, or start from a {after.type}",
+            )
+
+
+def _words(form: Tree) -> str:
+    return str(form.build([f"x{i}" for i in range(form.count())])).replace("'", "")
+
+
+def _count(op: str, bound: Any) -> Any:
+    if isinstance(bound, Tensor | mx.array):
+        value = as_tensor(bound)
+        if value.shape != () or not mx.issubdtype(value.dtype, mx.integer):
+            raise ControlFlowError(
+                f"{op}: a bound is {value.value.type}", hint="bounds are integers without axes"
+            )
+        return as_int(bound) if isinstance(bound, mx.array) else value.astype(mx.int32).value
+    return int(bound)
+
+
+def _loop_names(fn: Callable[..., Any], count: int) -> list[str]:
+    return parameter_names(fn, [None] * count)
+
+
+def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_val: Any) -> Any:
+    """`for i in range(lower, upper): init_val = body_fun(i, init_val)`, as one node.
+
+    Args:
+        lower, upper: integers, or 0-d integer tensors known only at run time.
+        body_fun: (i, carry) -> carry; i is an int32 tensor without axes.
+        init_val: a tree; shapes and dtypes stay the same from turn to turn.
+
+    Raises:
+        ControlFlowError: a carried value changes type; names it and both types.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> qg.fori_loop(0, 3, lambda i, x: x * 2, mx.array(1.0)).item()
+    8.0
+    """
+    if _is_eager(lower, upper, init_val):
+        for i in range(int(lower), int(upper)):
+            init_val = body_fun(mx.array(i, mx.int32), init_val)
+        return init_val
+    with tracing():
+        carried, form = _carried("fori_loop", init_val)
+        bounds = [_count("fori_loop", b) for b in (lower, upper)]
+        start = next_serial()
+        index_name, carry_name = _loop_names(body_fun, 2)
+        index = input_value(I32, index_name)
+        inputs = _inputs(carried, form, carry_name)
+        body, captured = trace_body(
+            body_fun, (Tensor(index), _tensors(form, inputs)), [index, *inputs], "body", start
+        )
+    _check_stable("fori_loop", form, carried, body, _out(body))
+    node = Node(
+        "fori_loop",
+        {
+            "lower": bounds[0],
+            "upper": bounds[1],
+            "carried": tuple(carried),
+            "invariants": tuple(captured),
+        },
+        [v.type for v in carried],
+        bodies=[body],
+        origin=user_frame(),
+    )
+    return _tensors(form, node.outputs)
+
+
+def _out(body: Graph) -> Tree:
+    assert body.out_tree is not None
+    return body.out_tree
+
+
+def scan(
+    f: Callable[[Any, Any], Any],
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    reverse: bool = False,
+) -> Any:
+    """Carry a value over the first axis of `xs` and stack what each turn gives.
+
+    Args:
+        f: (carry, x) -> (carry, y).
+        init: the first carry, a tree.
+        xs: a tree of tensors with the same first axis, or None with `length`.
+        length: number of turns, where xs is None.
+        reverse: go from the last to the first; ys keep the order of xs.
+
+    Returns:
+        (carry, ys), as `jax.lax.scan`.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> qg.scan(lambda c, x: (c + x, c), mx.array(0.0), mx.array([1.0, 2.0, 3.0]))
+    (array(6, dtype=float32), array([0, 1, 3], dtype=float32))
+    """
+    leaves, xs_form = flatten(xs)
+    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    if length is not None:
+        lengths.add(length)
+    if len(lengths) != 1 or None in lengths:
+        raise ControlFlowError(
+            f"scan: first axes differ or are missing: {sorted(map(str, lengths))}",
+            hint="all of xs share their first axis; without xs give length=",
+        )
+    count = int(lengths.pop() or 0)
+    if _is_eager(init, xs) and count:
+        return _eager_scan(f, init, leaves, xs_form, count, reverse)
+    with tracing():
+        carried, form = _carried("scan", init)
+        stacked = [as_tensor(leaf).value for leaf in leaves]
+        start = next_serial()
+        carry_name, x_name = _loop_names(f, 2)
+        inputs = _inputs(carried, form, carry_name)
+        slices = [
+            input_value(TensorType(v.shape[1:], v.dtype), path)
+            for v, path in zip(stacked, xs_form.paths(x_name), strict=True)
+        ]
+        args = (_tensors(form, inputs), _tensors(xs_form, slices))
+        body, captured = trace_body(f, args, [*inputs, *slices], "body", start)
+    out = _out(body)
+    if out.kind != "tuple" or len(out.children) != 2:
+        raise ControlFlowError("scan: the body returns no pair", hint="return (carry, y)")
+    _check_stable("scan", form, carried, body, out.children[0])
+    ys = body.outputs[len(carried) :]
+    node = Node(
+        "scan",
+        {
+            "length": count,
+            "reverse": reverse,
+            "carried": tuple(carried),
+            "xs": tuple(stacked),
+            "invariants": tuple(captured),
+        },
+        [*(v.type for v in carried), *(TensorType((count, *y.shape), y.dtype) for y in ys)],
+        bodies=[body],
+        origin=user_frame(),
+    )
+    split = len(carried)
+    return _tensors(form, node.outputs[:split]), _tensors(out.children[1], node.outputs[split:])
+
+
+def _eager_scan(
+    f: Callable[[Any, Any], Any],
+    carry: Any,
+    leaves: list[Any],
+    form: Tree,
+    count: int,
+    reverse: bool,
+) -> Any:
+    collected: list[list[Any]] = []
+    ys_form = None
+    for i in reversed(range(count)) if reverse else range(count):
+        carry, y = f(carry, form.build([leaf[i] for leaf in leaves]))
+        parts, ys_form = flatten(y)
+        collected.append(parts)
+    assert ys_form is not None
+    if reverse:
+        collected.reverse()
+    return carry, ys_form.build([mx.stack(list(part)) for part in zip(*collected, strict=True)])
+
+
+def while_loop(
+    cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], init_val: Any
+) -> Any:
+    """`while cond_fun(init_val): init_val = body_fun(init_val)`, as one node.
+
+    Args:
+        cond_fun: carry -> a bool tensor without axes.
+        body_fun: carry -> carry, of the same types.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> qg.while_loop(lambda x: x < 100, lambda x: x * 2, mx.array(3)).item()
+    192
+    """
+    if _is_eager(init_val):
+        while bool(cond_fun(init_val)):
+            init_val = body_fun(init_val)
+        return init_val
+    with tracing():
+        carried, form = _carried("while_loop", init_val)
+        start = next_serial()
+        inputs = _inputs(carried, form, _loop_names(cond_fun, 1)[0])
+        test, test_captured = trace_body(cond_fun, (_tensors(form, inputs),), inputs, "cond", start)
+        start = next_serial()
+        inputs = _inputs(carried, form, _loop_names(body_fun, 1)[0])
+        body, captured = trace_body(body_fun, (_tensors(form, inputs),), inputs, "body", start)
+    if [v.type for v in test.outputs] != [TensorType((), mx.bool_)]:
+        raise ControlFlowError(
+            f"while_loop: the condition gives {[str(v.type) for v in test.outputs]}",
+            hint="return one bool tensor without axes, such as qg.any(x > 0)",
+        )
+    _check_stable("while_loop", form, carried, body, _out(body))
+    node = Node(
+        "while_loop",
+        {
+            "carried": tuple(carried),
+            "cond_invariants": tuple(test_captured),
+            "invariants": tuple(captured),
+        },
+        [v.type for v in carried],
+        bodies=[test, body],
+        origin=user_frame(),
+    )
+    return _tensors(form, node.outputs)
+
+
+def cond(
+    pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any], *operands: Any
+) -> Any:
+    """`true_fun(*operands) if pred else false_fun(*operands)`; only one of them runs.
+
+    Args:
+        pred: a bool tensor without axes.
+        true_fun, false_fun: return trees of the same form and types.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> qg.cond(mx.array(True), lambda x: x + 1, lambda x: x - 1, mx.array(1)).item()
+    2
+    """
+    if _is_eager(pred, operands):
+        return true_fun(*operands) if bool(pred) else false_fun(*operands)
+    with tracing():
+        test = as_tensor(pred)
+        if test.shape != () or test.dtype != mx.bool_:
+            raise ControlFlowError(
+                f"cond: pred is {test.value.type}", hint="pred is one bool; use qg.any or x[0] > 0"
+            )
+        values, form = _carried("cond", operands)
+        graphs, captured = [], []
+        for name, branch in (("true", true_fun), ("false", false_fun)):
+            start = next_serial()
+            inputs = _inputs(values, form, "x")
+            graph, outer = trace_body(branch, _tensors(form, inputs), inputs, name, start)
+            graphs.append(graph)
+            captured.append(tuple(outer))
+    _check_branches(*graphs)
+    node = Node(
+        "cond",
+        {
+            "pred": test.value,
+            "carried": tuple(values),
+            "true_invariants": captured[0],
+            "false_invariants": captured[1],
+        },
+        [v.type for v in graphs[0].outputs],
+        bodies=graphs,
+        origin=user_frame(),
+    )
+    return _tensors(_out(graphs[0]), node.outputs)
+
+
+def _check_branches(true: Graph, false: Graph) -> None:
+    if true.out_tree != false.out_tree:
+        raise ControlFlowError(
+            f"cond: the branches return different trees: {_words(_out(true))} when true, "
+            f"{_words(_out(false))} when false",
+            hint="return the same form from both",
+        )
+    for path, a, b in zip(_out(true).paths("result"), true.outputs, false.outputs, strict=True):
+        if a.type != b.type:
+            raise ControlFlowError(
+                f"cond: {path} is {a.type} when true and {b.type} when false",
+                hint="cast or reshape one of them",
+            )

@@ -1,0 +1,467 @@
+"""Symbolic tensors, and `apply`, which makes a node out of a call of an op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import QGraphError, ShapeError, TraceError
+from ..ir.graph import Node, StreamLike, Value, constant_value, map_values
+from ..ir.ops import ALIASES, OPS, RANDOM, Op
+from ..kernels.streams import as_device
+from ..origin import user_frame, variable_name
+from ..types import TensorType, type_of
+
+
+@dataclass
+class Constants:
+    """The constants of a trace by the identity of their arrays, and names for those to come."""
+
+    values: dict[int, tuple[mx.array, Value]] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+
+
+trace_constants: ContextVar[Constants | None] = ContextVar("trace_constants", default=None)
+"""Set while a function is traced, so that each array it uses is one node."""
+
+_evaluator: Callable[[Tensor], mx.array] | None = None
+
+
+def set_evaluator(evaluate: Callable[[Tensor], mx.array]) -> None:
+    """How `Tensor.eval` compiles and runs an expression; the compiler, which is above, sets it."""
+    global _evaluator
+    _evaluator = evaluate
+
+
+_METHODS = frozenset(name for name in dir(mx.array) if name in OPS or name in ALIASES)
+_NUMBER = (bool, int, float, complex)
+
+
+class At:
+    """What `x.at[index]` returns, as for `mx.array`: updates that make a new tensor."""
+
+    __slots__ = ("_index", "_tensor")
+
+    def __init__(self, tensor: Tensor, index: Any = None) -> None:
+        self._tensor, self._index = tensor, index
+
+    def __getitem__(self, index: Any) -> At:
+        return At(self._tensor, index)
+
+    def __getattr__(self, name: str) -> Any:
+        if f"at_{name}" not in OPS:
+            raise AttributeError(
+                f"x.at[...] has no {name!r}; it has set, add, multiply, maximum, …"
+            )
+        return lambda updates: apply(f"at_{name}", (self._tensor, self._index, updates))
+
+
+class Tensor:
+    """A tensor of a graph being built: shape and dtype are known, its elements are not.
+
+    Operators and methods are those of `mx.array`.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> x = qg.tensor(mx.array([1.0, 2.0]))
+    >>> (x * 2 + 1).eval()
+    array([3, 5], dtype=float32)
+    """
+
+    __slots__ = ("__weakref__", "value")
+
+    def __init__(self, value: Value) -> None:
+        self.value = value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.type.shape
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.value.type.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.value.type.ndim
+
+    @property
+    def size(self) -> int:
+        return self.value.type.size
+
+    @property
+    def nbytes(self) -> int:
+        return self.value.type.nbytes
+
+    @property
+    def itemsize(self) -> int:
+        return int(self.dtype.size)
+
+    @property
+    def T(self) -> Tensor:
+        return self._op("transpose")
+
+    @property
+    def mT(self) -> Tensor:
+        return self._op("matrix_transpose")
+
+    @property
+    def at(self) -> At:
+        return At(self)
+
+    @property
+    def real(self) -> Tensor:
+        return self._op("real")
+
+    @property
+    def imag(self) -> Tensor:
+        return self._op("imag")
+
+    def _op(self, name: str, *others: Any) -> Tensor:
+        result: Tensor = apply(name, (self, *others))
+        return result
+
+    def _flipped(self, name: str, other: Any) -> Tensor:
+        result: Tensor = apply(name, (other, self))
+        return result
+
+    def __add__(self, other: Any) -> Tensor:
+        return self._op("add", other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return self._flipped("add", other)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return self._op("subtract", other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return self._flipped("subtract", other)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return self._op("multiply", other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return self._flipped("multiply", other)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return self._op("divide", other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return self._flipped("divide", other)
+
+    def __floordiv__(self, other: Any) -> Tensor:
+        return self._op("floor_divide", other)
+
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return self._flipped("floor_divide", other)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return self._op("remainder", other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return self._flipped("remainder", other)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return self._op("power", other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return self._flipped("power", other)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return self._op("matmul", other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return self._flipped("matmul", other)
+
+    def __and__(self, other: Any) -> Tensor:
+        return self._op("bitwise_and", other)
+
+    def __rand__(self, other: Any) -> Tensor:
+        return self._flipped("bitwise_and", other)
+
+    def __or__(self, other: Any) -> Tensor:
+        return self._op("bitwise_or", other)
+
+    def __ror__(self, other: Any) -> Tensor:
+        return self._flipped("bitwise_or", other)
+
+    def __xor__(self, other: Any) -> Tensor:
+        return self._op("bitwise_xor", other)
+
+    def __rxor__(self, other: Any) -> Tensor:
+        return self._flipped("bitwise_xor", other)
+
+    def __lshift__(self, other: Any) -> Tensor:
+        return self._op("left_shift", other)
+
+    def __rshift__(self, other: Any) -> Tensor:
+        return self._op("right_shift", other)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return self._op("less", other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return self._op("less_equal", other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return self._op("greater", other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return self._op("greater_equal", other)
+
+    def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
+        return self._op("equal", other)
+
+    def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
+        return self._op("not_equal", other)
+
+    __hash__ = object.__hash__
+
+    def __neg__(self) -> Tensor:
+        return self._op("negative")
+
+    def __pos__(self) -> Tensor:
+        return self
+
+    def __abs__(self) -> Tensor:
+        return self._op("abs")
+
+    def __invert__(self) -> Tensor:
+        return self._op("logical_not" if self.dtype == mx.bool_ else "bitwise_invert")
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self._op("getitem", index)
+
+    def __setitem__(self, index: Any, updates: Any) -> None:
+        self.value = self._op("at_set", index, updates).value
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TraceError("len() of a 0-d tensor", hint="it has no axes; use it as it is")
+        return self.shape[0]
+
+    def reshape(self, *shape: Any) -> Tensor:
+        whole = len(shape) == 1 and isinstance(shape[0], list | tuple)
+        return self._op("reshape", shape[0] if whole else shape)
+
+    def transpose(self, *axes: Any) -> Tensor:
+        if not axes:
+            return self.T
+        return self._op("transpose", axes[0] if isinstance(axes[0], list | tuple) else axes)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _METHODS:
+            raise AttributeError(f"a symbolic tensor has no attribute {name!r}")
+        return lambda *args, **kwargs: apply(name, (self, *args), kwargs)
+
+    def eval(self) -> mx.array:
+        """Compile and run the expression; its arrays must all be known.
+
+        Raises:
+            TraceError: it depends on an argument of a function being traced.
+        """
+        assert _evaluator is not None
+        return _evaluator(self)
+
+    def numpy(self) -> np.ndarray:
+        """The value as a NumPy array; bfloat16 comes as float32."""
+        array = self.eval()
+        return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
+
+    def _refuse(self, use: str, hint: str) -> NoReturn:
+        raise TraceError(
+            f"{use} needs the elements of a symbolic tensor {self.value.type}", hint=hint
+        )
+
+    def __bool__(self) -> bool:
+        self._refuse("a Python condition", "use qg.where, qg.cond or qg.while_loop instead")
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self._refuse("iteration", "use qg.scan, qg.unstack(x) or a loop over range(len(x))")
+
+    def __float__(self) -> float:
+        self._refuse("float()", "keep it a tensor, or call .eval() on a lazy tensor")
+
+    def __int__(self) -> int:
+        self._refuse("int()", "keep it a tensor, or call .eval() on a lazy tensor")
+
+    def __index__(self) -> int:
+        self._refuse("a Python index", "use qg.take, qg.slice or qg.slice_update")
+
+    def __format__(self, form: str) -> str:
+        if form:
+            self._refuse(f"the format {form!r}", "print its elements after the program has run")
+        return repr(self)
+
+    def item(self) -> NoReturn:
+        self._refuse(".item()", "keep it a tensor, or call .eval().item() on a lazy tensor")
+
+    def tolist(self) -> NoReturn:
+        self._refuse(".tolist()", "keep it a tensor, or call .eval().tolist() on a lazy tensor")
+
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("a NumPy function", "call the function of the same name in qgraph")
+
+    def __mlx_array__(self) -> NoReturn:
+        self._refuse(
+            "an mlx.core function (or an mx.array to the left of an operator)",
+            "call the function of the same name in qgraph, or make the left side qg.tensor(...)",
+        )
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.value.type})"
+
+
+@lru_cache(maxsize=4096)
+def placeholder(type: TensorType) -> mx.array:
+    """An array of this type that is never evaluated; MLX's functions infer types from it."""
+    return mx.zeros(type.shape, type.dtype)
+
+
+def constant_for(array: mx.array, name: str = "") -> Value:
+    """The constant for `array`: one node for each array of a trace."""
+    known = trace_constants.get()
+    if known is None:
+        return constant_value(array, name, user_frame())
+    if id(array) not in known.values:
+        name = name or known.names.get(id(array)) or variable_name(array)
+        known.values[id(array)] = (array, constant_value(array, name, user_frame()))
+    return known.values[id(array)][1]
+
+
+def as_tensor(thing: Any, like: mx.Dtype | None = None) -> Tensor:
+    """`thing` as a tensor; Python numbers take the dtype MLX would give them beside `like`."""
+    if isinstance(thing, Tensor):
+        return thing
+    if isinstance(thing, Value):
+        return Tensor(thing)
+    if isinstance(thing, _NUMBER):
+        return Tensor(constant_value(scalar_array(thing, like), origin=user_frame()))
+    return Tensor(constant_for(thing if isinstance(thing, mx.array) else mx.array(thing)))
+
+
+def scalar_array(number: Any, like: mx.Dtype | None) -> mx.array:
+    """A Python number as MLX's weak typing makes it beside an operand of dtype `like`."""
+    if isinstance(number, bool):
+        return mx.array(number)
+    if isinstance(number, int):
+        wide = mx.int64 if not -(2**31) <= number < 2**31 else mx.int32
+        return mx.array(number, wide if like is None or like == mx.bool_ else like)
+    if isinstance(number, float):
+        weak = like is not None and mx.issubdtype(like, mx.inexact)
+        return mx.array(number, like if weak else mx.float32)
+    return mx.array(number, mx.complex64)
+
+
+def has_tensor(arg: Any) -> bool:
+    """Is there a symbolic tensor anywhere in `arg`?"""
+    if isinstance(arg, Tensor):
+        return True
+    if isinstance(arg, tuple | list):
+        return any(has_tensor(item) for item in arg)
+    if isinstance(arg, dict):
+        return any(has_tensor(item) for item in arg.values())
+    return False
+
+
+def _to_arg(arg: Any) -> Any:
+    if isinstance(arg, Tensor):
+        return arg.value
+    if isinstance(arg, mx.array):
+        return constant_for(arg)
+    if isinstance(arg, list | tuple):
+        return tuple(_to_arg(item) for item in arg)
+    if isinstance(arg, np.ndarray):
+        return constant_value(mx.array(arg))
+    return arg.item() if isinstance(arg, np.generic) else arg
+
+
+def infer(op: Op, args: Mapping[str, Any]) -> tuple[list[TensorType], bool]:
+    """Types of the op's outputs, by MLX itself, and whether MLX returns a sequence of them."""
+    symbolic = {n: map_values(a, lambda v: placeholder(v.type)) for n, a in args.items()}
+    try:
+        result = op.call(symbolic)
+    except QGraphError:
+        raise
+    except Exception as error:
+        types = [str(v.type) for a in args.values() for v in _values(a)]
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ShapeError(
+            f"{op.name} cannot take {', '.join(types)}: {words}",
+            hint=f"its parameters are {op}",
+        ) from None
+    many = isinstance(result, list | tuple)
+    return [type_of(array) for array in (result if many else [result])], many
+
+
+def _values(arg: Any) -> list[Value]:
+    found: list[Value] = []
+    map_values(arg, lambda v: found.append(v) or v)  # type: ignore[func-returns-value]
+    return found
+
+
+def make_node(
+    name: str, args: Mapping[str, Any], *, stream: StreamLike = None, **fields: Any
+) -> tuple[Node, bool]:
+    """A node for values in their places; the flag says whether the op returns a sequence."""
+    types, many = infer(OPS[name], args)
+    fields.setdefault("origin", user_frame())
+    if isinstance(stream, mx.DeviceType):  # mx.cpu, of which nodes know one spelling
+        stream = mx.Device(stream, 0)
+    return Node(name, args, types, stream=stream, **fields), many
+
+
+Recorder = Callable[[Op, tuple[Any, ...], Mapping[str, Any]], Any]
+pattern_recorder: ContextVar[Recorder | None] = ContextVar("pattern_recorder", default=None)
+"""While a rule's pattern is read, calls of ops are noted by this instead of making nodes."""
+
+
+def apply(
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    stream: StreamLike = None,
+) -> Any:
+    """Call op `name`: as a new node inside a trace or on tensors, at once on arrays alone.
+
+    Raises:
+        ShapeError: the arguments do not fit the op, with the user's line.
+    """
+    op = OPS[ALIASES.get(name, name)]
+    kwargs = kwargs or {}
+    if (note := pattern_recorder.get()) is not None:
+        return note(op, args, kwargs)
+    if isinstance(stream, str) and stream not in ("cpu", "gpu"):
+        raise ShapeError(f"{name}: no stream {stream!r}", hint='give "cpu", "gpu" or an mx.Stream')
+    if trace_constants.get() is None and not has_tensor(args) and not has_tensor(dict(kwargs)):
+        on = {} if stream is None or op.kind == "local" else {"stream": as_device(stream)}
+        return op.fn(*args, **kwargs, **on)
+    try:
+        given = op.signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise ShapeError(f"{name}: {error}", hint=f"its parameters are {op}") from None
+    if op.name in RANDOM and given.get("key") is None:
+        raise TraceError(
+            f"{name} without a key would give the same numbers at every call",
+            hint="pass key=, such as an argument of the traced function",
+        )
+    parameters = op.signature.parameters
+    converted = {n: _to_arg(a) for n, a in given.items() if a is not parameters[n].default}
+    scalars = [
+        n for n, a in converted.items() if n in op.scalar_operands and isinstance(a, _NUMBER)
+    ]
+    if scalars:
+        like = next(
+            (a.dtype for n, a in converted.items() if isinstance(a, Value) and n != "condition"),
+            None,
+        )
+        for n in scalars:
+            converted[n] = constant_value(scalar_array(converted[n], like))
+    node, many = make_node(op.name, converted, stream=stream)
+    outputs = [Tensor(value) for value in node.outputs]
+    return outputs if many else outputs[0]
