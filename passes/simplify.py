@@ -1,7 +1,7 @@
 """Remove what has no effect, which `mx.compile` leaves in place.
 
 Rewrites, exactly:
-    1. `x * 1`, `x / 1` and `x - 0`.
+    1. `x * 1` and `x / 1` of real numbers, and `x - 0`.
     2. casts to the dtype that the tensor has.
     3. transposes that move nothing, and two that are one.
     4. reshapes and broadcasts to the same shape, and a reshape, `squeeze` or `expand_dims` of a
@@ -9,9 +9,10 @@ Rewrites, exactly:
     5. `-(-x)`.
     6. `broadcast_to` before an elementwise op or `addmm`, which broadcast by themselves.
 Leaves alone:
-    1. `x + 0`, which turns -0 into 0.
+    1. `x + 0` and `x - -0`, which turn -0 into 0.
     2. casts there and back, which round.
     3. whatever changes shape or dtype on the way, such as `x * 1` that broadcasts.
+    4. complex `x * 1` and `x / 1`: an infinity times the 0i of 1 is not a number.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 import qgraph.tracing.functions as functions
@@ -35,6 +37,12 @@ _BROADCASTING = {name for name, op in OPS.items() if op.kind == "elementwise"} |
 def _keeps_type(match: Match) -> str | None:
     x = match["x"].value
     return None if x.type == match.node.output.type else "it changes the type"
+
+
+def _keeps_value(match: Match) -> str | None:
+    if match["x"].dtype == mx.complex64:
+        return "complex products with an infinity are not a number"
+    return _keeps_type(match)
 
 
 def _itself(x: Any, **_: Any) -> Any:
@@ -66,8 +74,8 @@ def _effectless(name: str, pattern: Any) -> Rule:
 
 
 RULES = (
-    _effectless("times-one", lambda x: x * 1),
-    _effectless("over-one", lambda x: x / 1),
+    Rule("times-one", lambda x: x * 1, _itself, _keeps_value),
+    Rule("over-one", lambda x: x / 1, _itself, _keeps_value),
     _effectless("minus-zero", lambda x: x - 0),
     _effectless("same-cast", lambda x, dtype: F["astype"](x, dtype)),
     Rule("identity-transpose", lambda x, axes: F["transpose"](x, axes), _itself, _moves_nothing),

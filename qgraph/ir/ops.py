@@ -44,10 +44,22 @@ class Op:
 
     @cached_property
     def scalar_operands(self) -> frozenset[str]:
-        """Parameters whose Python numbers become 0-d constants, typed as MLX types them."""
+        """Parameters whose Python numbers become 0-d constants."""
         if self.kind == "elementwise":
             return frozenset(self.signature.parameters)
         return frozenset({"condition", "x", "y"}) if self.name == "where" else frozenset()
+
+    @cached_property
+    def weak_operands(self) -> frozenset[str]:
+        """Parameters whose numbers and NumPy arrays take their dtype from the tensors beside them.
+
+        `logical_and` and its like are not among them: beside int8, 256 is true.
+        """
+        if self.name.startswith("logical_"):
+            return frozenset()
+        if self.kind == "elementwise":
+            return frozenset(self.signature.parameters)
+        return _WEAK.get(self.name, frozenset())
 
     @cached_property
     def _layout(
@@ -72,6 +84,13 @@ class Op:
 
     def __str__(self) -> str:
         return f"{self.name}{self.signature}".replace("mlx.core.", "")
+
+
+_WEAK = {
+    "where": frozenset({"x", "y"}),
+    "clip": frozenset({"a", "a_min", "a_max"}),
+    "array_equal": frozenset({"a", "b"}),
+}
 
 
 def _as_list(arg: Any) -> Any:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..ir.graph import Node, Value, is_scalar
 from ..ir.ops import Op, setting
 from ..tracing.tensor import Tensor, pattern_recorder
@@ -167,4 +169,8 @@ def _is_literal(wanted: Any, arg: Any) -> bool:
     if not is_scalar(arg) or not isinstance(wanted, int | float):
         return False
     data = arg.node.args["data"]
-    return not data.is_released and bool(data.array.item() == wanted)
+    if data.is_released:
+        return False
+    number = data.array.item()
+    negative_zero = number == 0 and bool(np.signbit([number.real, number.imag]).any())  # no 0
+    return bool(number == wanted) and not negative_zero

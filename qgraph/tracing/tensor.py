@@ -214,11 +214,11 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return self._op("greater_equal", other)
 
-    def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
-        return self._op("equal", other)
+    def __eq__(self, other: object) -> Any:
+        return self._op("equal", other) if _comparable(other) else False
 
-    def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
-        return self._op("not_equal", other)
+    def __ne__(self, other: object) -> Any:
+        return self._op("not_equal", other) if _comparable(other) else True
 
     __hash__ = object.__hash__
 
@@ -317,6 +317,12 @@ class Tensor:
         return f"Tensor({self.value.type})"
 
 
+def _comparable(thing: Any) -> bool:
+    """Can it be equal to a tensor?  None, strings and lists are not, as for `mx.array`."""
+    known = (Tensor, Value, mx.array, np.ndarray, np.generic, *_NUMBER)
+    return isinstance(thing, known) or hasattr(thing, "__mlx_array__")
+
+
 @lru_cache(maxsize=4096)
 def placeholder(type: TensorType) -> mx.array:
     """An array of this type that is never evaluated; MLX's functions infer types from it."""
@@ -334,28 +340,37 @@ def constant_for(array: mx.array, name: str = "") -> Value:
     return known.values[id(array)][1]
 
 
-def as_tensor(thing: Any, like: mx.Dtype | None = None) -> Tensor:
-    """`thing` as a tensor; Python numbers take the dtype MLX would give them beside `like`."""
+def as_tensor(thing: Any) -> Tensor:
+    """`thing` as a tensor; a Python number has the dtype that MLX gives it alone."""
     if isinstance(thing, Tensor):
         return thing
     if isinstance(thing, Value):
         return Tensor(thing)
     if isinstance(thing, _NUMBER):
-        return Tensor(constant_value(scalar_array(thing, like), origin=user_frame()))
+        return Tensor(constant_value(mx.array(thing), origin=user_frame()))
     return Tensor(constant_for(thing if isinstance(thing, mx.array) else mx.array(thing)))
 
 
-def scalar_array(number: Any, like: mx.Dtype | None) -> mx.array:
-    """A Python number as MLX's weak typing makes it beside an operand of dtype `like`."""
-    if isinstance(number, bool):
-        return mx.array(number)
-    if isinstance(number, int):
-        wide = mx.int64 if not -(2**31) <= number < 2**31 else mx.int32
-        return mx.array(number, wide if like is None or like == mx.bool_ else like)
-    if isinstance(number, float):
-        weak = like is not None and mx.issubdtype(like, mx.inexact)
-        return mx.array(number, like if weak else mx.float32)
-    return mx.array(number, mx.complex64)
+def beside(thing: Any, like: mx.Dtype) -> mx.array:
+    """What MLX makes of a number or a NumPy array beside an operand of dtype `like`.
+
+    MLX itself is asked, by a choice between the two.
+
+    Raises:
+        ValueError: an integer is out of the range of `like`.
+
+    >>> beside(2, mx.float16), beside(0.5, mx.int32)
+    (array(2, dtype=float16), array(0.5, dtype=float32))
+    """
+    return mx.where(_TRUE, thing, _zero(like))
+
+
+_TRUE = mx.array(True)
+
+
+@lru_cache
+def _zero(dtype: mx.Dtype) -> mx.array:
+    return mx.zeros((), dtype)
 
 
 def has_tensor(arg: Any) -> bool:
@@ -379,6 +394,23 @@ def _to_arg(arg: Any) -> Any:
     if isinstance(arg, np.ndarray):
         return constant_value(mx.array(arg))
     return arg.item() if isinstance(arg, np.generic) else arg
+
+
+def _with_constants(op: Op, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, with constants for numbers and NumPy's arrays in the places of tensors."""
+    tensors = (a for n, a in given.items() if n in op.weak_operands)
+    like = next((a.dtype for a in tensors if isinstance(a, Tensor | Value | mx.array)), None)
+
+    def constant(name: str, arg: Any) -> Any:
+        weak = name in op.weak_operands
+        number = name in op.scalar_operands and isinstance(arg, _NUMBER)
+        if not number and not (weak and isinstance(arg, np.ndarray | np.generic)):
+            return arg
+        if isinstance(arg, int) and not -(2**63) <= arg < 2**63:
+            raise ValueError(f"{arg} has more than 64 bits")
+        return constant_value(mx.array(arg) if like is None or not weak else beside(arg, like))
+
+    return {name: constant(name, arg) for name, arg in given.items()}
 
 
 def infer(op: Op, args: Mapping[str, Any]) -> tuple[list[TensorType], bool]:
@@ -451,17 +483,12 @@ def apply(
             hint="pass key=, such as an argument of the traced function",
         )
     parameters = op.signature.parameters
-    converted = {n: _to_arg(a) for n, a in given.items() if a is not parameters[n].default}
-    scalars = [
-        n for n, a in converted.items() if n in op.scalar_operands and isinstance(a, _NUMBER)
-    ]
-    if scalars:
-        like = next(
-            (a.dtype for n, a in converted.items() if isinstance(a, Value) and n != "condition"),
-            None,
-        )
-        for n in scalars:
-            converted[n] = constant_value(scalar_array(converted[n], like))
+    given = {n: a for n, a in given.items() if a is not parameters[n].default}
+    try:
+        converted = {n: _to_arg(a) for n, a in _with_constants(op, given).items()}
+    except (TypeError, ValueError) as error:
+        words = str(error).splitlines()[0]
+        raise ShapeError(f"{name}: {words}", hint=f"its parameters are {op}") from None
     node, many = make_node(op.name, converted, stream=stream)
     outputs = [Tensor(value) for value in node.outputs]
     return outputs if many else outputs[0]
