@@ -17,7 +17,7 @@ import qgraph as qg
 from qgraph.errors import ContractError
 from qgraph.ir import Graph, Node, Value
 from qgraph.rewrite import ApplyRules, Match, Rule
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.tracing.tensor import Tensor
 
 
@@ -43,7 +43,7 @@ class SquareProducts:
     contract: str = "exact"
 
     def __call__(self, graph: Graph) -> Graph:
-        return rewrite(graph, lambda _: self.visit, self.name)
+        return rewrite_each(graph, self.visit, self.name)
 
     def visit(self, node: Node) -> Sequence[Value] | None:
         if node.op != "multiply" or node.args["a"] is not node.args["b"]:

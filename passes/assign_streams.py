@@ -57,10 +57,8 @@ class AssignStreams:
 
     def _visitor(self, graph: Graph, cores: int) -> Visit:
         whole, sharded = _schedule(graph, cores, self.min_flops)
-        places = iter(graph.nodes)
 
-        def visit(node: Node) -> Sequence[Value] | None:
-            old = next(places)
+        def visit(node: Node, old: Node) -> Sequence[Value] | None:
             if old in sharded:
                 return _shards(node, cores)
             stream = whole.get(old)

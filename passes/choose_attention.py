@@ -25,7 +25,7 @@ from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.ops import setting
 from qgraph.kernels.attention.decode_attention import refusal
 from qgraph.rewrite.ledger import Entry, record
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.target import Target, as_target
 from qgraph.tracing.tensor import Tensor, apply
 
@@ -49,7 +49,7 @@ class ChooseAttention:
             target = replace(target, backend="cuda")
         if target.backend not in ("cuda", "cpu"):
             return graph
-        return rewrite(graph, lambda _: lambda node: _visit(node, target), self.name)
+        return rewrite_each(graph, lambda node: _visit(node, target), self.name)
 
 
 def _visit(node: Node, target: Target) -> Sequence[Value] | None:
@@ -72,10 +72,8 @@ def _visit(node: Node, target: Target) -> Sequence[Value] | None:
     record(Entry(_NAME, "chosen", what, node.origin, "keys up to a position, without a mask"))
     args = tuple(Tensor(value) for value in (q, k, v, last))
     cores = {"cores": target.cores} if target.is_cpu else {}
-    y = apply("decode_attention", args, {"scale": setting(node, "scale"), **cores})
-    if cores:
-        y.value.node.kernel = "simd"
-    return [y.value]
+    y = apply("decode_attention", args, {"scale": setting(node, "scale"), **cores}).value
+    return [y.node.replace(kernel="simd").output if cores else y]
 
 
 def _last_seen(mask: Value, length: int) -> Value | None:

@@ -191,10 +191,8 @@ def _worth_leaving(products: Sequence[Product], picked: Mapping[Problem, Picked]
 
 
 def _visitor(graph: Graph, chosen: dict[int, tuple[Product, Choice]]) -> Visit:
-    places = iter(graph.nodes)
-
-    def visit(node: Node) -> Sequence[Value] | None:
-        found = chosen.get(next(places).serial)
+    def visit(node: Node, old: Node) -> Sequence[Value] | None:
+        found = chosen.get(old.serial)
         return None if found is None else _carried_out(node, *found)
 
     return visit
@@ -228,5 +226,5 @@ def _carried_out(node: Node, product: Product, choice: Choice) -> Sequence[Value
         y = apply("packed_gather", (x, packed), static | indices_of(node))
     else:
         y = apply("packed_matmul", (x, packed), static)
-    y.value.node.kernel = choice.kernel
+    y = Tensor(y.value.node.replace(kernel=choice.kernel).output)
     return [cast(y, node.output.dtype).value]

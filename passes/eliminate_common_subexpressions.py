@@ -31,7 +31,7 @@ class EliminateCommonSubexpressions:
 def _visitor(graph: Graph) -> Visit:
     seen: dict[Hashable, tuple[Value, ...]] = {}
 
-    def visit(node: Node) -> Sequence[Value] | None:
+    def visit(node: Node, _: Node) -> Sequence[Value] | None:
         if node.bodies or node.op == "keep":
             return None
         first = seen.setdefault(key(node), node.outputs)

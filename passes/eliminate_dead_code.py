@@ -41,10 +41,9 @@ def _slim_loops(graph: Graph) -> Graph:
     def visitor(inner: Graph) -> Visit:
         read = {v for node in inner.nodes for v in node.inputs} | set(inner.outputs)
         wanted = {node.serial: [v in read for v in node.outputs] for node in inner.nodes}
-        order = iter(inner.nodes)
 
-        def visit(node: Node) -> Sequence[Value] | None:
-            used = wanted[next(order).serial]
+        def visit(node: Node, old: Node) -> Sequence[Value] | None:
+            used = wanted[old.serial]
             if not node.bodies:
                 return None
             slim = _slim(node, used)

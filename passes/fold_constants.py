@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from qgraph.ir.graph import Graph, Node, Value, constant_value, is_constant, map_values
 from qgraph.ir.ops import OPS, RANDOM
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 
 _KEPT = RANDOM | {"quantize", "dequantize", "keep", "quantized_matmul", "gather_qmm", "pack_weight",
                   "broadcast_to"}  # fmt: skip
@@ -34,7 +34,7 @@ class FoldConstants:
     contract: str = "exact"
 
     def __call__(self, graph: Graph) -> Graph:
-        return rewrite(graph, lambda _: self._fold, self.name)
+        return rewrite_each(graph, self._fold, self.name)
 
     def _fold(self, node: Node) -> Sequence[Value] | None:
         if node.op in _KEPT or node.op not in OPS or node.stream is not None:

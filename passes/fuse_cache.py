@@ -59,10 +59,8 @@ def _visitor(graph: Graph) -> Visit:
             readers[value].append(node)
     for value in graph.outputs:
         readers[value].append(None)
-    places = iter(graph.nodes)
 
-    def visit(new: Node) -> Mapping[Value, Value] | None:
-        old = next(places)  # the same as `new`, over the values that `readers` knows
+    def visit(new: Node, old: Node) -> Mapping[Value, Value] | None:
         if old.op != _ATTENTION or old.stream is not None or old.args.get("cores"):
             return None
         why = _refusal(old, readers)

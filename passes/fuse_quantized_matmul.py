@@ -33,7 +33,7 @@ from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.kinds import PRODUCTS
 from qgraph.ir.ops import setting
 from qgraph.rewrite.ledger import Decision, Entry, record, weight_name
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.tracing.tensor import Tensor, apply
 
 from .shared.casts import cast
@@ -52,7 +52,7 @@ class FuseQuantizedMatmul:
     contract: str = "tolerance"
 
     def __call__(self, graph: Graph) -> Graph:
-        return rewrite(graph, lambda _: _fuse, self.name)
+        return rewrite_each(graph, _fuse, self.name)
 
 
 def _fuse(node: Node) -> Sequence[Value] | None:

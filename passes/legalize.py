@@ -25,7 +25,7 @@ from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.ops import setting
 from qgraph.kernels.streams import as_device
 from qgraph.rewrite.ledger import Entry, record
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.target import Target, as_target
 from qgraph.tracing.tensor import Tensor, apply
 
@@ -56,7 +56,7 @@ class Legalize:
             "metal": _for_metal,
         }
         rule = rules[as_target(self.target).backend]
-        return rewrite(graph, lambda _: partial(_unless_on_cpu, rule), self.name)
+        return rewrite_each(graph, partial(_unless_on_cpu, rule), self.name)
 
 
 def _unless_on_cpu(

@@ -130,10 +130,8 @@ def _visitor(graph: Graph, fixed: set[Value], readers: _Readers, rates: Rates) -
         if len(nodes) > 1 and _pays(nodes, rates):
             merged.update((node.serial, nodes) for node in nodes)
     results: dict[int, Value] = {}
-    places = iter(graph.nodes)
 
-    def visit(node: Node) -> Sequence[Value] | None:
-        old = next(places)
+    def visit(node: Node, old: Node) -> Sequence[Value] | None:
         nodes = merged.get(old.serial)
         if nodes is None:
             return None

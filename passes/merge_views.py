@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qgraph.ir.graph import Graph, Node, Value
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.tracing.tensor import Tensor, apply
 
 from .shared.views import is_plain, without_views
@@ -32,7 +32,7 @@ class MergeViews:
     contract: str = "exact"
 
     def __call__(self, graph: Graph) -> Graph:
-        return rewrite(graph, lambda _: _visit, self.name)
+        return rewrite_each(graph, _visit, self.name)
 
 
 def _visit(node: Node) -> Sequence[Value] | None:

@@ -28,6 +28,7 @@ from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.kinds import PRODUCTS, VIEWS
 from qgraph.ir.loops import body_inputs
 from qgraph.ir.ops import setting
+from qgraph.origin import stating
 from qgraph.quantization.checked import FLOATS, dequantize, quantize
 from qgraph.quantization.config import Quantize
 from qgraph.rewrite.contracts import ROUNDED_WEIGHTS
@@ -210,11 +211,9 @@ def _insert(graph: Graph, chosen: Mapping[Value, Quantize]) -> Graph:
 def _through_quantize(
     value: Value, config: Quantize, replace: dict[Value, Value]
 ) -> Sequence[Node]:
-    parts = quantize(Tensor(value), **config.settings)
-    settings = {**config.settings, "dtype": value.dtype}
-    dense: Value = dequantize(*parts, **settings).value
+    with stating(value.node.origin.by(_NAME)):
+        parts = quantize(Tensor(value), **config.settings)
+        settings = {**config.settings, "dtype": value.dtype}
+        dense: Value = dequantize(*parts, **settings).value
     replace[value] = dense
-    added = [parts[0].value.node, dense.node]
-    for node in added:
-        node.origin = value.node.origin.by(_NAME)
-    return added
+    return [parts[0].value.node, dense.node]

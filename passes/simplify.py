@@ -27,7 +27,7 @@ import numpy as np
 import qgraph.tracing.functions as functions
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.ops import OPS
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.rewrite.rules import ApplyRules, Match, Rule
 
 F = functions.FUNCTIONS
@@ -113,7 +113,7 @@ class Simplify:
     contract: str = "exact"
 
     def __call__(self, graph: Graph) -> Graph:
-        graph = rewrite(graph, lambda _: _without_broadcasts, self.name)
+        graph = rewrite_each(graph, _without_broadcasts, self.name)
         return ApplyRules(RULES, explain=False, name=self.name)(graph)
 
 

@@ -95,7 +95,7 @@ def _visitor(graph: Graph) -> Visit:
         if node.op == "dequantize" and _is_needed_dense(graph, node)
     }
 
-    def visit(node: Node) -> Sequence[Value] | None:
+    def visit(node: Node, _: Node) -> Sequence[Value] | None:
         if node.op not in _RULES or not node.inputs:
             return None
         weight = _Weight.behind(node.inputs[0])

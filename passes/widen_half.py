@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.rewrite.ledger import Entry, record
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.target import Target, as_target
 
 from .shared.casts import in_float32
@@ -42,7 +42,7 @@ class WidenHalf:
     def __call__(self, graph: Graph) -> Graph:
         if not as_target(self.target).is_cpu:
             return graph
-        return rewrite(graph, lambda _: _widen, self.name)
+        return rewrite_each(graph, _widen, self.name)
 
 
 def _widen(node: Node) -> Sequence[Value] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import linecache
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
@@ -68,10 +70,50 @@ stated: ContextVar[Origin | None] = ContextVar("stated", default=None)
 """Where nodes come from while they are made for somebody else, as by an import."""
 
 
+@contextmanager
+def stating(origin: Origin) -> Iterator[None]:
+    """Nodes that are made while this is open come from `origin`."""
+    token = stated.set(origin)
+    try:
+        yield
+    finally:
+        stated.reset(token)
+
+
+class Maker:
+    """A pass that makes nodes, and the origin of the node that they stand for.
+
+    Attributes:
+        origin: None while the pass is between two nodes.
+    """
+
+    __slots__ = ("made_by", "origin")
+
+    def __init__(self, made_by: str) -> None:
+        self.made_by = made_by
+        self.origin: Origin | None = None
+
+
+making: ContextVar[Maker | None] = ContextVar("making", default=None)
+"""Set while a pass rewrites a graph, so that each node has its origin from the beginning."""
+
+
+def renewed(origin: Origin) -> Origin:
+    """The origin of a node that takes the place of one with this origin."""
+    maker = making.get()
+    if maker is None or maker.origin is None or origin.made_by:
+        return origin
+    return maker.origin.by(maker.made_by)
+
+
 def user_frame() -> Origin:
-    """The innermost frame that is not qgraph's own."""
+    """Where a node that is made now comes from: in a pass, the node it is at; else the innermost
+    frame that is not qgraph's own."""
     if (origin := stated.get()) is not None:
         return origin
+    maker = making.get()
+    if maker is not None and maker.origin is not None:
+        return maker.origin.by(maker.made_by)
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename

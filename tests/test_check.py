@@ -13,7 +13,7 @@ import qgraph as qg
 from qgraph.errors import ContractError
 from qgraph.ir import Graph, Node, Value
 from qgraph.passes import QuantizeWeights
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.tracing.tensor import Tensor
 
 W = mx.random.normal((64, 64), key=mx.random.key(0)) / 8
@@ -30,7 +30,7 @@ class Slightly:
     name: str = "slightly-wrong"
 
     def __call__(self, graph: Graph) -> Graph:
-        return rewrite(graph, lambda _: self.visit, self.name)
+        return rewrite_each(graph, self.visit, self.name)
 
     def visit(self, node: Node) -> Sequence[Value] | None:
         if node.op != self.op:

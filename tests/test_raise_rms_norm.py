@@ -11,7 +11,7 @@ import pytest
 import qgraph as qg
 from qgraph.ir import Node, Value
 from qgraph.passes import RaiseRmsNorm
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 from tests import raising
 from tests.raising import DTYPES, check, left_alone, ops, raised, random, text
 
@@ -183,6 +183,6 @@ def test_nodes_whose_stream_the_user_chose_are_left() -> None:
     def move(node: Node) -> Sequence[Value] | None:
         return node.replace(stream="cpu").outputs if node.op == "rsqrt" else None
 
-    moved = rewrite(graph, lambda _: move, "")
+    moved = rewrite_each(graph, move, "")
     assert ops(RaiseRmsNorm()(graph)) == [NORM]
     assert RaiseRmsNorm()(moved) is moved

@@ -16,7 +16,7 @@ from qgraph.ir.graph import Graph, Node, Value, input_value
 from qgraph.ir.kinds import VIEWS
 from qgraph.ir.loops import body_inputs, invariant_names
 from qgraph.rewrite.ledger import Entry, record, weight_name
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.types import TensorType
 
 NeedsDense = Callable[[Graph, Node], bool]
@@ -51,7 +51,7 @@ def into_bodies(graph: Graph, needs_dense: NeedsDense, made_by: str) -> Graph:
         bodies = tuple(body if i == which else b for i, b in enumerate(entered.bodies))
         return entered.replace(bodies=bodies)
 
-    return rewrite(graph, lambda _: visit, made_by)
+    return rewrite_each(graph, visit, made_by)
 
 
 def _chain(value: Value) -> list[Node]:

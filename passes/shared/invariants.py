@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.loops import invariant_names, unchanging
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 
 
 def as_invariants(graph: Graph, made_by: str) -> Graph:
@@ -28,7 +28,7 @@ def as_invariants(graph: Graph, made_by: str) -> Graph:
     >>> len(node.args["carried"]), len(node.args["invariants"])
     (1, 1)
     """
-    return rewrite(graph, lambda _: _visit, made_by)
+    return rewrite_each(graph, _visit, made_by)
 
 
 def _visit(node: Node) -> Sequence[Value] | None:

@@ -89,11 +89,9 @@ def raise_expansions(graph: Graph, find: Find, made_by: str, case: int = 0) -> G
 
     def visitor(inner: Graph) -> Visit:
         found = {e.root.node.serial: e for e in find(inner)}
-        places = iter(inner.nodes)
         now: dict[Value, Value] = {}
 
-        def visit(node: Node) -> Sequence[Value] | None:
-            old = next(places)
+        def visit(node: Node, old: Node) -> Sequence[Value] | None:
             now.update(zip(old.outputs, node.outputs, strict=True))
             guess = found.get(old.serial)
             if guess is None:

@@ -15,8 +15,9 @@ from collections.abc import Collection, Sequence
 from qgraph.analysis.changes import PARAMETERS, changes
 from qgraph.ir.graph import Graph, Node, Value, input_value
 from qgraph.ir.loops import LOOPS, body_inputs
+from qgraph.origin import stating
 from qgraph.rewrite.ledger import Entry, record, weight_name
-from qgraph.rewrite.rewriter import rewrite
+from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.tracing.tensor import Tensor, apply
 
 from .indexing import index_of
@@ -37,13 +38,13 @@ def quantize_whole(graph: Graph, made_by: str) -> Graph:
         new = _by_slice(new, weights, made_by) if new.op == "scan" else new
         return None if new is node else new.outputs
 
-    return rewrite(graph, lambda _: visit, made_by)
+    return rewrite_each(graph, visit, made_by)
 
 
 def _quantized(stack: Value, like: Node, made_by: str) -> Sequence[Tensor]:
     settings = {name: arg for name, arg in like.args.items() if name != "w"}
-    parts: Sequence[Tensor] = apply("quantize", (Tensor(stack),), settings, like.stream)
-    parts[0].value.node.origin = like.origin.by(made_by)
+    with stating(like.origin.by(made_by)):
+        parts: Sequence[Tensor] = apply("quantize", (Tensor(stack),), settings, like.stream)
     reason = "of all layers at once, not at each turn"
     what, name = f"quantize of {like.inputs[0].type}", weight_name(stack)
     record(Entry(made_by, "hoisted", what, like.origin, reason, name=name))
@@ -65,7 +66,7 @@ def _by_index(node: Node, weights: Collection[Value], made_by: str) -> Node:
         parts = _quantized(picked.operand("a"), inner, made_by)
         return [apply("getitem", (part, place)).value for part in parts]
 
-    new = rewrite(body, lambda _: visit, made_by)
+    new = rewrite_each(body, visit, made_by)
     return node if new is body else node.replace(bodies=(*node.bodies[:-1], new))
 
 

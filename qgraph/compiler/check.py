@@ -16,7 +16,7 @@ from ..quantization.rounding import round_trip
 from ..rewrite.contracts import EXACT, ROUNDED_WEIGHTS, coarsest, difference
 from ..rewrite.history import History, PlanStep
 from ..rewrite.ledger import Entry
-from ..rewrite.rewriter import rewrite
+from ..rewrite.rewriter import rewrite_each
 from ..tree import flatten
 from .first_difference import Search, pairs, values
 
@@ -117,6 +117,6 @@ def _with_rounded_weights(
         new = constants.get(node.output) if node.op == "constant" else None
         return None if new is None else [new]
 
-    before = rewrite(step.before, lambda _: visit, "")
+    before = rewrite_each(step.before, visit, "")
     arrays = [rounded.get(v, array) for v, array in given.items()]
     return replace(step, before=before, contract=EXACT, replaced={}), arrays

@@ -10,13 +10,14 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import mlx.core as mx
 import networkx as nx
 
 from ..errors import QGraphError
-from ..origin import NOWHERE, Origin
+from ..origin import NOWHERE, Origin, renewed
 from ..tree import Tree
 from ..types import TensorType, type_of
 
@@ -27,15 +28,35 @@ StreamLike = int | str | mx.Device | mx.DeviceType | mx.Stream | None
 """A number given by `assign-streams`, or what the user asked for."""
 
 
-class Value:
+class Immutable:
+    """A base: what `__init__` sets stays."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        kind = type(self).__name__
+        raise AttributeError(f"a {kind} is immutable: make another, as its replace() does")
+
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
+
+
+_set = object.__setattr__  # for `__init__` alone
+
+
+class Value(Immutable):
     """One tensor of a graph: output `index` of `node`."""
 
     __slots__ = ("index", "node", "type")
 
+    index: int
+    node: Node
+    type: TensorType
+
     def __init__(self, node: Node, index: int, type: TensorType) -> None:
-        self.node = node
-        self.index = index
-        self.type = type
+        _set(self, "node", node)
+        _set(self, "index", index)
+        _set(self, "type", type)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,7 +94,7 @@ def _collect(arg: Any, found: list[Value]) -> None:
 _serials = itertools.count()
 
 
-class Node:
+class Node(Immutable):
     """One operation.
 
     Attributes:
@@ -102,6 +123,17 @@ class Node:
         "stream",
     )
 
+    op: str
+    args: Mapping[str, Any]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    bodies: tuple[Graph, ...]
+    origin: Origin
+    stream: StreamLike
+    kernel: str
+    stage: Stage
+    serial: int
+
     def __init__(
         self,
         op: str,
@@ -114,19 +146,19 @@ class Node:
         kernel: str = "",
         stage: Stage = "run",
     ) -> None:
-        self.op = op
-        self.args = args
         found: list[Value] = []
         for arg in args.values():
             _collect(arg, found)
-        self.inputs = tuple(found)
-        self.outputs = tuple(Value(self, i, t) for i, t in enumerate(types))
-        self.bodies = tuple(bodies)
-        self.origin = origin
-        self.stream = stream
-        self.kernel = kernel
-        self.stage = stage
-        self.serial = next(_serials)
+        _set(self, "op", op)
+        _set(self, "args", MappingProxyType(dict(args)))
+        _set(self, "inputs", tuple(found))
+        _set(self, "outputs", tuple([Value(self, i, t) for i, t in enumerate(types)]))
+        _set(self, "bodies", tuple(bodies))
+        _set(self, "origin", origin)
+        _set(self, "stream", stream)
+        _set(self, "kernel", kernel)
+        _set(self, "stage", stage)
+        _set(self, "serial", next(_serials))
 
     @property
     def output(self) -> Value:
@@ -162,8 +194,9 @@ class Node:
         types = changes.pop("types", None) or [v.type for v in self.outputs]
         fields = {
             name: changes.pop(name, getattr(self, name))
-            for name in ("bodies", "origin", "stream", "kernel", "stage")
+            for name in ("bodies", "stream", "kernel", "stage")
         }
+        fields["origin"] = changes.pop("origin", None) or renewed(self.origin)
         op, args = changes.pop("op", self.op), changes.pop("args", self.args)
         if changes:
             raise TypeError(f"Node has no field {next(iter(changes))!r}")
@@ -232,8 +265,15 @@ READERS: dict[str, Callable[[str], Graph]] = {}
 """How a graph is read, by suffix."""
 
 
-class Graph:
+class Graph(Immutable):
     """Inputs, nodes in topological order, outputs; refers to nothing outside itself."""
+
+    name: str
+    inputs: tuple[Value, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[Value, ...]
+    in_tree: Tree | None
+    out_tree: Tree | None
 
     def __init__(
         self,
@@ -245,12 +285,12 @@ class Graph:
         in_tree: Tree | None = None,
         out_tree: Tree | None = None,
     ) -> None:
-        self.name = name
-        self.inputs = tuple(inputs)
-        self.nodes = tuple(nodes)
-        self.outputs = tuple(outputs)
-        self.in_tree = in_tree
-        self.out_tree = out_tree
+        _set(self, "name", name)
+        _set(self, "inputs", tuple(inputs))
+        _set(self, "nodes", tuple(nodes))
+        _set(self, "outputs", tuple(outputs))
+        _set(self, "in_tree", in_tree)
+        _set(self, "out_tree", out_tree)
 
     def replace(self, **changes: Any) -> Graph:
         """A graph with some of name, inputs, nodes, outputs, in_tree, out_tree changed."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from ..ir.graph import Graph, Node, Value
+from ..origin import Maker, making
 
 _replaced: ContextVar[dict[Value, Value] | None] = ContextVar("replaced", default=None)
 
@@ -22,8 +23,9 @@ def recording_replacements() -> Iterator[dict[Value, Value]]:
         _replaced.reset(token)
 
 
-Visit = Callable[[Node], Sequence[Value] | Mapping[Value, Value] | None]
-"""Gets a node over the new graph's values; returns what replaces its outputs, or None.
+Visit = Callable[[Node, Node], Sequence[Value] | Mapping[Value, Value] | None]
+"""Gets a node over the new graph's values, and the node of the old graph that it was; returns what
+replaces its outputs, or None.
 
 A mapping from values of the new graph replaces outputs of earlier nodes too, for whatever comes
 after this one: what came before keeps reading them as they were.
@@ -41,14 +43,25 @@ def rewrite(graph: Graph, visitor: Callable[[Graph], Visit], made_by: str) -> Gr
         visitor: makes the `Visit` of a graph; called for the graph and for each body.
         made_by: name of the pass.
     """
+    maker = Maker(made_by)
+    token = making.set(maker)
+    try:
+        return _rewrite(graph, visitor, maker)
+    finally:
+        making.reset(token)
+
+
+def _rewrite(graph: Graph, visitor: Callable[[Graph], Visit], maker: Maker) -> Graph:
     visit = visitor(graph)
     replace: dict[Value, Value] = {}
     done: dict[Node, None] = dict.fromkeys(value.node for value in graph.inputs)
     skip = len(done)
     changed = False
     for node in graph.nodes:
-        new = with_bodies(node.with_inputs(replace), lambda b: rewrite(b, visitor, made_by))
-        results = visit(new)
+        new = with_bodies(node.with_inputs(replace), lambda b: _rewrite(b, visitor, maker))
+        maker.origin = node.origin
+        results = visit(new, node)
+        maker.origin = None
         if isinstance(results, Mapping):
             replace.update({old: results[v] for old, v in replace.items() if v in results})
             replace.update(results)
@@ -57,7 +70,7 @@ def rewrite(graph: Graph, visitor: Callable[[Graph], Visit], made_by: str) -> Gr
             done[new] = None
             results = new.outputs
         else:
-            _emit(results, done, node, made_by)
+            _emit(results, done)
         if new is not node or results is not new.outputs:
             changed = True
             replace.update(
@@ -72,6 +85,13 @@ def rewrite(graph: Graph, visitor: Callable[[Graph], Visit], made_by: str) -> Gr
     return graph.replace(nodes=list(done)[skip:], outputs=outputs)
 
 
+def rewrite_each(
+    graph: Graph, visit: Callable[[Node], Sequence[Value] | None], made_by: str
+) -> Graph:
+    """`rewrite` for a visit that asks for nothing but the node, in whichever graph it stands."""
+    return rewrite(graph, lambda _: lambda node, _: visit(node), made_by)
+
+
 def with_bodies(node: Node, change: Callable[[Graph], Graph]) -> Node:
     """The node with `change` applied to its bodies; the same node if none changes."""
     if not node.bodies:
@@ -82,7 +102,7 @@ def with_bodies(node: Node, change: Callable[[Graph], Graph]) -> Node:
     return node.replace(bodies=bodies)
 
 
-def _emit(results: Iterable[Value], done: dict[Node, None], old: Node, made_by: str) -> None:
+def _emit(results: Iterable[Value], done: dict[Node, None]) -> None:
     """Add the nodes that `results` need to those done, each after its inputs."""
     stack = [(value.node, False) for value in results]
     while stack:
@@ -90,8 +110,6 @@ def _emit(results: Iterable[Value], done: dict[Node, None], old: Node, made_by: 
         if node in done:
             continue
         if ready:
-            if node.serial > old.serial and not node.origin.made_by:
-                node.origin = old.origin.by(made_by)
             done[node] = None
         else:
             stack.append((node, True))

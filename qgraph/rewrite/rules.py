@@ -22,7 +22,7 @@ from ..ir.graph import Graph, Node, Value
 from ..tracing.tensor import Tensor, apply
 from .ledger import Decision, Entry, record
 from .patterns import Attempt, Call, match_node, read_pattern
-from .rewriter import rewrite
+from .rewriter import rewrite_each
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class ApplyRules:
 
     def __call__(self, graph: Graph) -> Graph:
         run = _Run(self)
-        result = rewrite(graph, lambda _: run.visit, self.name)
+        result = rewrite_each(graph, run.visit, self.name)
         if self.explain:
             run.report_misses()
         return result

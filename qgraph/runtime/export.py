@@ -14,7 +14,7 @@ from ..ir.loops import CONTROL_FLOW
 from ..kernels import kernel
 from ..kernels.chosen import runs_on_host
 from ..kernels.streams import Streams, as_device
-from ..rewrite.rewriter import rewrite
+from ..rewrite.rewriter import rewrite_each
 from .executable import Executable
 from .interpret import Env, Interpreter, unrolls
 
@@ -31,7 +31,7 @@ def export(executable: Executable, path: str | Path) -> Path:
     place = Path(path)
     if place.suffix != ".mlxfn":
         raise QGraphError(f"{place.name} does not end in .mlxfn", hint="as mx.import_function asks")
-    graph = rewrite(executable.graph, lambda _: _by_mlx, "export")
+    graph = rewrite_each(executable.graph, _by_mlx, "export")
     for node in _run_nodes(graph):
         if reason := _why_not(node):
             why, hint = reason
