@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from qgraph.ir.graph import Graph, Node, Value, reachable
-from qgraph.ir.loops import LOOPS, invariant_names
+from qgraph.ir.loops import LOOPS, bodies, invariant_names
 from qgraph.rewrite.rewriter import Visit, rewrite
 
 
@@ -76,14 +76,13 @@ def live_carried(node: Node, wanted: Collection[int]) -> set[int]:
     """Which carried values matter: those wanted, and those that they are computed from."""
     body = node.bodies[-1]
     count = len(node.args["carried"])
-    skip = 1 if node.op == "fori_loop" else 0
-    place = {v.node: i for i, v in enumerate(body.inputs[skip : skip + count])}
+    place = {v.node: i for i, v in enumerate(bodies(node)[-1].carried)}
     live = set(wanted)
     starts = [body.outputs[i] for i in live] + list(body.outputs[count:])
     if node.op == "while_loop":
-        test = node.bodies[0]
-        tested = {v.node: i for i, v in enumerate(test.inputs[:count])}
-        live |= {tested[n] for n in reachable(test.outputs) if n in tested}
+        test = bodies(node)[0]
+        tested = {v.node: i for i, v in enumerate(test.carried)}
+        live |= {tested[n] for n in reachable(test.graph.outputs) if n in tested}
         starts += [body.outputs[i] for i in live]
     while True:
         found = {place[n] for n in reachable(starts) if n in place} | live
@@ -96,28 +95,24 @@ def live_carried(node: Node, wanted: Collection[int]) -> set[int]:
 def _slim(node: Node, used: Sequence[bool]) -> Node:
     """`node` without the operands that its pruned bodies do not read."""
     args = dict(node.args)
-    bodies = [_prune(body) for body in node.bodies]
+    graphs = [_prune(body) for body in node.bodies]
     types = [v.type for v in node.outputs]
     keep = _kept_outputs(node, used)
     if not all(keep):
-        count = len(node.args["carried"])
         args["carried"] = tuple(v for v, k in zip(args["carried"], keep, strict=False) if k)
-        skip = 1 if node.op == "fori_loop" else 0
-        drop = {skip + i for i in range(count) if not keep[i]}
-        last = bodies[-1]
-        bodies = [
-            b.replace(inputs=[v for i, v in enumerate(b.inputs) if i not in drop]) for b in bodies
-        ]
-        bodies[-1] = _prune(
-            bodies[-1].replace(outputs=[v for v, k in zip(last.outputs, keep, strict=True) if k])
+        dropped = {v for b in bodies(node) for v, k in zip(b.carried, keep, strict=False) if not k}
+        last = graphs[-1]
+        graphs = [b.replace(inputs=[v for v in b.inputs if v not in dropped]) for b in graphs]
+        graphs[-1] = _prune(
+            graphs[-1].replace(outputs=[v for v, k in zip(last.outputs, keep, strict=True) if k])
         )
         types = [t for t, k in zip(types, keep, strict=True) if k]
-    for i, (body, name) in enumerate(zip(bodies, invariant_names(node), strict=True)):
-        bodies[i], args[name] = _drop_unread(body, args[name])
+    for i, (body, name) in enumerate(zip(graphs, invariant_names(node), strict=True)):
+        graphs[i], args[name] = _drop_unread(body, args[name])
     if node.op == "scan":
-        bodies[0], args["xs"] = _drop_unread_slices(bodies[0], args)
-    same = all(new is old for new, old in zip(bodies, node.bodies, strict=True))
-    return node if same else node.replace(args=args, bodies=tuple(bodies), types=types)
+        graphs[0], args["xs"] = _drop_unread_slices(graphs[0], args)
+    same = all(new is old for new, old in zip(graphs, node.bodies, strict=True))
+    return node if same else node.replace(args=args, bodies=tuple(graphs), types=types)
 
 
 def _read(body: Graph) -> set[Value]:

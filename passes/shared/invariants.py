@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qgraph.ir.graph import Graph, Node, Value
-from qgraph.ir.loops import invariant_names, unchanging
+from qgraph.ir.loops import bodies, invariant_names, unchanging
 from qgraph.rewrite.rewriter import rewrite_each
 
 
@@ -50,16 +50,15 @@ def _without(node: Node, fixed: set[int]) -> Node:
     carried = node.args["carried"]
     outer = tuple(v for i, v in enumerate(carried) if i in fixed)
     args = {**node.args, "carried": tuple(v for i, v in enumerate(carried) if i not in fixed)}
-    skip = int(node.op == "fori_loop")
-    bodies = []
-    for body, name in zip(node.bodies, invariant_names(node), strict=True):
-        own = [body.inputs[skip + i] for i in range(len(carried)) if i in fixed]
-        rest = [v for v in body.inputs if v not in own]
-        bodies.append(body.replace(inputs=[*rest, *own]))
+    graphs = []
+    for body, name in zip(bodies(node), invariant_names(node), strict=True):
+        own = [v for i, v in enumerate(body.carried) if i in fixed]
+        rest = [v for v in body.graph.inputs if v not in own]
+        graphs.append(body.graph.replace(inputs=[*rest, *own]))
         args[name] = (*node.args[name], *outer)
     types = [v.type for v in node.outputs]
     if node.op != "cond":
-        outputs = [v for i, v in enumerate(bodies[-1].outputs) if i not in fixed]
-        bodies[-1] = bodies[-1].replace(outputs=outputs)
+        outputs = [v for i, v in enumerate(graphs[-1].outputs) if i not in fixed]
+        graphs[-1] = graphs[-1].replace(outputs=outputs)
         types = [t for i, t in enumerate(types) if i not in fixed]
-    return node.replace(args=args, bodies=tuple(bodies), types=types)
+    return node.replace(args=args, bodies=tuple(graphs), types=types)

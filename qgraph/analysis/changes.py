@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.kinds import VIEWS
-from ..ir.loops import body_entries, body_inputs, unchanging
+from ..ir.loops import bodies, body_inputs, unchanging
 from ..ir.ops import RANDOM
 
 NEVER, PARAMETERS, CALLS, TURNS, HELD = range(5)
@@ -51,18 +51,11 @@ def _follow(graph: Graph, known: dict[Value, Change]) -> None:
             change = Change(CALLS, "random numbers")
         known.update(dict.fromkeys(node.outputs, change))
         fixed = unchanging(node)
-        skip = int(node.op == "fori_loop")
-        for body, entries in zip(node.bodies, body_entries(node), strict=True):
-            own = len(entries) - _invariants(node, body)
-            for i, (inner, outer) in enumerate(entries):
-                same = outer is not None and (i >= own or i - skip in fixed)
-                known[inner] = known[outer] if same and outer else _turn(node, inner)
-            _follow(body, known)
-
-
-def _invariants(node: Node, body: Graph) -> int:
-    own = len(node.args["carried"]) + len(node.args.get("xs", ())) + (node.op == "fori_loop")
-    return len(body.inputs) - own
+        for body in bodies(node):
+            known.update((inner, _turn(node, inner)) for inner in body.own)
+            known.update((body.carried[i], known[node.args["carried"][i]]) for i in fixed)
+            known.update((inner, known[outer]) for inner, outer in body.shared)
+            _follow(body.graph, known)
 
 
 def _turn(node: Node, inner: Value) -> Change:

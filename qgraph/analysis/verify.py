@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import VerifyError
 from ..ir.graph import Graph, Node, Value
-from ..ir.loops import CONTROL_FLOW, body_inputs, invariant_names
+from ..ir.loops import CONTROL_FLOW, bodies, invariant_names
 from ..ir.ops import OPS
 from ..tracing.tensor import infer
 from ..types import TensorType
@@ -89,9 +89,8 @@ def _check_control_flow(graph: Graph, node: Node) -> None:
             _fail(graph, node, f"carries {carried} but its body returns {results[0]}")
     if any(r != _types(node.outputs)[: len(r)] for r in results):
         _fail(graph, node, "gives other types than its body")
-    for body, (own, shared) in zip(node.bodies, body_inputs(node), strict=True):
-        if any(inner.type != outer.type for inner, outer in shared):
-            _fail(graph, node, f"gives {body.name} invariants of other types than it takes")
-        skip = 1 if node.op == "fori_loop" else 0
-        if _types(own[skip : skip + len(carried)]) != carried:
-            _fail(graph, node, f"gives {body.name} other types than it takes")
+    for body in bodies(node):
+        if any(inner.type != outer.type for inner, outer in body.shared):
+            _fail(graph, node, f"gives {body.graph.name} invariants of other types than it takes")
+        if _types(body.carried) != carried:
+            _fail(graph, node, f"gives {body.graph.name} other types than it takes")

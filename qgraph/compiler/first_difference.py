@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 
 from ..analysis.matching import match
 from ..ir.graph import Graph, Node, Value
-from ..ir.loops import body_inputs, invariant_names
+from ..ir.loops import bodies, body_inputs, runs
 from ..kernels.streams import Streams
 from ..runtime.interpret import Env, Interpreter, unrolls
 from ..runtime.lower import LoweredGraph
-from ..types import as_int
 
 Arrays = Sequence[mx.array]
 
@@ -95,50 +93,23 @@ class Search:
         return None
 
     def _runs(self, node: Node, env: Env) -> Iterator[tuple[int, list[mx.array]]]:
-        """Which body of a loop runs on which inputs, in order."""
-
-        def given(name: str) -> list[mx.array]:
-            return [env[v] for v in node.args.get(name, ())]
-
-        carried = given("carried")
-        if node.op == "cond":
-            which = 0 if env[node.operand("pred")].item() else 1
-            yield which, [*carried, *given(invariant_names(node)[which])]
+        """Which body of a loop runs on which inputs, in order; of a long loop the first turns."""
+        shared = [[env[outer] for _, outer in body.shared] for body in bodies(node)]
+        steps = runs(node, env.__getitem__)
+        last, turns = len(node.bodies) - 1, 0
+        try:
+            which, own = next(steps)
+            while turns < TURNS:
+                inputs = [*own, *shared[which]]
+                yield which, inputs
+                turns += which == last
+                which, own = steps.send(self._run(node.bodies[which], inputs))
+        except StopIteration:
             return
-        last = len(node.bodies) - 1
-        for own in self._turns(node, env):
-            if node.op == "while_loop":
-                test = [*carried, *given("cond_invariants")]
-                yield 0, test
-                if not self._run(node.bodies[0], test)[0].item():
-                    return
-            index = own[:1] if node.op == "fori_loop" else []
-            slices = own if node.op == "scan" else []
-            inputs = [*index, *carried, *slices, *given("invariants")]
-            yield last, inputs
-            carried = self._run(node.bodies[last], inputs)[: len(carried)]
-
-    def _turns(self, node: Node, env: Env) -> Iterator[list[mx.array]]:
-        """What each turn gets besides what is carried: the counter, or slices."""
-        if node.op == "fori_loop":
-            lower, upper = (_bound(node.args[name], env) for name in ("lower", "upper"))
-            for i in range(lower, min(upper, lower + TURNS)):
-                yield [mx.array(i, mx.int32)]
-        elif node.op == "scan":
-            turns = range(node.args["length"])
-            for i in list(reversed(turns) if node.args["reverse"] else turns)[:TURNS]:
-                yield [env[v][i] for v in node.args["xs"]]
-        else:
-            for _ in range(TURNS):
-                yield []
 
     def _run(self, body: Graph, inputs: Arrays) -> list[mx.array]:
         env = values(body, inputs, self.device)
         return [env[v] for v in body.outputs]
-
-
-def _bound(bound: Any, env: Env) -> int:
-    return as_int(env[bound]) if isinstance(bound, Value) else int(bound)
 
 
 def _given(new: Node, which: int, known: Mapping[Value, mx.array], after: Env) -> Arrays | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..ir.graph import Graph, Node, Value
-from ..ir.loops import body_inputs, carried_inputs
+from ..ir.loops import bodies, body_inputs
 
 _PARTS = ("q", "s", "b")
 _SUFFIX = {"pack_weight": "packed", "concatenate": "merged"}
@@ -107,7 +107,7 @@ class Names:
             self._give(value, f"{base}_{_SUFFIX.get(node.op, node.op)}")
 
     def _name_loop(self, node: Node) -> None:
-        results = [str(v.node.args["name"]) for v in carried_inputs(node)]
+        results = [str(v.node.args["name"]) for v in bodies(node)[-1].carried]
         for i, value in enumerate(node.outputs):
             if i < len(results) and results[i] and node.op != "cond":
                 self._give(value, f"%{results[i]}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from ..ir.graph import Graph, Node, Value, map_values
-from ..ir.loops import CONTROL_FLOW, LOOPS, turns
+from ..ir.loops import CONTROL_FLOW, LOOPS, bodies, carry_out, turns
 from ..ir.ops import OPS
 from ..kernels.chosen import runs_on_host, streams_in_use
 from ..kernels.streams import Streams
@@ -69,58 +69,18 @@ class Interpreter:
         with mx.stream(stream):
             return op.call(args)
 
-    def _run_body(self, body: Graph, inputs: Arrays) -> list[mx.array]:
-        env: Env = dict(zip(body.inputs, inputs, strict=True))
-        for node in body.nodes:
-            self.run(node, env)
-        return [env[value] for value in body.outputs]
-
     def _unroll(self, node: Node, env: Env) -> None:
-        carried = [env[v] for v in node.args["carried"]]
-        invariants = [env[v] for v in node.args["invariants"]]
-        body = node.bodies[0]
-        if node.op == "fori_loop":
-            for i in range(node.args["lower"], node.args["upper"]):
-                carried = self._run_body(body, [mx.array(i, mx.int32), *carried, *invariants])
-            env.update(zip(node.outputs, carried, strict=True))
-            return
+        shared = [[env[outer] for _, outer in body.shared] for body in bodies(node)]
 
-        def turn(i: int, carried: list[mx.array]) -> list[mx.array]:
-            slices = [env[v][i] for v in node.args["xs"]]
-            return self._run_body(body, [*carried, *slices, *invariants])
+        def run(which: int, own: list[mx.array]) -> list[mx.array]:
+            body = node.bodies[which]
+            inside: Env = dict(zip(body.inputs, [*own, *shared[which]], strict=True))
+            for inner in body.nodes:
+                self.run(inner, inside)
+            return [inside[value] for value in body.outputs]
 
-        env.update(zip(node.outputs, scan_turns(node, carried, turn), strict=True))
-
-
-def scan_turns(
-    node: Node,
-    carried: list[mx.array],
-    turn: Callable[[int, list[mx.array]], list[mx.array]],
-    settle: Callable[[list[mx.array]], None] = lambda _: None,
-) -> list[mx.array]:
-    """Run a scan's turns in order, stacking what they give.
-
-    A turn may empty the list of values that it is given, and `settle` is called after it: nothing
-    holds those values then, and their buffers can be written again.
-    """
-    count, kept = node.args["length"], len(carried)
-    stacked: list[list[mx.array]] = [[] for _ in node.outputs[kept:]]
-    for i in reversed(range(count)) if node.args["reverse"] else range(count):
-        results = turn(i, carried)
-        carried = results[:kept]
-        for column, y in zip(stacked, results[kept:], strict=True):
-            column.append(y)
-        settle(results)
-        del results
-    if node.args["reverse"]:
-        for column in stacked:
-            column.reverse()
-    types = [v.type for v in node.outputs[kept:]]
-    ys = [
-        mx.stack(c) if c else mx.zeros(t.shape, t.dtype)
-        for c, t in zip(stacked, types, strict=True)
-    ]
-    return [*carried, *ys]
+        results = carry_out(node, env.__getitem__, run)
+        env.update(zip(node.outputs, results, strict=True))
 
 
 def unrolls(node: Node) -> bool:

@@ -8,18 +8,17 @@ in the same way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mlx.core as mx
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.loops import CONTROL_FLOW, body_inputs
+from ..ir.loops import CONTROL_FLOW, LOOPS, Body, bodies, carry_out
 from ..kernels import kernel
 from ..kernels.chosen import runs_on_host
 from ..kernels.compiled import Compiled
 from ..kernels.streams import Streams
-from ..types import as_int
-from .interpret import Arrays, Env, Interpreter, scan_turns, unrolls
+from .interpret import Arrays, Env, Interpreter, unrolls
 from .positions import record_expansions
 
 
@@ -47,7 +46,7 @@ class LoweredGraph:
         for nodes in reversed(_turns(graph, self.known)):
             if _from_host(nodes[0]):
                 self.steps += [
-                    _HOST.get(node.op, HostKernel)(node, self.known, streams)
+                    (HostLoop if node.bodies else HostKernel)(node, self.known, streams)
                     for node in nodes[::-1]
                 ]
             else:
@@ -165,45 +164,59 @@ class Stretch(Step):
 
 
 def _body(
-    node: Node, which: int, known: Mapping[Value, mx.array], streams: Streams
+    body: Body, known: Mapping[Value, mx.array], streams: Streams
 ) -> tuple[LoweredGraph, list[Value]]:
     """A lowered body, and the outer values it takes after its own inputs.
 
     What is known when the program is built (packed weights above all) is captured, not passed.
     """
-    own, shared = body_inputs(node)[which]
-    inner = {value: known[source] for value, source in shared if source in known}
-    body = node.bodies[which]
-    passed = [(value, source) for value, source in shared if source not in known]
-    graph = body.replace(inputs=[*own, *(value for value, _ in passed)])
+    inner = {value: known[source] for value, source in body.shared if source in known}
+    passed = [(value, source) for value, source in body.shared if source not in known]
+    graph = body.graph.replace(inputs=[*body.own, *(value for value, _ in passed)])
     return LoweredGraph(graph, inner, streams), [source for _, source in passed]
 
 
 @dataclass
-class HostLoop(Step):
-    """A base for control flow that Python drives."""
+class FromHost(Step):
+    """A node that Python carries out, on arrays that it may have to wait for."""
 
     node: Node
     known: Mapping[Value, mx.array]
     streams: Streams
-    bodies: list[tuple[LoweredGraph, list[Value]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.known = {v: self.known[v] for v in self.node.inputs if v in self.known}
 
     @property
     def reads(self) -> Sequence[Value]:
         return self.node.inputs
 
+    def look_up(self, env: Env, value: Value) -> mx.array:
+        return env[value] if value in env else self.known[value]
+
+
+class HostLoop(FromHost):
+    """A loop or a branch that Python drives, its bodies lowered."""
+
     def __post_init__(self) -> None:
-        self.bodies = [
-            _body(self.node, i, self.known, self.streams) for i in range(len(self.node.bodies))
-        ]
-        self.known = {v: self.known[v] for v in self.node.inputs if v in self.known}
+        self.bodies = [_body(body, self.known, self.streams) for body in bodies(self.node)]
+        super().__post_init__()
 
-    def look_up(self, env: Env, values: Sequence[Value]) -> list[mx.array]:
-        return [env[v] if v in env else self.known[v] for v in values]
+    def run(self, env: Env) -> None:
+        shared = [[self.look_up(env, v) for v in outer] for _, outer in self.bodies]
+        turning = self.node.op in LOOPS
+        last = len(self.bodies) - 1
 
-    def bound(self, env: Env, name: str) -> int:
-        arg = self.node.args[name]
-        return as_int(self.look_up(env, [arg])[0]) if isinstance(arg, Value) else int(arg)
+        def run(which: int, own: list[mx.array]) -> list[mx.array]:
+            given = [*own, *shared[which]]
+            own.clear()  # the body alone holds them now
+            results = self.bodies[which][0].take(given)
+            if turning and which == last:
+                _settle(results)
+            return results
+
+        results = carry_out(self.node, lambda v: self.look_up(env, v), run)
+        env.update(zip(self.node.outputs, results, strict=True))
 
 
 def _settle(carried: list[mx.array]) -> None:
@@ -219,61 +232,8 @@ def _settle(carried: list[mx.array]) -> None:
         mx.async_eval(carried)  # type: ignore[no-untyped-call]
 
 
-def _turn(
-    body: LoweredGraph, carried: list[mx.array], after: Arrays, before: Arrays = ()
-) -> list[mx.array]:
-    """One turn of a body; empties `carried`, so that the body alone holds it."""
-    given = [*before, *carried, *after]
-    carried.clear()
-    return body.take(given)
-
-
-class HostForiLoop(HostLoop):
-    def run(self, env: Env) -> None:
-        body, outer = self.bodies[0]
-        extra = self.look_up(env, outer)
-        carried = self.look_up(env, self.node.args["carried"])
-        for i in range(self.bound(env, "lower"), self.bound(env, "upper")):
-            carried = _turn(body, carried, extra, before=[mx.array(i, mx.int32)])
-            _settle(carried)
-        env.update(zip(self.node.outputs, carried, strict=True))
-
-
-class HostScan(HostLoop):
-    def run(self, env: Env) -> None:
-        body, outer = self.bodies[0]
-        extra = self.look_up(env, outer)
-        xs = self.look_up(env, self.node.args["xs"])
-
-        def turn(i: int, carried: list[mx.array]) -> list[mx.array]:
-            return _turn(body, carried, [*(x[i] for x in xs), *extra])
-
-        carried = self.look_up(env, self.node.args["carried"])
-        results = scan_turns(self.node, carried, turn, _settle)
-        env.update(zip(self.node.outputs, results, strict=True))
-
-
-class HostWhileLoop(HostLoop):
-    def run(self, env: Env) -> None:
-        (test, test_outer), (body, outer) = self.bodies
-        test_extra, extra = self.look_up(env, test_outer), self.look_up(env, outer)
-        carried = self.look_up(env, self.node.args["carried"])
-        while test([*carried, *test_extra])[0].item():
-            carried = _turn(body, carried, extra)
-            _settle(carried)
-        env.update(zip(self.node.outputs, carried, strict=True))
-
-
-class HostCond(HostLoop):
-    def run(self, env: Env) -> None:
-        true = self.look_up(env, [self.node.operand("pred")])[0].item()
-        branch, outer = self.bodies[0 if true else 1]
-        inputs = self.look_up(env, [*self.node.args["carried"], *outer])
-        env.update(zip(self.node.outputs, branch(inputs), strict=True))
-
-
-class HostKernel(HostLoop):
-    """A product that Python carries out on evaluated arrays."""
+class HostKernel(FromHost):
+    """A product or an attention by a kernel that runs on the host."""
 
     product: Callable[..., mx.array] | None = None
     """The node with its packed weight given, where that is known."""
@@ -288,17 +248,9 @@ class HostKernel(HostLoop):
     def run(self, env: Env) -> None:
         if self.product is not None:
             names = [name for name in ("x", "lhs_indices", "rhs_indices") if self.node.value(name)]
-            values = self.look_up(env, [self.node.operand(name) for name in names])
-            env[self.node.output] = self.product(**dict(zip(names, values, strict=True)))
+            given = {name: self.look_up(env, self.node.operand(name)) for name in names}
+            env[self.node.output] = self.product(**given)
             return
-        given = dict(zip(self.node.inputs, self.look_up(env, self.node.inputs), strict=True))
-        Interpreter(self.streams).run(self.node, given)
-        env[self.node.output] = given[self.node.output]
-
-
-_HOST: dict[str, type[HostLoop]] = {
-    "fori_loop": HostForiLoop,
-    "scan": HostScan,
-    "while_loop": HostWhileLoop,
-    "cond": HostCond,
-}
+        inputs: Env = {v: self.look_up(env, v) for v in self.node.inputs}
+        Interpreter(self.streams).run(self.node, inputs)
+        env[self.node.output] = inputs[self.node.output]

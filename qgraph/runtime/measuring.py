@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -20,12 +20,12 @@ from ..analysis.estimate import VIEWS, estimate
 from ..analysis.problems import product_estimate
 from ..inspection.profile import NodeTime, Profile, StretchTime
 from ..ir.graph import Graph, Node, Value, reachable
-from ..ir.loops import CONTROL_FLOW, body_inputs, turns
+from ..ir.loops import CONTROL_FLOW, bodies, runs, turns
 from ..kernels.streams import Streams
 from ..target import Target
 from ..timing import once
 from .interpret import Env, Interpreter
-from .lower import HostLoop, LoweredGraph, Step, Stretch
+from .lower import FromHost, LoweredGraph, Step, Stretch
 
 if TYPE_CHECKING:
     from .executable import Executable
@@ -133,19 +133,19 @@ def _steps(
 def _outputs(step: Step) -> tuple[Value, ...]:
     if isinstance(step, Stretch):
         return step.gives
-    assert isinstance(step, HostLoop)
+    assert isinstance(step, FromHost)
     return step.node.outputs
 
 
 def _label(step: Step, made: dict[Value, Node]) -> str:
-    if isinstance(step, HostLoop):
+    if isinstance(step, FromHost):
         return f"{step.node.op} from the host"
     return "compiled together"
 
 
 def _held(step: Step, nodes: Sequence[Node], outputs: Sequence[Value]) -> tuple[Node, ...]:
     """The nodes of a step: the loop, or what its results need that the step does not get."""
-    if isinstance(step, HostLoop):
+    if isinstance(step, FromHost):
         return (step.node,)
     assert isinstance(step, Stretch)
     inside = set(reachable(outputs, step.needs)) - {v.node for v in step.needs}
@@ -205,17 +205,13 @@ def _control_flow(node: Node, env: Env, streams: Streams, times: int) -> Iterato
     results = step([env[v] for v in dict.fromkeys(node.inputs)])
     mx.eval(results)
     env.update(zip(node.outputs, results, strict=True))
-    chosen = range(len(node.bodies))
-    count = turns(node)
-    if node.op == "cond":
-        chosen = range(1) if env[node.operand("pred")].item() else range(1, 2)
-        count = 1
-    elif count is None:
-        count = _count_turns(node, env, streams)
-    for i in chosen if count else ():
-        body = node.bodies[i]
-        local = _first_turn(node, i, env)
-        yield from _timed(body.nodes, local, streams, times * (count or 1))
+    count, first = _turned(node, env, streams)
+    for i, own in first.items():
+        body = bodies(node)[i]
+        local: Env = dict(zip(body.own, own, strict=True))
+        local.update((inner, env[outer]) for inner, outer in body.shared)
+        mx.eval(list(local.values()))
+        yield from _timed(body.graph.nodes, local, streams, times * count)
 
 
 def _alone(node: Node) -> Graph:
@@ -223,33 +219,19 @@ def _alone(node: Node) -> Graph:
     return Graph(node.op, tuple(dict.fromkeys(node.inputs)), [node], node.outputs)
 
 
-def _first_turn(node: Node, which: int, env: Env) -> Env:
-    """What a body gets at its first turn."""
-    own, shared = body_inputs(node)[which]
-    carried = [env[v] for v in node.args.get("carried", ())]
-    slices = [env[v][0] for v in node.args.get("xs", ())]
-    start = _bound(node, "lower", env) if node.op == "fori_loop" else 0
-    given: list[Any] = [*carried, *slices]
-    given = [mx.array(start, mx.int32)] * (len(own) - len(given)) + given
-    local: Env = dict(zip(own, given, strict=True))
-    local.update((inner, env[source]) for inner, source in shared)
-    mx.eval(list(local.values()))
-    return local
-
-
-def _bound(node: Node, name: str, env: Env) -> int:
-    arg = node.args[name]
-    return int(env[arg].item()) if isinstance(arg, Value) else int(arg)
-
-
-def _count_turns(node: Node, env: Env, streams: Streams) -> int:
-    """How often a loop turns on these inputs."""
-    if node.op == "fori_loop":
-        return max(0, _bound(node, "upper", env) - _bound(node, "lower", env))
-    test, body = node.bodies
-    tests, bodies = LoweredGraph(test, {}, streams), LoweredGraph(body, {}, streams)
-    extra = [[env[source] for _, source in shared] for _, shared in body_inputs(node)]
-    carried, count = [env[v] for v in node.args["carried"]], 0
-    while tests([*carried, *extra[0]])[0].item():
-        carried, count = bodies([*carried, *extra[1]]), count + 1
-    return count
+def _turned(node: Node, env: Env, streams: Streams) -> tuple[int, dict[int, list[mx.array]]]:
+    """How often a loop turns on these inputs, and what each body that runs gets at first."""
+    known, first, count = turns(node), dict[int, list[mx.array]](), 0
+    lowered = [LoweredGraph(body, {}, streams) for body in node.bodies]
+    shared = [[env[outer] for _, outer in body.shared] for body in bodies(node)]
+    steps = runs(node, env.__getitem__)
+    try:
+        which, own = next(steps)
+        while True:
+            first.setdefault(which, own)
+            count += which == len(node.bodies) - 1
+            if known is not None:
+                return known, first
+            which, own = steps.send(lowered[which]([*own, *shared[which]]))
+    except StopIteration:
+        return (1 if node.op == "cond" else count), first

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from ..errors import ControlFlowError
 from ..ir.graph import Graph, Node, Value, input_value
+from ..ir.loops import turn_order
 from ..origin import user_frame
 from ..tree import Tree, flatten
 from ..types import TensorType, as_int
@@ -208,7 +209,7 @@ def _eager_scan(
 ) -> Any:
     collected: list[list[Any]] = []
     ys_form = None
-    for i in reversed(range(count)) if reverse else range(count):
+    for i in turn_order(count, reverse):
         carry, y = f(carry, form.build([leaf[i] for leaf in leaves]))
         parts, ys_form = flatten(y)
         collected.append(parts)
