@@ -24,19 +24,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import itemgetter
 
+from qgraph.analysis.changes import CALLS, NEVER, PARAMETERS, level_of
 from qgraph.ir.graph import Graph, Node, Stage, Value, input_value, map_values
 from qgraph.ir.loops import LOOPS, body_inputs, invariant_names
-from qgraph.ir.ops import OPS, RANDOM
 from qgraph.rewrite.ledger import Decision, Entry, record, weight_name
 
 from .shared.invariants import as_invariants
 from .shared.stacks import quantize_whole
 
-PACK, PREPARE, RUN = -2, -1, 0
-"""Levels below that of a run; inside of n loops a value that changes has level n."""
-
-_STAGES: dict[int, Stage] = {PACK: "pack", PREPARE: "prepare"}
-_STAY = RANDOM | {"keep"}
+_STAGES: dict[int, Stage] = {NEVER: "pack", PARAMETERS: "prepare"}
 
 
 @dataclass(frozen=True)
@@ -49,45 +45,39 @@ class HoistQuantize:
     def __call__(self, graph: Graph) -> Graph:
         graph = as_invariants(graph, self.name)
         while True:
-            levels = {v: PREPARE if v.node.args["parameter"] else RUN for v in graph.inputs}
-            hoisted = _hoist_from_loops(graph, levels, 0)
+            levels = {v: PARAMETERS if v.node.args["parameter"] else CALLS for v in graph.inputs}
+            hoisted = _hoist_from_loops(graph, levels, CALLS)
             graph = quantize_whole(hoisted, self.name)
             if graph is hoisted:
                 return _stage(graph, levels)
 
 
-def _level(node: Node, levels: dict[Value, int], floor: int) -> int:
-    """How deep `node` must stay; `floor` is that of what cannot move."""
-    if node.op == "constant":
-        return PACK
-    if node.op in _STAY or node.bodies or node.op not in OPS:
-        return floor
-    return max((levels[v] for v in node.inputs), default=PACK)
+def _hoist_from_loops(graph: Graph, levels: dict[Value, int], here: int) -> Graph:
+    """Lift out of the loops in `graph` whatever may leave them; fills in `levels`.
 
-
-def _hoist_from_loops(graph: Graph, levels: dict[Value, int], depth: int) -> Graph:
-    """Lift out of the loops in `graph` whatever may leave them; fills in `levels`."""
+    `here` is the level of what changes as often as the graph runs.
+    """
     nodes: list[Node] = []
     replace: dict[Value, Value] = {}
     for old in graph.nodes:
         node = old.with_inputs(replace)
         if node.bodies:
-            lifted, node = _hoist_from(node, levels, depth)
+            lifted, node = _hoist_from(node, levels, here)
             for new in lifted:
-                levels.update(dict.fromkeys(new.outputs, _level(new, levels, depth)))
+                levels.update(dict.fromkeys(new.outputs, level_of(new, levels, here)))
                 nodes.append(new)
         if node is not old:
             replace.update(zip(old.outputs, node.outputs, strict=True))
-        levels.update(dict.fromkeys(node.outputs, _level(node, levels, depth)))
+        levels.update(dict.fromkeys(node.outputs, level_of(node, levels, here)))
         nodes.append(node)
     if not replace:
         return graph
     return graph.replace(nodes=nodes, outputs=[replace.get(v, v) for v in graph.outputs])
 
 
-def _hoist_from(node: Node, levels: dict[Value, int], depth: int) -> tuple[list[Node], Node]:
+def _hoist_from(node: Node, levels: dict[Value, int], here: int) -> tuple[list[Node], Node]:
     """Nodes to put before a loop or branch, and it without them."""
-    inside = depth + (node.op in LOOPS)
+    inside = here + (node.op in LOOPS)
     lifted: list[Node] = []
     bodies: list[Graph] = []
     args = dict(node.args)
@@ -99,8 +89,7 @@ def _hoist_from(node: Node, levels: dict[Value, int], depth: int) -> tuple[list[
         if node.op == "cond":
             inner |= dict.fromkeys(own, inside + 1)
         body = _hoist_from_loops(body, inner, inside)
-        limit = inside - 1 if node.op in LOOPS or inside > 0 else PREPARE
-        moved = _movable(body, inner, limit)
+        moved = _movable(body, inner, inside - 1)
         if moved.nodes:
             new, body, args[name] = _lift(body, moved, dict(shared), args[name], node.op)
             lifted += new
@@ -125,9 +114,7 @@ def _movable(graph: Graph, levels: dict[Value, int], limit: int) -> _Moved:
         for node in graph.nodes
         if node.op != "constant"
         and node.stage == "run"
-        and node.op not in _STAY
-        and not node.bodies
-        and _level(node, levels, limit + 1) <= limit
+        and level_of(node, levels, limit + 1) <= limit
     }
     roots = _worth_moving(graph, free)
     needed: set[Node] = set()
@@ -264,7 +251,7 @@ def _lift(
 
 def _stage(graph: Graph, levels: dict[Value, int]) -> Graph:
     """Mark what depends on constants or parameters alone with the step that computes it."""
-    moved = _movable(graph, levels, PREPARE)
+    moved = _movable(graph, levels, PARAMETERS)
     if not moved.nodes:
         return graph
     early: dict[Value, Value] = {}
@@ -273,7 +260,7 @@ def _stage(graph: Graph, levels: dict[Value, int]) -> Graph:
     going = set(moved.nodes)
     for old in graph.nodes:
         if old in going:
-            stage = _STAGES[_level(old, levels, RUN)]
+            stage = _STAGES[level_of(old, levels, CALLS)]
             staged = old.with_inputs(early).replace(stage=stage)
             nodes.append(staged)
             early.update(zip(old.outputs, staged.outputs, strict=True))

@@ -13,7 +13,6 @@ from ..analysis.changes import (
     HELD,
     NEVER,
     PARAMETERS,
-    TURNS,
     Change,
     behind_views,
     changes,
@@ -129,7 +128,7 @@ def _quantizes(change: Change, times: int) -> str:
 def _makes_dense(graph: Graph, node: Node, known: dict[Value, Change]) -> str:
     """How a `dequantize` is used, if a packed form would do; else nothing."""
     made = behind_views(node.operand("w")).node
-    if made.op == "quantize" and known[made.operand("w")].level in (CALLS, TURNS):
+    if made.op == "quantize" and known[made.operand("w")].level in range(CALLS, HELD):
         return ""  # an activation is rounded
     ops = {reader.op for reader in readers(graph, node.output)}
     if ops & PRODUCTS:
