@@ -40,7 +40,7 @@ import mlx.core as mx
 from qgraph.analysis.changes import fixed_values
 from qgraph.analysis.problems import problem_of
 from qgraph.ir.graph import Graph, Node, Value
-from qgraph.kernels import Problem, candidates, kernel
+from qgraph.kernels import Problem, candidates, kernel, plain
 from qgraph.kernels.base import HALF
 from qgraph.kernels.choice.tuner import Choice, choose
 from qgraph.rewrite.ledger import Entry, record
@@ -52,7 +52,6 @@ from .shared.casts import cast
 from .shared.products import indices_of, is_open, parts_of
 
 _NAME = "choose-kernel"
-_LEFT = ("qmm", "f32+qmm", "gather_qmm", "f32+gather_qmm")
 LEAVING_US = 50.0
 """Waiting for the inputs of a kernel that runs from the host and starting again, microseconds."""
 
@@ -140,7 +139,7 @@ class ChooseKernel:
             chosen[serial] = product, own
             extra = kernel(better.kernel).extra_bytes(problem)
             gain = own.estimate_us - better.estimate_us
-            if gain > 0 and extra and self._gains(better):
+            if gain > 0 and extra and self._gains(problem, better):
                 gains[serial] = gain / extra, extra, better
         left = self.budget
         for serial, (_, extra, better) in sorted(gains.items(), key=lambda item: -item[1][0]):
@@ -150,14 +149,14 @@ class ChooseKernel:
         return {
             serial: (product, choice)
             for serial, (product, choice) in chosen.items()
-            if choice.kernel not in _LEFT and self._gains(choice)
+            if not kernel(choice.kernel).left_to_mlx and self._gains(product.problem, choice)
         }
 
     def _pick(self, problem: Problem, budget: int) -> Picked:
         names = [
             name
             for name in candidates(problem, budget=budget, exact=self.exact)
-            if not name.startswith("shard")
+            if kernel(name).streams == 1
         ]
         pick = partial(choose, problem, budget=budget, exact=self.exact, tune=self.tune)
         best = pick(names=names)
@@ -165,10 +164,9 @@ class ChooseKernel:
             return Picked(best, best)
         return Picked(best, pick(names=[name for name in names if not kernel(name).host]))
 
-    def _gains(self, choice: Choice) -> bool:
-        others = dict(choice.others)
-        plain = others.get("qmm", others.get("gather_qmm"))
-        return plain is None or plain >= self.gain * choice.estimate_us
+    def _gains(self, problem: Problem, choice: Choice) -> bool:
+        own = dict(choice.others).get(plain(problem))
+        return own is None or own >= self.gain * choice.estimate_us
 
 
 def _problem(node: Node, target: Target) -> Problem:

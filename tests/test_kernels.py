@@ -1,11 +1,15 @@
 """Kernels: each against float64, exactness as promised, names, decoding."""
 
+import ast
 import os
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from qgraph import kernels
+from qgraph.ir import OPS
 from qgraph.kernels import EXACT, Problem, candidates, carry_out, kernel, names_to_try, refusal
 from qgraph.kernels.choice.tuner import random_operands
 from qgraph.kernels.cpu.library import missing
@@ -181,6 +185,16 @@ def test_the_dtype_of_scales_may_be_left_out(dtype, mode, scales):
 def test_unknown_names_are_refused(name):
     with pytest.raises(ValueError, match="no kernel is called"):
         kernel(name)
+
+
+def test_a_choice_asks_kernels_and_reads_no_names():
+    package = Path(kernels.__file__).parent
+    passes = package.parent / "passes"
+    names = {cls.name for cls in kernels.KERNELS if cls.name} - set(OPS)
+    for path in [*(package / "choice").glob("*.py"), passes / "choose_kernel.py"]:
+        tree = ast.parse(path.read_text())
+        constants = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+        assert not names & constants, path.name
 
 
 def test_cuda_padding_is_exact_only_within_one_kernel_of_mlx():

@@ -6,10 +6,9 @@ import math
 import mlx.core as mx
 import pytest
 
-from qgraph.kernels import Problem
+from qgraph.kernels import Problem, kernel
 from qgraph.kernels.choice.cache import Cache, device_key
 from qgraph.kernels.choice.cost import CostTable, problem_key
-from qgraph.kernels.choice.cuda_model import estimate as cuda_estimate
 from qgraph.kernels.choice.tuner import choose, estimate, measure
 from qgraph.target import as_target
 
@@ -118,10 +117,10 @@ def test_model_interpolates_powers_exactly(cache):
     ]
     known = table(*rows)
     p = problem(m=16, n=256)
-    assert known.estimate("qmm", p) == pytest.approx(2.0 * 16 * 256)
-    assert known.estimate("host-blas", p) == pytest.approx(500.0 * 16)
+    assert kernel("qmm").estimate(p, known) == pytest.approx(2.0 * 16 * 256)
+    assert kernel("host-blas").estimate(p, known) == pytest.approx(500.0 * 16)
     beyond = problem(m=128, n=4096)
-    assert known.estimate("qmm", beyond) == pytest.approx(2.0 * 128 * 4096)
+    assert kernel("qmm").estimate(beyond, known) == pytest.approx(2.0 * 128 * 4096)
     few = choose(problem(1, n=256), names=["qmm", "host-blas"], cache=cache, table=known)
     many = choose(p, names=["qmm", "host-blas"], cache=cache, table=known)
     assert [(few.kernel, few.source), (many.kernel, many.source)] == [
@@ -134,14 +133,14 @@ def test_shards_of_another_number_of_cores_are_derived(cache):
     known = table((problem(), {"qmm": 1000.0}))
     p = problem(cores=8)
     assert known.measured("qmm", p) is None
-    assert known.estimate("shard8+qmm", p) == pytest.approx(1000 / 8 + 30)
+    assert kernel("shard8+qmm").estimate(p, known) == pytest.approx(1000 / 8 + 30)
 
 
 def test_half_precision_in_float32_is_read_off_the_float32_rows():
     known = table((problem(), {"qmm": 100.0, "host-blas": 70.0}))
     half = problem(dtype=mx.float16, scales_dtype=mx.float16)
-    assert known.estimate("f32+qmm", half) == pytest.approx(100)
-    assert known.estimate("host-blas", half) == pytest.approx(70)
+    assert kernel("f32+qmm").estimate(half, known) == pytest.approx(100)
+    assert kernel("host-blas").estimate(half, known) == pytest.approx(70)
 
 
 def test_unknown_target_runs_the_plain_kernel(cache):
@@ -176,7 +175,7 @@ def test_hopper_decodes_each_weight_once_for_few_rows(cache, m):
     fp4 = choose(p.replace(mode="mxfp4", group_size=32, scales_dtype=mx.uint8), cache=cache)
     assert fp4.kernel.startswith("pad")
     assert fp4.source == "table"
-    assert cuda_estimate("qmm", p) > 2 * cuda_estimate("pad8+qmm", p)
+    assert kernel("qmm").modelled(p) > 2 * kernel("pad8+qmm").modelled(p)
 
 
 def test_prompts_of_many_lengths_share_measurements(cache):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ir.graph import Node
 from ..ir.ops import setting
-from ..kernels import Problem
+from ..kernels import Problem, plain
 from ..kernels.choice.tuner import estimate as kernel_estimate
 from ..target import Target
 
@@ -34,5 +34,5 @@ def product_estimate(node: Node, target: Target) -> float | None:
     problem = product_problem(node, target)
     if problem is None:
         return None
-    microseconds = kernel_estimate(node.kernel or "qmm", problem)
+    microseconds = kernel_estimate(node.kernel or plain(problem), problem)
     return None if microseconds is None else microseconds * 1e-6

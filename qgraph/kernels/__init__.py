@@ -1,12 +1,11 @@
 """Kernels: the ways of carrying out a quantized matmul with what MLX and NumPy have."""
 
 from .base import EXACT, Kernel, Packed, Problem, Streams, carry_out
-from .names import BASES, PREFIXES, candidates, kernel, names_to_try, refusal
+from .names import KERNELS, candidates, kernel, names_to_try, plain, refusal
 
 __all__ = [
-    "BASES",
     "EXACT",
-    "PREFIXES",
+    "KERNELS",
     "Kernel",
     "Packed",
     "Problem",
@@ -15,5 +14,6 @@ __all__ = [
     "carry_out",
     "kernel",
     "names_to_try",
+    "plain",
     "refusal",
 ]

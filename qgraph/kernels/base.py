@@ -127,6 +127,11 @@ class Problem:
     def replace(self, **changes: Any) -> Problem:
         return replace(self, **changes)
 
+    def in_float32(self) -> Problem:
+        """The same of float32 x and, in affine modes, float32 scales."""
+        scales = mx.float32 if self.mode == "affine" else self.scales_dtype
+        return self.replace(dtype=mx.float32, scales_dtype=scales)
+
     def __str__(self) -> str:
         x, s = SHORT_NAMES[self.dtype], SHORT_NAMES[self.scales_dtype]
         shape = f"{self.n},{self.k}" if self.transpose else f"{self.k},{self.n}"
@@ -150,18 +155,43 @@ class Streams(Protocol):
     def resolve(self, stream: Any) -> Any: ...
 
 
+class Machine(Protocol):
+    """Microseconds known of a machine, by kernel: `qgraph.kernels.choice.cost.CostTable`."""
+
+    def measured(self, name: str, problem: Problem) -> float | None:
+        """Of exactly this problem."""
+
+    def interpolated(self, name: str, problem: Problem) -> float | None:
+        """From problems like it; None where there are none."""
+
+
 class Kernel:
     """One way of carrying out a product; subclasses are one small file each.
 
+    All that others ask about a kernel it says itself; `qgraph/kernels/names.py` has its row.
+
     Attributes:
         name: as plans print it, such as "shard2+f32+qmm".
+        backends: where it is worth trying.
+        gathers: carries out `gather_qmm`, whose matrices are picked by index.
         host: runs in Python between two compiled stretches, on evaluated arrays.
+        streams: how many it spreads over.
         layout: what it packs; kernels of one layout can share one packed copy.
+        left_to_mlx: does what MLX's own op does in a graph, which need not choose it then.
     """
 
     name: str = ""
+    backends: tuple[str, ...] = ("cpu", "cuda", "metal")
+    gathers: bool = False
     host: bool = False
+    streams: int = 1
     layout: tuple[str, ...] = ()
+    left_to_mlx: bool = False
+
+    @classmethod
+    def tried(cls, problem: Problem) -> Sequence[str]:
+        """The names under which it is worth trying on a backend that is one of `backends`."""
+        return [cls.name]
 
     def applies(self, problem: Problem) -> str | None:
         """None if it can carry out `problem`, else why not."""
@@ -174,6 +204,25 @@ class Kernel:
     def extra_bytes(self, problem: Problem) -> int:
         """Memory it keeps beyond the packed weight as given."""
         return 0
+
+    def estimate(self, problem: Problem, machine: Machine) -> float | None:
+        """Microseconds it takes on a machine; None where nothing tells.
+
+        Measured, else interpolated, else by a model.
+        """
+        if (us := machine.measured(self.name, problem)) is not None:
+            return us
+        if (us := self.interpolated(problem, machine)) is not None:
+            return us
+        return self.modelled(problem)
+
+    def interpolated(self, problem: Problem, machine: Machine) -> float | None:
+        """Microseconds by what was measured of problems, or of kernels, like it."""
+        return machine.interpolated(self.name, problem)
+
+    def modelled(self, problem: Problem) -> float | None:
+        """Microseconds by what is known of its structure on the problem's backend."""
+        return None
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
         """What `run` reads, made once of (w_q, scales) or (w_q, scales, biases); lazy."""
@@ -195,13 +244,24 @@ class Kernel:
         return f"Kernel({self.name})"
 
 
+NUMBER = r"([1-9]\d*)"
+
+
 class Wrapper(Kernel):
-    """A kernel that prepares or splits the work of another."""
+    """A kernel that prepares or splits the work of another.
+
+    Attributes:
+        prefix: what stands before the "+" of its name, a regular expression; a number in it goes
+            to the constructor, before the inner kernel.
+    """
+
+    prefix: str = ""
 
     def __init__(self, prefix: str, inner: Kernel, *, packs: bool = False) -> None:
         self.inner = inner
         self.name = f"{prefix}+{inner.name}"
         self.host = inner.host
+        self.streams = inner.streams
         self.layout = (prefix, *inner.layout) if packs else inner.layout
 
     def narrowed(self, problem: Problem) -> Problem:

@@ -59,7 +59,7 @@ def packed_gather(
     streams = streams_in_use.get()
     chosen = named(kernel)
     if chosen.host and streams is None:
-        chosen = named("gather_qmm")
+        chosen = Gather()
     assert isinstance(chosen, Gather)
     indices = (lhs_indices, rhs_indices)
     return chosen.run(x, packed, problem, streams or _DefaultStream(), *indices)

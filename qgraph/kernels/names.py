@@ -1,7 +1,7 @@
 """Kernels by name, and which ones are worth trying for a problem.
 
 A name reads from the outside in: "shard2+f32+qmm" shards rows over two streams, computes each in
-float32, by MLX's quantized matmul.  A new kernel is one small file and one entry here.
+float32, by MLX's quantized matmul.  A new kernel is one small file and one row of `KERNELS`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 
-from .base import EXACT, HALF, Kernel, Problem
+from .base import EXACT, NUMBER, Kernel, Problem, Wrapper
 from .matmul.chunked import Chunked
 from .matmul.dense import Dense
 from .matmul.dequantized import Dequantized
@@ -30,16 +30,30 @@ from .matmul.sharded import Sharded
 from .matmul.simd import Simd
 from .matmul.tensor_cores import TensorCores
 
-GATHERS = (Gather, SortedGather, DequantizedGather, Float32Gather, GroupedSimd, GroupedHostBlas)
-BASES: dict[str, Callable[[], Kernel]] = {
-    cls.name: cls
-    for cls in (Plain, TensorCores, Dequantized, Dense, Simd, HostBlas, DenseHostBlas, *GATHERS)
-}
-PREFIXES: dict[str, Callable[[int, Kernel], Kernel]] = {
-    "pad": Padded,
-    "chunk": Chunked,
-    "shard": Sharded,
-    "f": lambda _, inner: Float32(inner),
+KERNELS: tuple[type[Kernel], ...] = (
+    Plain,
+    TensorCores,
+    Padded,
+    Chunked,
+    Dequantized,
+    Dense,
+    Float32,
+    Sharded,
+    Simd,
+    HostBlas,
+    DenseHostBlas,
+    Gather,
+    SortedGather,
+    DequantizedGather,
+    Float32Gather,
+    GroupedSimd,
+    GroupedHostBlas,
+)
+"""In the order in which they are tried: of those that take as long the first is chosen."""
+
+_NAMED: dict[str, Callable[[], Kernel]] = {cls.name: cls for cls in KERNELS if cls.name}
+_WRAPPERS: dict[str, Callable[..., Kernel]] = {
+    cls.prefix: cls for cls in KERNELS if issubclass(cls, Wrapper)
 }
 FREE_SHARE = 0.5
 """Extra memory, as a share of the packed weight, that needs no budget: float32 scales."""
@@ -55,32 +69,34 @@ def kernel(name: str) -> Kernel:
     >>> kernel("shard2+f32+qmm").layout
     ('shard2', 'f32')
     """
-    if name in BASES:
-        return BASES[name]()
+    if name in _NAMED:
+        return _NAMED[name]()
     first, _, rest = name.partition("+")
-    found = re.fullmatch(r"(pad|chunk|shard)([1-9]\d*)|(f)32", first)
-    if not found or not rest:
-        parts = ", ".join(["pad8+", "chunk4+", "shard2+", "f32+", *BASES])
-        raise ValueError(f"no kernel is called {name!r}; a name is made of {parts}")
-    prefix, number, f = found.groups()
-    return PREFIXES[f or prefix](int(number or 32), kernel(rest))
+    for prefix, wrapper in _WRAPPERS.items():
+        if rest and (found := re.fullmatch(prefix, first)):
+            return wrapper(*map(int, found.groups()), kernel(rest))
+    parts = ", ".join([*(p.replace(NUMBER, "8") + "+" for p in _WRAPPERS), *_NAMED])
+    raise ValueError(f"no kernel is called {name!r}; a name is made of {parts}")
+
+
+def plain(problem: Problem) -> str:
+    """MLX's own kernel for a problem.
+
+    >>> import mlx.core as mx
+    >>> plain(Problem(1, 64, 64, mx.float32, "affine", 4, 64, experts=8))
+    'gather_qmm'
+    """
+    return Gather.name if problem.experts else Plain.name
 
 
 def names_to_try(problem: Problem) -> list[str]:
     """What may be best on the backend, MLX's own first; some need a budget or do not apply."""
-    if problem.experts:
-        return [cls.name for cls in GATHERS]
-    if problem.backend != "cpu":
-        pads = [f"pad{rows}+qmm" for rows in (8, 16)]
-        chunks = [f"chunk{rows}+qmm" for rows in (4, 8)]
-        return ["qmm", "mma", *pads, *chunks, "dequantize+matmul", "dense"]
-    half = problem.dtype in HALF or problem.scales_dtype in HALF
-    wide = "f32+" if half else ""
-    in_mlx = [wide + base for base in ("qmm", "dequantize+matmul", "dense")]
-    shards = [f"shard{problem.cores}+{name}" for name in in_mlx] if problem.cores > 1 else []
-    halves = [] if not half else ["dequantize+matmul"]
-    names = ["qmm", *halves, *in_mlx, *shards, "simd", "host-blas", "dense+host-blas"]
-    return list(dict.fromkeys(names))
+    return [
+        name
+        for cls in KERNELS
+        if problem.backend in cls.backends and cls.gathers == bool(problem.experts)
+        for name in cls.tried(problem)
+    ]
 
 
 def refusal(name: str, problem: Problem, *, budget: int = 0, exact: bool = False) -> str | None:

@@ -11,7 +11,7 @@ import mlx.core as mx
 from ..errors import QGraphError
 from ..ir.graph import Graph, Node, Value
 from ..ir.loops import CONTROL_FLOW
-from ..kernels import kernel
+from ..kernels import kernel, plain
 from ..kernels.chosen import runs_on_host
 from ..kernels.streams import Streams, as_device
 from ..rewrite.rewriter import rewrite_each
@@ -70,8 +70,8 @@ def _by_mlx(node: Node) -> Sequence[Value] | None:
         return node.replace(args={**node.args, "cores": 0}, kernel="").outputs
     if kernel(node.args["kernel"]).layout:
         return None
-    plain = "gather_qmm" if node.op == "packed_gather" else "qmm"
-    return node.replace(args={**node.args, "kernel": plain}, kernel=plain).outputs
+    own = plain(node.args["problem"])
+    return node.replace(args={**node.args, "kernel": own}, kernel=own).outputs
 
 
 def _run_nodes(graph: Graph) -> Iterator[Node]:

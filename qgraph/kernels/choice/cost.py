@@ -16,11 +16,7 @@ from importlib import resources
 from typing import Any
 
 from ...types import SHORT_NAMES
-from ..base import HALF, Problem
-from ..names import kernel
-
-SYNC_US = 30.0
-"""A hand-over between CPU streams, microseconds."""
+from ..base import Problem
 
 Family = tuple[str, int, str, bool]
 """Mode, bits, dtype of x and transpose: what times are not interpolated over."""
@@ -82,34 +78,17 @@ class CostTable:
             return None
         return self.exact.get(problem_key(problem), {}).get(name)
 
-    def estimate(self, name: str, problem: Problem) -> float | None:
+    def interpolated(self, name: str, problem: Problem) -> float | None:
         """Microseconds, interpolated; None if the table holds nothing like it.
 
         None too for CUDA sizes that MLX gives to other kernels than those of the table's curves.
         """
         if problem.backend == "cuda" and not _tiled(problem.n, problem.k, problem.group_size):
             return None
-        candidate = kernel(name)
-        if candidate.host and "host-blas" in name:
-            name = "dense+host-blas" if "dense" in name else "host-blas"
         sizes = self.curves.get((name, family(problem)))
-        if sizes:
-            return math.exp(_between(sizes, math.log(problem.m), problem.n * problem.k))
-        return self._by_parts(name, problem)
-
-    def _by_parts(self, name: str, problem: Problem) -> float | None:
-        """The estimate of a kernel that is not in the table from those that are."""
-        first, _, rest = name.partition("+")
-        if first.startswith("shard") and rest:
-            shards = int(first.removeprefix("shard"))
-            whole = self.estimate(rest, problem)
-            return None if whole is None else whole / shards + SYNC_US
-        if first == "f32":
-            return self.estimate(rest, kernel(name).narrowed(problem))  # type: ignore[attr-defined]
-        if kernel(name).host and problem.dtype in HALF:
-            wide = kernel("f32+qmm").narrowed(problem)  # type: ignore[attr-defined]
-            return self.estimate(name, wide)
-        return None
+        if not sizes:
+            return None
+        return math.exp(_between(sizes, math.log(problem.m), problem.n * problem.k))
 
 
 def _along(curve: Curve, x: float) -> float:
@@ -143,12 +122,13 @@ def shipped_tables() -> Sequence[CostTable]:
     return [CostTable.of(json.loads(f.read_text())) for f in files]
 
 
-def table_for(problem: Problem) -> CostTable | None:
-    """The shipped table of the problem's backend and architecture."""
+def table_for(problem: Problem) -> CostTable:
+    """The shipped table of the problem's backend and architecture; an empty one if none is."""
     for table in shipped_tables():
         if (table.machine["backend"], table.machine["arch"]) == (problem.backend, problem.arch):
             return table
-    return None
+    machine = {key: getattr(problem, key) for key in ("backend", "arch", "cores")}
+    return CostTable(machine, {}, {})
 
 
 def _tiled(n: int, k: int, group_size: int = 0) -> bool:

@@ -21,14 +21,6 @@ from .. import Problem, candidates, kernel
 from ..compiled import Compiled
 from .cache import Cache
 from .cost import CostTable, table_for
-from .cuda_model import estimate as cuda_estimate
-
-GATHER_SHARE = 0.65
-"""On CUDA a row of `gather_qmm` over a product of one row: experts are read again from the cache.
-Eight of 14336×4096: 16 rows in 440 µs, one product of one row in 44."""
-DENSE_EXPERTS = 1.75
-"""On CUDA `dequantize+gather_mm` over the products by dequantize+matmul one by one: 64 rows of
-the same in 2300 µs, eight such products in 1300."""
 
 HOPELESS = 6.0
 """A candidate this many times slower than the best in its warm-up is not run again."""
@@ -94,7 +86,7 @@ def choose(
         cache.put(bucket(problem), found)
         return _best(found, "measured")
     table = table or table_for(problem)
-    exactly = {name: table.measured(name, problem) if table else None for name in names}
+    exactly = {name: table.measured(name, problem) for name in names}
     if all(us is not None for us in exactly.values()):
         return _best(_known(exactly), "table")
     modelled = _known({name: estimate(name, problem, table) for name in names})
@@ -116,33 +108,7 @@ def bucket(problem: Problem) -> Problem:
 
 def estimate(name: str, problem: Problem, table: CostTable | None = None) -> float | None:
     """Microseconds of a kernel by the shipped table or the cost model; None if neither knows."""
-    table = table or table_for(problem)
-    if problem.experts:
-        return _gathered(name, problem, table)
-    if table is not None and (us := table.measured(name, problem)) is not None:
-        return us
-    if table is not None and (us := table.estimate(name, problem)) is not None:
-        return us
-    return cuda_estimate(name, problem) if problem.backend == "cuda" else None
-
-
-def _gathered(name: str, problem: Problem, table: CostTable | None) -> float | None:
-    """A `gather_qmm` from what the plain products it is made of take."""
-    used = min(problem.experts, problem.m)
-    one = problem.replace(experts=0)
-    each = one.replace(m=-(-problem.m // used))
-    if name == "gather_qmm" and problem.backend == "cuda":
-        single = estimate("qmm", one.replace(m=1), table)
-        return None if single is None else single * max(1, GATHER_SHARE * problem.m)
-    if name in ("gather_qmm", "f32+gather_qmm"):
-        return estimate(name.replace("gather_", ""), one, table)
-    if name.startswith("group+"):
-        us = estimate(name.removeprefix("group+"), each, table)
-        return None if us is None else us * used
-    if name == "dequantize+gather_mm" and problem.backend == "cuda":
-        us = estimate("dequantize+matmul", each, table)
-        return None if us is None else us * problem.experts * DENSE_EXPERTS
-    return None
+    return kernel(name).estimate(problem, table or table_for(problem))
 
 
 def _known(found: Mapping[str, float | None]) -> dict[str, float]:

@@ -6,10 +6,18 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..base import EXACT, Kernel, Problem, Streams, Wrapper
+from ..base import EXACT, NUMBER, Kernel, Problem, Streams, Wrapper
+from ..cuda.rates import LAUNCH_US
 
 
 class Chunked(Wrapper):
+    prefix = "chunk" + NUMBER
+    backends = ("cuda", "metal")
+
+    @classmethod
+    def tried(cls, problem: Problem) -> Sequence[str]:
+        return ["chunk4+qmm", "chunk8+qmm"]
+
     def __init__(self, rows: int, inner: Kernel) -> None:
         super().__init__(f"chunk{rows}", inner)
         self.rows = rows
@@ -29,6 +37,10 @@ class Chunked(Wrapper):
         if inner != EXACT or problem.backend == "cpu":
             return inner
         return "few rows may sum in the dtype of x, where many sum in float32"
+
+    def modelled(self, problem: Problem) -> float | None:
+        inner = self.inner.modelled(self.narrowed(problem))
+        return None if inner is None else inner * -(-problem.m // self.rows) + LAUNCH_US
 
     def run(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from ..base import Kernel, Problem, Streams, named_parts
+from ..cuda.rates import BANDWIDTH, LAUNCH_US, matmul_us
 from .plain import Plain
 
 CONTRACT = "the weight is rounded to the dtype of the product, sums run in another order"
@@ -23,6 +24,13 @@ def dense_product(x: mx.array, w: mx.array, problem: Problem) -> mx.array:
     return x.astype(problem.out_dtype) @ (w.T if problem.transpose else w)
 
 
+def dense_us(problem: Problem) -> float | None:
+    """Microseconds of the product by a dense weight; None but on CUDA."""
+    if problem.backend != "cuda":
+        return None
+    return matmul_us(problem.weights * problem.out_dtype.size, problem.flops)
+
+
 class Dequantized(Kernel):
     name = "dequantize+matmul"
 
@@ -31,6 +39,12 @@ class Dequantized(Kernel):
 
     def contract(self, problem: Problem) -> str:
         return CONTRACT
+
+    def modelled(self, problem: Problem) -> float | None:
+        if (product := dense_us(problem)) is None:
+            return None
+        written = problem.packed_bytes + problem.weights * problem.out_dtype.size
+        return LAUNCH_US + written / BANDWIDTH + product
 
     def run(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams

@@ -10,19 +10,34 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..base import HALF, Kernel, Packed, Problem, Streams, Wrapper
+from ..base import HALF, Kernel, Machine, Packed, Problem, Streams, Wrapper
+
+IN_MLX = ("qmm", "dequantize+matmul", "dense")
+"""Kernels that compute in the dtype of x; those on the host compute in float32 anyway."""
+
+
+def in_half(problem: Problem) -> bool:
+    """Are x or scales of half precision?"""
+    return problem.dtype in HALF or problem.scales_dtype in HALF
 
 
 class Float32(Wrapper):
+    prefix = "f32"
+    backends = ("cpu",)
+
+    @classmethod
+    def tried(cls, problem: Problem) -> Sequence[str]:
+        return [f"f32+{name}" for name in IN_MLX] if in_half(problem) else []
+
     def __init__(self, inner: Kernel) -> None:
         super().__init__("f32", inner, packs=True)
+        self.left_to_mlx = inner.left_to_mlx
 
     def narrowed(self, problem: Problem) -> Problem:
-        scales = mx.float32 if problem.mode == "affine" else problem.scales_dtype
-        return problem.replace(dtype=mx.float32, scales_dtype=scales)
+        return problem.in_float32()
 
     def applies(self, problem: Problem) -> str | None:
-        if problem.dtype not in HALF and problem.scales_dtype not in HALF:
+        if not in_half(problem):
             return "x and scales are float32 already"
         return super().applies(problem)
 
@@ -32,6 +47,10 @@ class Float32(Wrapper):
     def extra_bytes(self, problem: Problem) -> int:
         wide = self.narrowed(problem)
         return super().extra_bytes(problem) + wide.packed_bytes - problem.packed_bytes
+
+    def interpolated(self, problem: Problem, machine: Machine) -> float | None:
+        us = super().interpolated(problem, machine)
+        return self.inner.interpolated(self.narrowed(problem), machine) if us is None else us
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
         w, *scales = parts

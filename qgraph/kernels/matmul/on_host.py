@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..base import Kernel, Problem, Streams
+from ..base import HALF, Kernel, Machine, Problem, Streams
 from .formats import Float32, as_numpy
 from .plain import Plain
 
@@ -23,12 +23,19 @@ Product = Callable[[Float32], Float32]
 class OnHost(Kernel):
     """Subclasses give `product`; it is prepared once and computes in float32."""
 
+    backends = ("cpu",)
     host = True
 
     def applies(self, problem: Problem) -> str | None:
         if problem.backend != "cpu":
             return "the data is on the GPU"
         return Plain().applies(problem)
+
+    def interpolated(self, problem: Problem, machine: Machine) -> float | None:
+        us = super().interpolated(problem, machine)
+        if us is None and problem.dtype in HALF:
+            us = super().interpolated(problem.in_float32(), machine)
+        return us
 
     def parts(self, packed: Sequence[mx.array]) -> Parts:
         return [np.ascontiguousarray(as_numpy(part)) for part in packed]

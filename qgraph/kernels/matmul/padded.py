@@ -9,11 +9,19 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..base import EXACT, Kernel, Problem, Streams, Wrapper
+from ..base import EXACT, NUMBER, Kernel, Problem, Streams, Wrapper
+from ..cuda.rates import LAUNCH_US
 from .plain import cuda_kernel
 
 
 class Padded(Wrapper):
+    prefix = "pad" + NUMBER
+    backends = ("cuda", "metal")
+
+    @classmethod
+    def tried(cls, problem: Problem) -> Sequence[str]:
+        return ["pad8+qmm", "pad16+qmm"]
+
     def __init__(self, rows: int, inner: Kernel) -> None:
         super().__init__(f"pad{rows}", inner)
         self.rows = rows
@@ -34,6 +42,10 @@ class Padded(Wrapper):
         if problem.backend == "cuda" and same:
             return EXACT
         return "sums in float32, where rows one by one may sum in the dtype of x"
+
+    def modelled(self, problem: Problem) -> float | None:
+        inner = self.inner.modelled(self.narrowed(problem))
+        return None if inner is None else inner + LAUNCH_US
 
     def run(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams

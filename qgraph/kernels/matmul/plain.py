@@ -16,13 +16,27 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from ..base import HALF, Kernel, Problem, Streams, named_parts
+from ..cuda.rates import LAUNCH_US
 
 QMV_ROWS = 8
 """CUDA runs `qmv` below this many rows."""
+QMV_START_US = 6.0
+QMV_US = 0.65
+"""`qmv`, to begin with, then per million weights and row: 2048×2048 in 9.5 µs, 14336×4096 in 43.6,
+at three rows in 108 (one H200, mlx 0.32.4, as the next)."""
+TILE_US = 0.63
+TILE_STEP_US = 0.003
+"""`qmm_sm80`, up to 16 rows: per million weights, gate and up of Llama-8B as one in 76 µs, and per
+column of a small weight, whose tiles go through them one after the other: 1536×4096 in 14."""
+TILE_RATE = 0.24
+"""`qmm_sm80` on many rows, million million operations a millisecond: a third of the matmul's."""
+NAIVE_SLOWDOWN = 1.2
+"""`qmm_naive` over `qmm_sm80`: 1500 columns against 1536, at 12 to 512 rows 1.0 to 1.2."""
 
 
 class Plain(Kernel):
     name = "qmm"
+    left_to_mlx = True
 
     def applies(self, problem: Problem) -> str | None:
         if problem.dtype not in (*HALF, mx.float32):
@@ -30,6 +44,17 @@ class Plain(Kernel):
         if problem.transpose and problem.k % problem.group_size:
             return f"K={problem.k} is not a multiple of group_size={problem.group_size}"
         return None
+
+    def modelled(self, problem: Problem) -> float | None:
+        if problem.backend != "cuda":
+            return None
+        millions = problem.weights / 1e6
+        runs = cuda_kernel(problem)
+        if runs == "qmv":
+            return QMV_START_US + QMV_US * millions * problem.m
+        few = max(TILE_US * millions, TILE_STEP_US * problem.k)
+        tiles = max(few, problem.flops / (TILE_RATE * 1e9))
+        return LAUNCH_US + tiles * (NAIVE_SLOWDOWN if runs == "qmm_naive" else 1.0)
 
     def run(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams

@@ -7,13 +7,26 @@ from itertools import pairwise
 
 import mlx.core as mx
 
-from ..base import Kernel, Packed, Problem, Streams, Wrapper
+from ..base import NUMBER, Kernel, Machine, Packed, Problem, Streams, Wrapper
+from .float32 import IN_MLX, Float32
+
+SYNC_US = 30.0
+"""A hand-over between CPU streams, microseconds."""
 
 
 class Sharded(Wrapper):
+    prefix = "shard" + NUMBER
+    backends = ("cpu",)
+
+    @classmethod
+    def tried(cls, problem: Problem) -> Sequence[str]:
+        if problem.cores == 1:
+            return []
+        return [f"shard{problem.cores}+{name}" for name in Float32.tried(problem) or IN_MLX]
+
     def __init__(self, shards: int, inner: Kernel) -> None:
         super().__init__(f"shard{shards}", inner, packs=True)
-        self.shards = shards
+        self.shards = self.streams = shards
 
     def bounds(self, problem: Problem) -> list[int]:
         """Where shards begin and end, in columns of the result."""
@@ -34,6 +47,13 @@ class Sharded(Wrapper):
 
     def extra_bytes(self, problem: Problem) -> int:
         return sum(self.inner.extra_bytes(shard) for shard in self._shards(problem))
+
+    def interpolated(self, problem: Problem, machine: Machine) -> float | None:
+        us = super().interpolated(problem, machine)
+        if us is not None:
+            return us
+        whole = self.inner.interpolated(problem, machine)
+        return None if whole is None else whole / self.shards + SYNC_US
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
         packed: list[mx.array] = []
