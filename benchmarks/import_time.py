@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import qgraph as qg
-from qgraph.importer.record import record
+from qgraph.importer.capture import capture
 from qgraph.tree import flatten
 from tests import zoo
 
@@ -76,7 +76,7 @@ def llama(layers: int) -> Any:
 def primitives(model: Any) -> int:
     """How many MLX hands over."""
     arrays, tree = flatten(((zoo.IDS,), {}), static=True)
-    return len(record(model, arrays, tree).primitives)
+    return len(capture(model, arrays, tree).primitives)
 
 
 def _table(title: str) -> Table:

@@ -73,7 +73,7 @@ def _visit(node: Node, target: Target) -> Sequence[Value] | None:
     args = tuple(Tensor(value) for value in (q, k, v, last))
     cores = {"cores": target.cores} if target.is_cpu else {}
     y = apply("decode_attention", args, {"scale": setting(node, "scale"), **cores}).value
-    return [y.node.replace(kernel="simd").output if cores else y]
+    return [y.node.replace(kernel="host-attention").output if cores else y]
 
 
 def _last_seen(mask: Value, length: int) -> Value | None:

@@ -155,7 +155,7 @@ def test_on_cpus_it_runs_from_the_host(last: int) -> None:
     given = operands()
     made = on_cpu(LONG, given)
     (node,) = [n for n in made.graph.nodes if n.op == "decode_attention"]
-    assert (node.kernel, node.args["cores"]) == ("simd", 2)
+    assert (node.kernel, node.args["cores"]) == ("host-attention", 2)
     y = qg.compile(made.graph, passes=[], target="cpu")(*given, mx.array(last))
     q, k, v = (to_numpy(a).astype(np.float64) for a in given)
     k, v = (np.repeat(a[:, :, : last + 1], 2, axis=1) for a in (k, v))

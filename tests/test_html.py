@@ -28,7 +28,7 @@ from qgraph.inspection.diff import Diff
 from qgraph.inspection.names import Names
 from qgraph.inspection.viewer import to_html
 from qgraph.inspection.viewer.groups import Groups
-from qgraph.inspection.viewer.records import plan_record
+from qgraph.inspection.viewer.page import plan_page
 from qgraph.ir import Graph
 
 from .browser import Page, chromium
@@ -92,7 +92,7 @@ def test_every_pass_that_changed_something_has_its_graph(plan: Plan, saved: Path
 
 
 def test_tracks_follow_nodes_through_the_passes(plan: Plan) -> None:
-    record = plan_record(plan)
+    record = plan_page(plan)
     stages = [s for s in record["steps"] if "graph" in s]
     first, last = ({n["t"]: n for n in s["graph"]["nodes"]} for s in (stages[0], stages[-1]))
     same = Diff(plan.source, plan.graph).same
@@ -204,7 +204,7 @@ def test_the_built_page_is_that_of_its_sources(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["__init__", "groups", "records", "tracks"])
+@pytest.mark.parametrize("name", ["__init__", "groups", "page", "tracks"])
 def test_doctests(name: str) -> None:
     module = importlib.import_module(f"qgraph.inspection.viewer.{name}".removesuffix(".__init__"))
     assert doctest.testmod(module).failed == 0

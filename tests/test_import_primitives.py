@@ -14,9 +14,9 @@ import pytest
 
 import qgraph as qg
 from qgraph.errors import UnsupportedError
+from qgraph.importer.capture import Capture, capture
 from qgraph.importer.markers import Markers
 from qgraph.importer.primitives import PRIMITIVES
-from qgraph.importer.record import Recording, record
 from qgraph.importer.replay import replay
 from qgraph.ir import Graph, input_value
 from qgraph.tracing.tensor import Tensor
@@ -71,10 +71,10 @@ def graph_of(name: str, arguments: Sequence[Any], arrays: Sequence[mx.array],
         "inputs": [(k, a.shape, a.dtype) for k, a in zip(keys, arrays, strict=True)],
         "outputs": [(k, a.shape, a.dtype) for k, a in zip(made, outputs, strict=True)],
     }
-    recording = Recording({}, keys, {}, [primitive], made, {}, {}, LEAF, Markers())
+    captured = Capture({}, keys, {}, [primitive], made, {}, {}, LEAF, Markers())
     inputs = [input_value(type_of(a), key) for a, key in zip(arrays, keys, strict=True)]
     with tracing():
-        tensors = replay(recording, [Tensor(v) for v in inputs], "f")
+        tensors = replay(captured, [Tensor(v) for v in inputs], "f")
     values = [t.value for t in tensors]
     tree = flatten((tuple(arrays), {}))[1]
     return Graph("f", inputs, in_program_order(values, inputs), values, in_tree=tree,
@@ -227,7 +227,7 @@ def test_every_primitive_is_tested() -> None:
     seen: set[str] = set()
     for fn, args in (*FUNCTIONS.values(), *MORE.values()):
         arrays, tree = flatten((args, {}), static=True)
-        seen |= {p["name"] for p in record(fn, arrays, tree).primitives}
+        seen |= {p["name"] for p in capture(fn, arrays, tree).primitives}
     hand = {"RMSNorm", "RMSNormVJP", "LayerNorm", "LayerNormVJP", "RoPE", "Quantize",
             "ScaledDotProductAttention", "Copy", "StopGradient", "NumberOfElements",
             "BroadcastAxes"}  # fmt: skip

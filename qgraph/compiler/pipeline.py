@@ -13,8 +13,8 @@ from ..errors import InputError, VerifyError
 from ..ir.graph import Graph
 from ..quantization.config import Quantize
 from ..rewrite.history import Pass, PlanStep
-from ..rewrite.ledger import recording
-from ..rewrite.rewriter import recording_replacements
+from ..rewrite.ledger import collecting
+from ..rewrite.rewriter import collecting_replacements
 from ..target import Target, as_target
 from .plan import Plan
 
@@ -154,7 +154,7 @@ def optimize(
     steps = []
     for run in [*_quantizing(quantize), *runs]:
         start = time.perf_counter()
-        with recording() as entries, recording_replacements() as replaced:
+        with collecting() as entries, collecting_replacements() as replaced:
             after = run(graph)
         elapsed = 1000 * (time.perf_counter() - start)
         contract = getattr(run, "contract", "tolerance")

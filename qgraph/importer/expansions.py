@@ -1,4 +1,4 @@
-"""What MLX makes of an op on CPUs: the primitives into which it expands some, recorded."""
+"""What MLX makes of an op on CPUs: the primitives into which it expands some, as imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`from_mlx` and `call`: record a function's primitives and make nodes of them."""
+"""`from_mlx` and `call`: capture a function's primitives and make nodes of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..tracing.tensor import Tensor, as_tensor, placeholder
 from ..tracing.trace import argument_paths, in_program_order, parameter_names, tracing
 from ..tree import Tree, flatten
 from ..types import Spec, TensorType, type_of
-from .record import record, title
+from .capture import capture, title
 from .replay import replay
 
 
@@ -79,8 +79,8 @@ def call(fn: Callable[..., Any], *tensors: Any, **keywords: Any) -> Any:
 def _import(
     fn: Callable[..., Any], inputs: Sequence[Tensor], arrays: Sequence[mx.array], tree: Tree
 ) -> tuple[list[Any], Tree]:
-    recording = record(fn, arrays, tree)
-    return replay(recording, inputs, title(fn)), recording.form
+    captured = capture(fn, arrays, tree)
+    return replay(captured, inputs, title(fn)), captured.form
 
 
 def _example(leaf: Any, path: str) -> mx.array:

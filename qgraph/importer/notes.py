@@ -1,4 +1,4 @@
-"""Notes of where a function that is recorded makes its arrays."""
+"""Notes of where a function that is captured makes its arrays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Notes:
     Attributes:
         paths: of the modules whose calls are told apart, by their identity.
         captured: names of the arrays that the function sees as variables, by their identity.
-        arrays: handed out of the recorded function, so that MLX says which primitive made each.
+        arrays: handed out of the captured function, so that MLX says which primitive made each.
         origins: for each array.
         unkeyed: where random numbers are drawn without a key.
     """
@@ -55,7 +55,7 @@ class Notes:
             self.origins += [origin] * len(arrays)
 
     def refuse_update(self, array: Any) -> None:
-        """Refuse to update a captured array in place: its new value would be the recording's.
+        """Refuse to update a captured array in place: its new value would be the capture's.
 
         Raises:
             UnsupportedError: the array is one that the function sees as a variable; names it.
@@ -86,7 +86,7 @@ class Notes:
         """The innermost line that is neither MLX's nor ours, and the path of the module."""
         file, line, label = "", 0, ""
         frame: Any = sys._getframe(3)
-        while frame is not None and frame.f_code is not _RECORDED:
+        while frame is not None and frame.f_code is not _OUTERMOST:
             code = frame.f_code
             if not line and not _is_library(code.co_filename):
                 file, line = code.co_filename, frame.f_lineno
@@ -101,13 +101,13 @@ class Notes:
         return self._known[key]
 
 
-_RECORDED: Any = None
+_OUTERMOST: Any = None
 
 
-def recorded(function: Callable[..., Any]) -> None:
+def walk_ends_at(function: Callable[..., Any]) -> None:
     """Say which function is called by the export: the walk over frames ends there."""
-    global _RECORDED
-    _RECORDED = function.__code__
+    global _OUTERMOST
+    _OUTERMOST = function.__code__
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What stands in MLX's place while a function is recorded.
+"""What stands in MLX's place while a function is captured.
 
 Three things are changed for the while, in `mlx.core` and on `mx.array`:
 
@@ -6,7 +6,7 @@ Three things are changed for the while, in `mlx.core` and on `mx.array`:
   show the user's line;
 - what the export refuses but something else says as well is said that way (`contiguous`, `~x`);
 - what the export refuses and nothing else says becomes a marker: a kernel that is never run, whose
-  record the importer turns back into the op (`Markers`).
+  primitive the importer turns back into the op (`Markers`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OPERATORS = ("add", "sub", "mul", "truediv", "div", "floordiv", "mod", "pow", "
 
 
 class _Undecorated:
-    """`mx.custom_function` while recording: the function itself, its gradients left out."""
+    """`mx.custom_function` while capturing: the function itself, its gradients left out."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -115,7 +115,7 @@ def _drawing(op: str, function: Callable[..., Any], notes: Notes) -> Callable[..
 
 
 @contextmanager
-def recording(notes: Notes | None, markers: Markers) -> Iterator[None]:
+def patched(notes: Notes | None, markers: Markers) -> Iterator[None]:
     """While this is open MLX is as the module says."""
     _one_at_a_time.acquire()
     originals: dict[tuple[Any, str], Any] = {}

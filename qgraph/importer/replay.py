@@ -1,4 +1,4 @@
-"""Doing what was recorded again, in ops of the table."""
+"""Doing what was captured again, in ops of the table."""
 
 from __future__ import annotations
 
@@ -11,63 +11,63 @@ from ..quantization.checked import dequantize, quantize
 from ..tracing.functions import FUNCTIONS
 from ..tracing.tensor import Tensor, as_tensor, constant_for
 from ..types import TensorType
+from .capture import Capture, Primitive
 from .primitives import PRIMITIVES
-from .record import Primitive, Recording
 from .ways import way_round
 
 _WITH_SETTINGS: dict[str, Callable[..., Any]] = {"quantize": quantize, "dequantize": dequantize}
 """These fill in the group size and bits that a call left to the mode: passes read them."""
 
 
-def replay(recording: Recording, inputs: Sequence[Tensor], fn: str) -> list[Any]:
-    """Nodes for what was recorded, the function's inputs being `inputs`; gives its outputs.
+def replay(capture: Capture, inputs: Sequence[Tensor], fn: str) -> list[Any]:
+    """Nodes for what was captured, the function's inputs being `inputs`; gives its outputs.
 
     Raises:
         UnsupportedError: a primitive has no entry in the table, or no op says what it does.
     """
-    weights = recording.weights
-    paths = dict(zip(recording.inputs, weights, strict=False))
-    env: dict[str, Any] = dict(zip(recording.inputs[len(paths) :], inputs, strict=True))
+    weights = capture.weights
+    paths = dict(zip(capture.inputs, weights, strict=False))
+    env: dict[str, Any] = dict(zip(capture.inputs[len(paths) :], inputs, strict=True))
     outside = user_frame()
-    origins = _origins(recording, paths)
+    origins = _origins(capture, paths)
     token = stated.set(outside)
     try:
         for key, path in paths.items():
             stated.set(Origin(label=path))
             env[key] = Tensor(constant_for(weights[path], path))
-        for key, array in recording.constants.items():
+        for key, array in capture.constants.items():
             stated.set(origins.get(key, outside))
             env[key] = as_tensor(array)
-        for key, (name, array) in recording.captured.items():
+        for key, (name, array) in capture.captured.items():
             stated.set(Origin(label=name))
             env[key] = Tensor(constant_for(array, name))
         made: dict[Any, list[str]] = {}
         first: dict[str, str] = {}
-        for primitive in _needed(recording, env):
+        for primitive in _needed(capture, env):
             # MLX merges what is computed twice, but not where both were asked for, as notes do.
             keys = [key for key, _, _ in primitive["outputs"]]
             twins = made.setdefault(_signature(primitive, first), keys)
             if twins is keys:
                 stated.set(origins.get(keys[0], outside))
-                env.update(zip(keys, _make(primitive, env, recording, fn), strict=True))
+                env.update(zip(keys, _make(primitive, env, capture, fn), strict=True))
             else:
                 first.update(zip(keys, twins, strict=True))
                 env.update((key, env[twin]) for key, twin in zip(keys, twins, strict=True))
-        return [env[key] for key in recording.outputs]
+        return [env[key] for key in capture.outputs]
     finally:
         stated.reset(token)
 
 
-def _needed(recording: Recording, known: Mapping[str, Any]) -> list[Primitive]:
+def _needed(capture: Capture, known: Mapping[str, Any]) -> list[Primitive]:
     """The primitives that the outputs need, in the order of the program.
 
     MLX hands them over in an order in which one may come before what it reads, where it merged
     primitives of several outputs.
     """
-    makers = {key: p for p in recording.primitives for key, _, _ in p["outputs"]}
-    wanted = set(recording.outputs)
+    makers = {key: p for p in capture.primitives for key, _, _ in p["outputs"]}
+    wanted = set(capture.outputs)
     found = []
-    for primitive in reversed(_after_inputs(recording.primitives, makers)):
+    for primitive in reversed(_after_inputs(capture.primitives, makers)):
         keys = {key for key, _, _ in primitive["outputs"]}
         if keys & wanted and not keys <= known.keys():
             found.append(primitive)
@@ -105,14 +105,14 @@ def _signature(primitive: Primitive, first: Mapping[str, str]) -> tuple[Any, ...
     return primitive["name"], repr(primitive["arguments"]), *inputs, repr(types)
 
 
-def _origins(recording: Recording, paths: Mapping[str, str]) -> dict[str, Origin]:
+def _origins(capture: Capture, paths: Mapping[str, str]) -> dict[str, Origin]:
     """Where each array was made.
 
     What MLX made by itself on the way to something comes from that; what nobody noted comes from
     the weight it reads.
     """
-    origins = dict(recording.origins)
-    for primitive in reversed(recording.primitives):
+    origins = dict(capture.origins)
+    for primitive in reversed(capture.primitives):
         keys = [key for key, _, _ in primitive["outputs"]]
         inputs = [key for key, _, _ in primitive["inputs"]]
         found = next((origins[key] for key in keys if key in origins), None)
@@ -123,20 +123,18 @@ def _origins(recording: Recording, paths: Mapping[str, str]) -> dict[str, Origin
             for key in keys:
                 origins.setdefault(key, found)
             for key in inputs:
-                if key not in recording.origins and key not in paths:
+                if key not in capture.origins and key not in paths:
                     origins[key] = found
     return origins
 
 
-def _make(
-    primitive: Primitive, env: Mapping[str, Any], recording: Recording, fn: str
-) -> Sequence[Any]:
+def _make(primitive: Primitive, env: Mapping[str, Any], capture: Capture, fn: str) -> Sequence[Any]:
     """The tensors that the primitive gives."""
     name = primitive["name"]
     inputs = [env[key] for key, _, _ in primitive["inputs"]]
     types = [TensorType(tuple(shape), dtype) for _, shape, dtype in primitive["outputs"]]
     try:
-        if name == "CustomKernel" and (call := recording.marker(primitive)) is not None:
+        if name == "CustomKernel" and (call := capture.marker(primitive)) is not None:
             args, kwargs = call.arguments(inputs)
             function = _WITH_SETTINGS.get(call.op, FUNCTIONS[call.op])
             result = function(*args, **kwargs, stream=call.stream)

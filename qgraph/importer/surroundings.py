@@ -20,7 +20,7 @@ from ..tree import flatten
 class Surroundings:
     """Modules and arrays that a function uses besides its arguments, by the names it has for them.
 
-    The weights of modules are recorded as inputs, so that they keep their names and that nothing
+    The weights of modules are captured as inputs, so that they keep their names and that nothing
     of them is evaluated.
     """
 
@@ -95,7 +95,7 @@ class Surroundings:
         finally:
             for module, parameters in own:
                 module.update(parameters)
-            # What the module kept of the recorded call, such as a cache, goes with it.
+            # What the module kept of the captured call, such as a cache, goes with it.
             for module, items, attributes in whole:
                 dict.clear(module)
                 dict.update(module, items)

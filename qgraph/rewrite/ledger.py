@@ -51,7 +51,7 @@ _active: ContextVar[list[Entry] | None] = ContextVar("ledger", default=None)
 
 
 @contextmanager
-def recording() -> Iterator[list[Entry]]:
+def collecting() -> Iterator[list[Entry]]:
     """Collect the entries that passes record while this is open."""
     entries: list[Entry] = []
     token = _active.set(entries)

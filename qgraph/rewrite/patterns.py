@@ -16,7 +16,7 @@ import numpy as np
 
 from ..ir.graph import Node, Value, is_scalar
 from ..ir.ops import Op, setting
-from ..tracing.tensor import Tensor, pattern_recorder
+from ..tracing.tensor import Tensor, pattern_reader
 
 COMMUTATIVE = frozenset({"add", "multiply", "maximum", "minimum", "equal", "logical_or"})
 """Ops of `a` and `b` that match with their operands either way round."""
@@ -61,11 +61,11 @@ def read_pattern(fn: Callable[..., Any]) -> tuple[Call, tuple[str, ...]]:
     def note(op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         return Call(op.name, op.signature.bind(*args, **kwargs).arguments)
 
-    token = pattern_recorder.set(note)
+    token = pattern_reader.set(note)
     try:
         tree = fn(*map(Variable, names))
     finally:
-        pattern_recorder.reset(token)
+        pattern_reader.reset(token)
     if not isinstance(tree, Call):
         raise TypeError(f"a pattern gives the result of an op, not {tree!r}")
     return tree, names

@@ -13,7 +13,7 @@ _replaced: ContextVar[dict[Value, Value] | None] = ContextVar("replaced", defaul
 
 
 @contextmanager
-def recording_replacements() -> Iterator[dict[Value, Value]]:
+def collecting_replacements() -> Iterator[dict[Value, Value]]:
     """Collect which value took which one's place while this is open."""
     pairs: dict[Value, Value] = {}
     token = _replaced.set(pairs)

@@ -19,7 +19,7 @@ from ..kernels.chosen import runs_on_host
 from ..kernels.compiled import Compiled
 from ..kernels.streams import Streams
 from .interpret import Arrays, Env, Interpreter, unrolls
-from .positions import record_expansions
+from .positions import expand_ahead
 
 
 def captured_constants(nodes: Sequence[Node]) -> dict[Value, mx.array]:
@@ -147,7 +147,7 @@ class Stretch(Step):
         needs = tuple(v for v in read if v not in made and v not in known)
         gives = tuple(v for node in nodes for v in node.outputs if v in wanted)
         captured = {v: known[v] for v in read if v in known}
-        record_expansions(nodes, streams.device)
+        expand_ahead(nodes, streams.device)
 
         def stretch(*arrays: mx.array) -> list[mx.array]:
             env: Env = {**captured, **dict(zip(needs, arrays, strict=True))}

@@ -34,14 +34,14 @@ def has_tables(node: Node, device: mx.Device) -> bool:
     return node.op == "fast.rope" or (node.op in _TENSORS and node.args.get("mask") == "causal")
 
 
-def record_expansions(nodes: Sequence[Node], device: mx.Device) -> None:
-    """Record what `Tables` will need: within `mx.compile` nothing can be recorded."""
+def expand_ahead(nodes: Sequence[Node], device: mx.Device) -> None:
+    """Expand what `Tables` will need: within `mx.compile` nothing can be imported."""
     for node in nodes:
         if has_tables(node, device):
             tensors = {n: a for n, a in node.args.items() if isinstance(a, Value)}
             _expansion(node, {name: value.type for name, value in tensors.items()})
         for body in node.bodies:
-            record_expansions(body.nodes, device)
+            expand_ahead(body.nodes, device)
 
 
 class Tables:
@@ -53,7 +53,7 @@ class Tables:
         self._known: set[int] = set()
 
     def call(self, node: Node, args: Mapping[str, Any]) -> mx.array | None:
-        """The result of a node for its arguments; None if its expansion was not recorded."""
+        """The result of a node for its arguments; None if it was not expanded ahead."""
         arrays = {name: arg for name, arg in args.items() if isinstance(arg, mx.array)}
         pattern = _expansion(node, {name: type_of(a) for name, a in arrays.items()})
         if pattern is None:

@@ -448,8 +448,8 @@ def make_node(
     return Node(name, args, types, stream=stream, **fields), many
 
 
-Recorder = Callable[[Op, tuple[Any, ...], Mapping[str, Any]], Any]
-pattern_recorder: ContextVar[Recorder | None] = ContextVar("pattern_recorder", default=None)
+PatternReader = Callable[[Op, tuple[Any, ...], Mapping[str, Any]], Any]
+pattern_reader: ContextVar[PatternReader | None] = ContextVar("pattern_reader", default=None)
 """While a rule's pattern is read, calls of ops are noted by this instead of making nodes."""
 
 
@@ -466,7 +466,7 @@ def apply(
     """
     op = OPS[ALIASES.get(name, name)]
     kwargs = kwargs or {}
-    if (note := pattern_recorder.get()) is not None:
+    if (note := pattern_reader.get()) is not None:
         return note(op, args, kwargs)
     if isinstance(stream, str) and stream not in ("cpu", "gpu"):
         raise ShapeError(f"{name}: no stream {stream!r}", hint='give "cpu", "gpu" or an mx.Stream')

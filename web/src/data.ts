@@ -1,4 +1,4 @@
-// The data of the page as Python writes it (qgraph/inspection/viewer/records.py), and how to read it.
+// The data of the page as Python writes it (qgraph/inspection/viewer/page.py), and how to read it.
 
 export interface NodeRecord {
   t: number; // track: the same node through all passes

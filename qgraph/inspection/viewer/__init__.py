@@ -38,7 +38,7 @@ def to_html(shown: Graph | History, profile: Profile | None = None) -> str:
     >>> to_html(graph)[:15]
     '<!doctype html>'
     """
-    from .records import graph_record, plan_record
+    from .page import graph_page, plan_page
 
     graph = shown.graph if isinstance(shown, History) else shown
     if profile is not None and profile.graph is not graph:
@@ -47,10 +47,10 @@ def to_html(shown: Graph | History, profile: Profile | None = None) -> str:
             hint="program.plan.save(path, profile=program.profile(*inputs))",
             origin=NOWHERE,
         )
-    record = (
-        plan_record(shown, profile) if isinstance(shown, History) else graph_record(shown, profile)
+    content = (
+        plan_page(shown, profile) if isinstance(shown, History) else graph_page(shown, profile)
     )
-    text = json.dumps(record, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
     data = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
     page = files(__package__).joinpath("viewer.html").read_text(encoding="utf-8")
     page = page.replace(_TITLE, html.escape(f"{graph.name} \u00b7 qgraph"), 1)

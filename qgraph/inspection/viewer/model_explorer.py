@@ -19,7 +19,7 @@ from ..text import call_text
 from .groups import Group, Groups
 from .tracks import Tracks, stages
 
-Record = dict[str, Any]
+Json = dict[str, Any]
 
 
 def to_model_explorer(shown: Graph | History) -> str:
@@ -62,7 +62,7 @@ class _Writer:
             for value in () if node.bodies else node.inputs:
                 self._readers.setdefault(self._source(value), node)
 
-    def graph(self, name: str) -> Record:
+    def graph(self, name: str) -> Json:
         nodes = [self._input(value) for value in self._graph.inputs]
         for inside, node in self._graph.walk():
             if inside is not self._graph and node is inside.nodes[0]:
@@ -90,7 +90,7 @@ class _Writer:
             value = self._sources[value]
         return value
 
-    def _edges(self, values: list[Value]) -> list[Record]:
+    def _edges(self, values: list[Value]) -> list[Json]:
         found = []
         for position, value in enumerate(values):
             value = self._source(value)
@@ -106,7 +106,7 @@ class _Writer:
 
     def _record(
         self, node: Node, label: str, space: str, inputs: list[Value], attrs: dict[str, str]
-    ) -> Record:
+    ) -> Json:
         return {
             "id": str(self._tracks[node]),
             "label": label,
@@ -125,19 +125,19 @@ class _Writer:
             ],
         }
 
-    def _input(self, value: Value) -> Record:
+    def _input(self, value: Value) -> Json:
         node = value.node
         given = [self._given[node]] if node in self._given else []
         attrs = {"name": self._names[value], "type": str(value.type)}
         return self._record(node, "input", self._space(self._groups.of.get(node)), given, attrs)
 
-    def _constant(self, node: Node) -> Record:
+    def _constant(self, node: Node) -> Json:
         attrs = {"name": self._names[node.output], "type": str(node.output.type)}
         reader = self._readers.get(node.output)
         space = self._space(self._groups.of.get(reader)) if reader else ""
         return self._record(node, "constant", space, [], attrs)
 
-    def _node(self, node: Node) -> Record:
+    def _node(self, node: Node) -> Json:
         origin, cost = node.origin, estimate(node)
         attrs = {
             "call": call_text(node, self._names, limit=12),
@@ -156,6 +156,6 @@ class _Writer:
             inputs += body.outputs
         return self._record(node, node.op, space, inputs, attrs)
 
-    def _results(self, label: str, values: tuple[Value, ...], space: str) -> Record:
+    def _results(self, label: str, values: tuple[Value, ...], space: str) -> Json:
         edges = self._edges(list(values))
         return {"id": label, "label": label, "namespace": space, "incomingEdges": edges}

@@ -1,4 +1,4 @@
-"""Recording an MLX function: what `mx.export_function` says of it, and what MLX does not say."""
+"""Capturing an MLX function: what `mx.export_function` says of it, and what MLX does not say."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..tracing.tensor import placeholder
 from ..tree import Tree, flatten
 from ..types import type_of
 from .markers import Marker, Markers
-from .notes import KEEP_IT, Notes, recorded
-from .patches import recording
+from .notes import KEEP_IT, Notes, walk_ends_at
+from .patches import patched
 from .surroundings import Surroundings
 from .ways import way_round
 
@@ -26,7 +26,7 @@ Primitive = dict[str, Any]
 
 
 @dataclass
-class Recording:
+class Capture:
     """A function's graph as MLX hands it over; arrays go by MLX's keys.
 
     Attributes:
@@ -60,7 +60,7 @@ def title(fn: Any) -> str:
     return str(getattr(fn, "__name__", fn.__class__.__name__)).strip("<>")
 
 
-def record(fn: Callable[..., Any], arrays: Sequence[mx.array], tree: Tree) -> Recording:
+def capture(fn: Callable[..., Any], arrays: Sequence[mx.array], tree: Tree) -> Capture:
     """What `fn` does to arrays like `arrays`, which stand for the leaves of its arguments.
 
     Raises:
@@ -115,7 +115,7 @@ def _attempt(
     arrays: Sequence[mx.array],
     tree: Tree,
     notes: Notes | None,
-) -> Recording:
+) -> Capture:
     said: list[dict[str, Any]] = []
     forms: list[Tree] = []
     markers = Markers()
@@ -130,11 +130,11 @@ def _attempt(
         # Notes come first: MLX then hands the primitives over in the order of the program.
         return [*(notes.arrays if notes else []), *captured, *leaves]
 
-    recorded(flat)
+    walk_ends_at(flat)
     # Others of their types: MLX refuses a function that sees an argument as a variable too.
     examples = [placeholder(type_of(a)) for a in (*weights, *arrays)]
     try:
-        with recording(notes, markers):
+        with patched(notes, markers):
             mx.export_function(said.append, flat, *examples)
     except UnsupportedError:
         raise
@@ -151,7 +151,7 @@ def _attempt(
     keys = [key for key, _, _ in _only(said, "outputs")]
     count = len(notes.arrays) if notes else 0
     end = count + len(captured)
-    return Recording(
+    return Capture(
         weights=around.weights,
         inputs=[key for key, _, _ in _only(said, "inputs")],
         constants=dict(_only(said, "constants")),

@@ -25,27 +25,27 @@ from ..text import call_text, static
 from .groups import Group, Groups
 from .tracks import Tracks, changes, nodes_of
 
-Record = dict[str, Any]
+Json = dict[str, Any]
 Numbers = dict[Node, int]
 
 
-def plan_record(plan: History, profile: Profile | None = None) -> Record:
+def plan_page(plan: History, profile: Profile | None = None) -> Json:
     """A plan: its passes, and the graph after each that changed it."""
     book = _Book()
     tracks = book.tracks.first(plan.source)
-    steps: list[Record] = [{"name": "as written", "graph": book.graph(plan.source, tracks)}]
+    steps: list[Json] = [{"name": "as written", "graph": book.graph(plan.source, tracks)}]
     for step, diff in changes(plan):
-        record: Record = {"name": step.name, "contract": step.contract}
+        page: Json = {"name": step.name, "contract": step.contract}
         if diff is not None:
             tracks = book.tracks.follow(diff)
-            record["summary"] = _summary(step, diff)
-            record |= book.changes(step, diff)
-            record["graph"] = book.graph(step.after, tracks)
-        steps.append(record)
+            page["summary"] = _summary(step, diff)
+            page |= book.changes(step, diff)
+            page["graph"] = book.graph(step.after, tracks)
+        steps.append(page)
     return book.page(plan.graph, steps, tracks, Durations(plan.target), profile)
 
 
-def graph_record(graph: Graph, profile: Profile | None = None) -> Record:
+def graph_page(graph: Graph, profile: Profile | None = None) -> Json:
     """One graph alone."""
     book = _Book()
     tracks = book.tracks.first(graph)
@@ -60,7 +60,7 @@ class _Book:
     lines: dict[tuple[str, str], int] = field(default_factory=dict)
     tracks: Tracks = field(default_factory=Tracks)
 
-    def changes(self, step: PlanStep, diff: Diff) -> Record:
+    def changes(self, step: PlanStep, diff: Diff) -> Json:
         """What a pass did, by tracks."""
         track = self.tracks.of
         replaced = {
@@ -90,18 +90,18 @@ class _Book:
             return -1
         return self.lines.setdefault((str(origin), origin.source()), len(self.lines))
 
-    def graph(self, graph: Graph, tracks: Numbers) -> Record:
-        return _GraphWriter(self, graph, tracks).record()
+    def graph(self, graph: Graph, tracks: Numbers) -> Json:
+        return _GraphWriter(self, graph, tracks).written()
 
     def page(
         self,
         graph: Graph,
-        steps: list[Record],
+        steps: list[Json],
         tracks: Numbers,
         durations: Durations,
         profile: Profile | None,
-    ) -> Record:
-        record: Record = {
+    ) -> Json:
+        page: Json = {
             "name": graph.name,
             "target": str(durations.target),
             "steps": steps,
@@ -109,8 +109,8 @@ class _Book:
         if profile is not None:
             measured = {r.node: (r.seconds, r.times) for r in profile.rows}
             durations = Durations(profile.target, measured, profile.copy_bandwidth)
-            record["target"] = str(profile.target)
-            record["profile"] = {
+            page["target"] = str(profile.target)
+            page["profile"] = {
                 "seconds": profile.seconds,
                 "total": profile.total,
                 "bandwidth": profile.copy_bandwidth,
@@ -119,10 +119,10 @@ class _Book:
                     for r in profile.rows
                 ],
             }
-        record["timelines"] = list(_timelines(graph, tracks, durations))
-        record["bandwidth"] = durations.bandwidth
-        record["lines"] = list(self.lines)
-        return record
+        page["timelines"] = list(_timelines(graph, tracks, durations))
+        page["bandwidth"] = durations.bandwidth
+        page["lines"] = list(self.lines)
+        return page
 
 
 class _GraphWriter:
@@ -141,32 +141,32 @@ class _GraphWriter:
                 self.entries |= {v.node: source for v, source in entries if source is not None}
                 self.invariants |= {v.node for v, _ in body_inputs(node)[i][1]}
 
-    def record(self) -> Record:
+    def written(self) -> Json:
         return {
             "groups": [self.group(group) for group in self.groups.all],
             "nodes": [self.node(node) for node in self.nodes],
             "outputs": [self.value(v) for v in self.graph.outputs],
         }
 
-    def group(self, group: Group) -> Record:
-        record: Record = {
+    def group(self, group: Group) -> Json:
+        page: Json = {
             "kind": group.kind,
             "label": group.label,
             "parent": self.group_place[group.parent],
         }
         if group.kind == "loop" and group.node is not None:
-            record["node"] = self.place[group.node]
+            page["node"] = self.place[group.node]
         if group.body is not None:
-            record["yields"] = [self.value(v) for v in group.body.outputs]
-        return record
+            page["yields"] = [self.value(v) for v in group.body.outputs]
+        return page
 
     def value(self, value: Value) -> list[int]:
         return [self.place[value.node], value.index]
 
-    def node(self, node: Node) -> Record:
+    def node(self, node: Node) -> Json:
         source = self.entries.get(node)
         inputs = [source] if source is not None else list(dict.fromkeys(node.inputs))
-        record: Record = {
+        page: Json = {
             "t": self.tracks[node],
             "op": node.op,
             "o": [[self.names[v], str(v.type), v.type.nbytes] for v in node.outputs],
@@ -190,10 +190,10 @@ class _GraphWriter:
                 for name, arg in node.attrs.items()
                 if name != "problem" and not node.bodies
             }
-        return record | {name: entry for name, entry in optional.items() if entry}
+        return page | {name: entry for name, entry in optional.items() if entry}
 
 
-def _timelines(graph: Graph, tracks: Numbers, durations: Durations) -> Iterator[Record]:
+def _timelines(graph: Graph, tracks: Numbers, durations: Durations) -> Iterator[Json]:
     """One for the graph, and one for a turn of each loop or a branch."""
     names = Names(graph)
     pending = [("one call", graph, 1)]
