@@ -8,8 +8,9 @@ from typing import Any
 from ..errors import QGraphError, UnsupportedError
 from ..origin import Origin, stated, user_frame
 from ..quantization.checked import dequantize, quantize
+from ..tracing.constants import constant_for
 from ..tracing.functions import FUNCTIONS
-from ..tracing.tensor import Tensor, as_tensor, constant_for
+from ..tracing.tensor import Tensor, as_tensor
 from ..types import TensorType
 from .capture import Capture, Primitive
 from .primitives import PRIMITIVES

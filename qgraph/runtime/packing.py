@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from ..ir.graph import Graph, Node, Value, is_scalar, map_values
 from ..kernels.streams import Streams
-from ..tracing.tensor import Constants
+from ..tracing.constants import Constants
 from .interpret import Env, Interpreter
 from .lower import captured_constants
 

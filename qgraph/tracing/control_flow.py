@@ -6,6 +6,7 @@ Given arrays alone, outside a trace, each runs at once in Python.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import mlx.core as mx
@@ -14,9 +15,10 @@ from ..errors import ControlFlowError
 from ..ir.graph import Graph, Node, Value, input_value
 from ..ir.loops import turn_order
 from ..origin import user_frame
-from ..tree import Tree, flatten
+from ..tree import Tree, flatten, tree_map
 from ..types import TensorType, as_int
-from .tensor import Tensor, as_tensor, has_tensor, trace_constants
+from .constants import trace_constants
+from .tensor import Tensor, as_tensor, has_tensor
 from .trace import next_serial, parameter_names, trace_body, tracing
 
 I32 = TensorType((), mx.int32)
@@ -24,6 +26,11 @@ I32 = TensorType((), mx.int32)
 
 def _is_eager(*args: Any) -> bool:
     return trace_constants.get() is None and not has_tensor(args)
+
+
+def _own(tree: Any) -> Any:
+    """The arrays of `tree` as other arrays: a body that changes them in place changes no others."""
+    return tree_map(lambda leaf: copy(leaf) if isinstance(leaf, mx.array) else leaf, tree)
 
 
 def _carried(op: str, tree: Any) -> tuple[list[Value], Tree]:
@@ -97,7 +104,7 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_
     """
     if _is_eager(lower, upper, init_val):
         for i in range(int(lower), int(upper)):
-            init_val = body_fun(mx.array(i, mx.int32), init_val)
+            init_val = body_fun(mx.array(i, mx.int32), _own(init_val))
         return init_val
     with tracing():
         carried, form = _carried("fori_loop", init_val)
@@ -210,7 +217,7 @@ def _eager_scan(
     collected: list[list[Any]] = []
     ys_form = None
     for i in turn_order(count, reverse):
-        carry, y = f(carry, form.build([leaf[i] for leaf in leaves]))
+        carry, y = f(_own(carry), form.build([leaf[i] for leaf in leaves]))
         parts, ys_form = flatten(y)
         collected.append(parts)
     assert ys_form is not None
@@ -233,8 +240,8 @@ def while_loop(
     192
     """
     if _is_eager(init_val):
-        while bool(cond_fun(init_val)):
-            init_val = body_fun(init_val)
+        while bool(cond_fun(_own(init_val))):
+            init_val = body_fun(_own(init_val))
         return init_val
     with tracing():
         carried, form = _carried("while_loop", init_val)
@@ -278,7 +285,7 @@ def cond(
     2
     """
     if _is_eager(pred, operands):
-        return true_fun(*operands) if bool(pred) else false_fun(*operands)
+        return (true_fun if bool(pred) else false_fun)(*_own(operands))
     with tracing():
         test = as_tensor(pred)
         if test.shape != () or test.dtype != mx.bool_:

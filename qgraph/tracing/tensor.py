@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -15,20 +14,10 @@ from ..errors import QGraphError, ShapeError, TraceError
 from ..ir.graph import Node, StreamLike, Value, constant_value, map_values
 from ..ir.ops import ALIASES, OPS, RANDOM, Op
 from ..kernels.streams import as_device
-from ..origin import user_frame, variable_name
+from ..origin import user_frame
 from ..types import TensorType, type_of
-
-
-@dataclass
-class Constants:
-    """The constants of a trace by the identity of their arrays, and names for those to come."""
-
-    values: dict[int, tuple[mx.array, Value]] = field(default_factory=dict)
-    names: dict[int, str] = field(default_factory=dict)
-
-
-trace_constants: ContextVar[Constants | None] = ContextVar("trace_constants", default=None)
-"""Set while a function is traced, so that each array it uses is one node."""
+from .constants import constant_for, trace_constants
+from .in_place import own_scope, refuse_outer
 
 _evaluator: Callable[[Tensor], mx.array] | None = None
 
@@ -49,7 +38,7 @@ class At:
     __slots__ = ("_index", "_tensor")
 
     def __init__(self, tensor: Tensor, index: Any = None) -> None:
-        self._tensor, self._index = tensor, index
+        self._tensor, self._index = Tensor(tensor.value), index  # whatever changes it later
 
     def __getitem__(self, index: Any) -> At:
         return At(self._tensor, index)
@@ -73,10 +62,11 @@ class Tensor:
     array([3, 5], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "value")
+    __slots__ = ("__weakref__", "scope", "value")
 
     def __init__(self, value: Value) -> None:
         self.value = value
+        self.scope = own_scope.get()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -226,7 +216,7 @@ class Tensor:
         return self._op("negative")
 
     def __pos__(self) -> Tensor:
-        return self
+        return Tensor(self.value)
 
     def __abs__(self) -> Tensor:
         return self._op("abs")
@@ -238,7 +228,13 @@ class Tensor:
         return self._op("getitem", index)
 
     def __setitem__(self, index: Any, updates: Any) -> None:
-        self.value = self._op("at_set", index, updates).value
+        self._become("at_set", index, updates)
+
+    def _become(self, name: str, *others: Any) -> Tensor:
+        """Change in place, as an `mx.array` does: all names of this tensor see the new value."""
+        refuse_outer(self.scope, self.value)
+        self.value = self._op(name, *others).value
+        return self
 
     def __len__(self) -> int:
         if not self.shape:
@@ -317,6 +313,28 @@ class Tensor:
         return f"Tensor({self.value.type})"
 
 
+def _in_place(name: str) -> Callable[[Tensor, Any], Any]:
+    def operator(tensor: Tensor, other: Any) -> Any:
+        if pattern_recorder.get() is not None:  # patterns have no values: `a += b` is `a = a + b`
+            return NotImplemented
+        if name == "divide" and not mx.issubdtype(tensor.dtype, mx.inexact):
+            raise ShapeError(
+                f"/= would change the dtype of {tensor.value.type}", hint="write x = x / y"
+            )
+        return tensor._become(name, other)
+
+    return operator
+
+
+for _operator, _op in {
+    **dict(add="add", sub="subtract", mul="multiply", truediv="divide", pow="power"),
+    **dict(floordiv="floor_divide", mod="remainder", matmul="matmul"),
+    **{"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor"},
+    **dict(lshift="left_shift", rshift="right_shift"),
+}.items():
+    setattr(Tensor, f"__i{_operator}__", _in_place(_op))
+
+
 def _comparable(thing: Any) -> bool:
     """Can it be equal to a tensor?  None, strings and lists are not, as for `mx.array`."""
     known = (Tensor, Value, mx.array, np.ndarray, np.generic, *_NUMBER)
@@ -327,17 +345,6 @@ def _comparable(thing: Any) -> bool:
 def placeholder(type: TensorType) -> mx.array:
     """An array of this type that is never evaluated; MLX's functions infer types from it."""
     return mx.zeros(type.shape, type.dtype)
-
-
-def constant_for(array: mx.array, name: str = "") -> Value:
-    """The constant for `array`: one node for each array of a trace."""
-    known = trace_constants.get()
-    if known is None:
-        return constant_value(array, name, user_frame())
-    if id(array) not in known.values:
-        name = name or known.names.get(id(array)) or variable_name(array)
-        known.values[id(array)] = (array, constant_value(array, name, user_frame()))
-    return known.values[id(array)][1]
 
 
 def as_tensor(thing: Any) -> Tensor:
@@ -354,7 +361,7 @@ def as_tensor(thing: Any) -> Tensor:
 def beside(thing: Any, like: mx.Dtype) -> mx.array:
     """What MLX makes of a number or a NumPy array beside an operand of dtype `like`.
 
-    MLX itself is asked, by a choice between the two.
+    MLX itself is asked for the dtype, by a choice between the two.
 
     Raises:
         ValueError: an integer is out of the range of `like`.
@@ -362,15 +369,8 @@ def beside(thing: Any, like: mx.Dtype) -> mx.array:
     >>> beside(2, mx.float16), beside(0.5, mx.int32)
     (array(2, dtype=float16), array(0.5, dtype=float32))
     """
-    return mx.where(_TRUE, thing, _zero(like))
-
-
-_TRUE = mx.array(True)
-
-
-@lru_cache
-def _zero(dtype: mx.Dtype) -> mx.array:
-    return mx.zeros((), dtype)
+    dtype = mx.where(True, thing, placeholder(TensorType((), like))).dtype
+    return mx.array(thing, dtype)
 
 
 def has_tensor(arg: Any) -> bool:

@@ -14,9 +14,11 @@ from ..errors import TraceError
 from ..ir.graph import Graph, Value, input_value, reachable
 from ..tree import Tree, flatten
 from ..types import Spec, TensorType, type_of
+from .constants import Constants, constant_for, trace_constants
+from .in_place import own_scope, scope
 from .left_operand import left_operands
 from .misuse import explained, refuse_leaks
-from .tensor import Constants, Tensor, as_tensor, constant_for, trace_constants
+from .tensor import Tensor, as_tensor
 
 
 def tensor(array: Any, name: str = "") -> Tensor:
@@ -31,7 +33,7 @@ def tensor(array: Any, name: str = "") -> Tensor:
     11.0
     """
     if isinstance(array, Tensor):
-        return array
+        return Tensor(array.value)
     return Tensor(constant_for(array if isinstance(array, mx.array) else mx.array(array), name))
 
 
@@ -139,17 +141,17 @@ def trace(
         found = _leaf_spec(leaf, path)
         inputs.append(input_value(found.type, found.name or path, found.parameter or i in held))
     start = next_serial()
-    with tracing():
+    called = name or getattr(fn, "__name__", type(fn).__name__).strip("<>")
+    with tracing(), scope(called):
         args, kwargs = tree.build([Tensor(v) for v in inputs])
         name_captured(fn)
         with explained():
             result = fn(*args, **kwargs)
         outputs, out_tree = flatten(result, static=True)
         values = [output_value(leaf, fn) for leaf in outputs]
-    graph_name = name or getattr(fn, "__name__", type(fn).__name__).strip("<>")
     nodes = in_program_order(values, inputs)
     refuse_leaks(nodes, start)
-    return Graph(graph_name, inputs, nodes, values, in_tree=tree, out_tree=out_tree)
+    return Graph(called, inputs, nodes, values, in_tree=tree, out_tree=out_tree)
 
 
 def name_captured(fn: Callable[..., Any]) -> None:
@@ -180,6 +182,8 @@ def _name_arrays(thing: Any, name: str, names: dict[int, str]) -> None:
         ):
             if isinstance(leaf, mx.array):
                 names.setdefault(id(leaf), path)
+                if (now := own_scope.get()) is not None:
+                    now.captures(leaf)
 
 
 def output_value(leaf: Any, fn: Callable[..., Any]) -> Value:
@@ -216,8 +220,11 @@ def trace_body(
     Returns:
         The closed graph, and the outer values that its last inputs stand for.
     """
-    name_captured(fn)
-    leaves, out_tree = flatten(fn(*args))
+    with scope(f"the {name} of a loop or branch"):
+        name_captured(fn)
+        given, form = flatten(args)
+        result = fn(*form.build([Tensor(t.value) for t in given]))
+    leaves, out_tree = flatten(result)
     outputs = [
         as_tensor(leaf).value if not isinstance(leaf, Tensor) else leaf.value for leaf in leaves
     ]
