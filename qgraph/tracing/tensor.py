@@ -315,7 +315,7 @@ class Tensor:
 
 def _in_place(name: str) -> Callable[[Tensor, Any], Any]:
     def operator(tensor: Tensor, other: Any) -> Any:
-        if pattern_recorder.get() is not None:  # patterns have no values: `a += b` is `a = a + b`
+        if pattern_reader.get() is not None:  # patterns have no values: `a += b` is `a = a + b`
             return NotImplemented
         if name == "divide" and not mx.issubdtype(tensor.dtype, mx.inexact):
             raise ShapeError(
