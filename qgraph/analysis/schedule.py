@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx
-
 from ..ir.graph import Graph, Node, Value
 from ..ir.loops import CONTROL_FLOW, turns
 from ..kernels.chosen import runs_on_host
@@ -166,6 +164,8 @@ def critical_path(graph: Graph, durations: Durations) -> tuple[list[Node], float
     >>> [node.op for node in critical_path(graph, Durations(as_target("cpu")))[0]]
     ['sin', 'exp']
     """
+    import networkx as nx
+
     path: nx.DiGraph[Any] = nx.DiGraph()
     for node in graph.nodes:
         if node.op != "constant" and node.stage == "run":

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import networkx as nx
-
 from ..analysis.matching import in_order, match
 from ..ir.graph import Graph, Node, Value, is_scalar
 from ..rewrite.ledger import Entry
@@ -77,6 +75,8 @@ class Diff:
     @cached_property
     def changes(self) -> tuple[Change, ...]:
         """What changed, in the order of the graph before; connected nodes together."""
+        import networkx as nx
+
         removed = [n for n, _ in in_order(self.before) if n not in self.same and _is_shown(n)]
         added = [n for n, _ in in_order(self.after) if n not in self._back and _is_shown(n)]
         links = nx.Graph()

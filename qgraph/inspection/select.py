@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..ir.graph import Graph, Node, Value
 from ..ir.loops import body_inputs
 from .names import Names
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Selection:
         return chosen
 
     def _near(self, links: nx.DiGraph, value: Value) -> set[Node]:
+        import networkx as nx
+
         if value.node not in links:
             raise InputError("nothing in this graph computes or reads that value")
         return set(nx.single_source_shortest_path_length(links, value.node, cutoff=self.depth))
@@ -77,6 +81,8 @@ def dependencies(graph: Graph) -> nx.DiGraph:
 
     A body's inputs are fed by the operands of its loop, and a loop by what its bodies yield.
     """
+    import networkx as nx
+
     links = nx.DiGraph()
     links.add_nodes_from(value.node for value in graph.inputs)
     for _, node in graph.walk():
