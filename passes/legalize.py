@@ -22,6 +22,7 @@ from functools import partial
 import mlx.core as mx
 
 from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.kinds import STRIDED
 from qgraph.ir.ops import setting
 from qgraph.kernels.streams import as_device
 from qgraph.rewrite.ledger import Entry, record
@@ -33,10 +34,6 @@ from .shared.casts import cast, in_float32
 from .shared.products import PARTS, QUANTIZED, parts_of
 
 _NAME = "legalize"
-_VIEWS = frozenset(
-    {"getitem", "split", "transpose", "matrix_transpose", "swapaxes", "moveaxis", "broadcast_to",
-     "broadcast_arrays", "as_strided", "expand_dims", "squeeze", "slice", "diagonal"}
-)  # fmt: skip
 _WHOLE = 64
 _DEEP = 1024
 
@@ -81,7 +78,7 @@ def _for_cuda(node: Node) -> Sequence[Value] | None:
     if node.op not in QUANTIZED:
         return None
     given = {name: v for name in PARTS if (v := node.value(name)) is not None}
-    loose = {name: v for name, v in given.items() if v.node.op in _VIEWS}
+    loose = {name: v for name, v in given.items() if v.node.op in STRIDED}
     if not loose:
         return None
     whole = {name: apply("contiguous", (Tensor(v),)).value for name, v in loose.items()}

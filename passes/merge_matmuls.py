@@ -27,7 +27,7 @@ from math import prod
 
 from qgraph.analysis.changes import fixed_values
 from qgraph.ir.graph import Graph, Node, Value
-from qgraph.ir.kinds import VIEWS
+from qgraph.ir.kinds import SAME_ELEMENTS
 from qgraph.ir.loops import body_inputs
 from qgraph.ir.ops import setting
 from qgraph.rewrite.ledger import Decision, Entry, record, weight_name
@@ -38,7 +38,7 @@ from qgraph.tracing.tensor import Tensor, apply
 from .shared.products import INDICES, PARTS, is_open, parts_of
 
 _NAME = "merge-matmuls"
-_VIEWS = VIEWS | {"getitem", "split"}
+_THROUGH = SAME_ELEMENTS | {"getitem", "split"}
 _SETTINGS = ("group_size", "bits", "mode", "transpose")
 
 
@@ -102,7 +102,7 @@ class _Readers:
         for _, node in graph.walk():  # loops come before what is in their bodies
             passed_on = [pair for _, shared in body_inputs(node) for pair in shared]
             source.update((inner, source.get(outer, outer)) for inner, outer in passed_on)
-            if node.op in _VIEWS and node.inputs:
+            if node.op in _THROUGH and node.inputs:
                 first, *read = node.inputs
                 source.update(dict.fromkeys(node.outputs, source.get(first, first)))
             else:

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qgraph.ir.graph import Graph, Node, Value
-from qgraph.ir.kinds import PRODUCTS, VIEWS
+from qgraph.ir.kinds import PRODUCTS, SAME_ELEMENTS
 from qgraph.ir.loops import body_inputs
 from qgraph.ir.ops import setting
 from qgraph.origin import stating
@@ -114,7 +114,7 @@ def _roles(graph: Graph, weight: Value) -> set[str]:
                 passed = _inner_values(node, value)
                 found |= set() if passed else {node.op}
                 pending += [(body, inner, inner, False) for body, inner in passed]
-            elif node.op in VIEWS:
+            elif node.op in SAME_ELEMENTS:
                 pending.append((where, node.output, start, outer))
             elif _fuses(node, value):
                 found.add("head" if outer and _is_result(graph, node) else "product")
@@ -186,7 +186,7 @@ def _is_result(graph: Graph, node: Node) -> bool:
     value = node.output
     while value not in graph.outputs:
         readers = graph.users.get(value, ())
-        if len(readers) != 1 or readers[0].op not in VIEWS | {"add"}:
+        if len(readers) != 1 or readers[0].op not in SAME_ELEMENTS | {"add"}:
             return False
         value = readers[0].output
     return True

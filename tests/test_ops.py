@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import qgraph as qg
+from qgraph.analysis.estimate import FORMULAS
+from qgraph.ir.kinds import COSTS, TRAITS
 from qgraph.ir.ops import ALIASES, LEFT_OUT, OPS
 from qgraph.kernels import Problem
 from qgraph.tracing.functions import FUNCTIONS
@@ -333,6 +335,12 @@ def arrays(result: Any) -> list[mx.array]:
 
 def test_every_op_has_a_sample() -> None:
     assert {*SAMPLES, *KEYWORDS} == set(OPS)
+
+
+def test_every_op_says_what_it_costs() -> None:
+    assert {op.name for op in OPS.values() if op.cost not in COSTS} == set()
+    assert {op.name for op in OPS.values() if not op.traits <= set(TRAITS)} == set()
+    assert {op.name for op in OPS.values() if op.cost == "own"} == set(FORMULAS)
 
 
 @pytest.mark.parametrize("name", sorted(OPS))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from qgraph.ir.graph import Graph, Node, Value, input_value
-from qgraph.ir.kinds import VIEWS
+from qgraph.ir.kinds import SAME_ELEMENTS
 from qgraph.ir.loops import body_inputs, invariant_names
 from qgraph.rewrite.ledger import Entry, record, weight_name
 from qgraph.rewrite.rewriter import rewrite_each
@@ -57,7 +57,7 @@ def into_bodies(graph: Graph, needs_dense: NeedsDense, made_by: str) -> Graph:
 def _chain(value: Value) -> list[Node]:
     """The `dequantize` that `value` is a view of and the views after it; empty if it is none."""
     chain = [value.node]
-    while chain[0].op in VIEWS and chain[0].inputs:
+    while chain[0].op in SAME_ELEMENTS and chain[0].inputs:
         chain.insert(0, chain[0].inputs[0].node)
     return chain if chain[0].op == "dequantize" else []
 

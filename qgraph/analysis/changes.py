@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.kinds import VIEWS
+from ..ir.kinds import SAME_ELEMENTS
 from ..ir.loops import LOOPS, bodies, unchanging
 from ..ir.ops import OPS, RANDOM
 
@@ -106,7 +106,7 @@ def readers(graph: Graph, value: Value) -> Iterator[Node]:
         for node in graph.users.get(pending.pop(), ()):
             if node not in seen:
                 seen.add(node)
-                if node.op in VIEWS:
+                if node.op in SAME_ELEMENTS:
                     pending.append(node.output)
                 else:
                     yield node
@@ -114,6 +114,6 @@ def readers(graph: Graph, value: Value) -> Iterator[Node]:
 
 def behind_views(value: Value) -> Value:
     """What `value` is a view of."""
-    while value.node.op in VIEWS and value.node.inputs:
+    while value.node.op in SAME_ELEMENTS and value.node.inputs:
         value = value.node.inputs[0]
     return value

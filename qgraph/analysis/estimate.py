@@ -11,27 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node, Value
+from ..ir.kinds import GATHERS
 from ..ir.loops import CONTROL_FLOW, turns
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-VIEWS = _words("""
-    atleast_1d atleast_2d atleast_3d as_strided broadcast_arrays broadcast_to expand_dims flatten
-    keep matrix_transpose moveaxis positive reshape squeeze stop_gradient swapaxes transpose
-    unflatten view
-""")
-"""Ops whose result shares its operand's buffer, or may."""
-
-_PARTIAL = _words("getitem take take_along_axis slice")
-"""Ops that read of their first operand no more than they pick."""
-
-_GATHERS = _words("gather_qmm packed_gather gather_mm")
-"""Products that read of their second operand the matrices that they pick."""
-
-_UPDATES = frozenset({"slice_update", "put_along_axis"})
+from ..ir.ops import OPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +78,10 @@ def estimate(node: Node) -> Cost:
     >>> estimate(graph.nodes[0])
     Cost(32.0 KiB, 524.3 kFLOP)
     """
+    if node.op in ("input", "constant"):
+        return Cost()
     if node.op not in CONTROL_FLOW:
-        return Cost(_bytes(node), _FLOPS.get(node.op, _one_each)(node))
+        return Cost(_bytes(node), _flops(node))
     bodies = [total(body) for body in node.bodies]
     if node.op == "cond":
         return max(bodies, key=lambda c: c.nbytes)
@@ -114,17 +98,18 @@ def total(graph: Graph) -> Cost:
 
 def _bytes(node: Node) -> int:
     written = sum(v.type.nbytes for v in node.outputs)
-    if node.op in VIEWS or node.op in ("constant", "input"):
+    cost = OPS[node.op].cost
+    if cost == "view":
         return 0
-    if node.op in _UPDATES or node.op.startswith("at_"):
+    if cost in ("write", "update"):
         update = node.value("update") or node.value("updates") or node.value("values")
         return 2 * (update.type.nbytes if update is not None else 0)
     read = dict.fromkeys(node.inputs)
-    if node.op in _PARTIAL and node.inputs:
+    if cost == "pick":
         first = node.inputs[0]
         others = sum(v.type.nbytes for v in read if v is not first)
         return min(written, first.type.nbytes) + others + written
-    if node.op in _GATHERS:
+    if node.op in GATHERS:
         return sum(_picked_bytes(v, node) for v in read) + written
     return sum(v.type.nbytes for v in read) + written
 
@@ -138,18 +123,13 @@ def _picked_bytes(value: Value, node: Node) -> int:
     return value.type.nbytes // matrices * picked
 
 
-def _one_each(node: Node) -> float:
-    if node.op in VIEWS or node.op in _MOVES:
-        return 0
-    return max([v.type.size for v in (*node.inputs, *node.outputs)], default=0)
-
-
-_MOVES = _words("""
-    arange at_set concatenate constant contiguous copy eye full full_like getitem identity input
-    linspace ones ones_like pad put_along_axis repeat roll slice slice_update split stack take
-    take_along_axis tile tri unstack zeros zeros_like
-""")
-"""Ops that place elements and compute nothing with them."""
+def _flops(node: Node) -> float:
+    cost = OPS[node.op].cost
+    if cost == "own":
+        return FORMULAS[node.op](node)
+    if cost in ("each", "update"):
+        return max([v.type.size for v in (*node.inputs, *node.outputs)], default=0)
+    return 0
 
 
 def _matmul(node: Node, first: str = "a") -> float:
@@ -181,7 +161,7 @@ def _per_input(count: int) -> Callable[[Node], float]:
     return lambda node: float(count * node.inputs[0].type.size)
 
 
-_FLOPS: dict[str, Callable[[Node], float]] = {
+FORMULAS: dict[str, Callable[[Node], float]] = {
     "matmul": _matmul,
     "addmm": lambda node: _matmul(node) + node.output.type.size,
     "quantized_matmul": lambda node: _matmul(node, "x"),
@@ -203,3 +183,4 @@ _FLOPS: dict[str, Callable[[Node], float]] = {
     **{f"conv{n}d": _convolution for n in (1, 2, 3)},
     "conv_general": _convolution,
 }
+"""Operations of ops whose cost the table leaves to a formula."""

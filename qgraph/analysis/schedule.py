@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ir.graph import Graph, Node, Value
+from ..ir.kinds import VIEWS
 from ..ir.loops import CONTROL_FLOW, turns
 from ..kernels.chosen import runs_on_host
 from ..target import Target
-from .estimate import VIEWS, estimate
+from .estimate import estimate
 from .problems import product_estimate
 
 COPY_BANDWIDTH = {"cpu": 20e9, "metal": 200e9, "cuda": 2000e9}

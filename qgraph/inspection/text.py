@@ -9,8 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..analysis.estimate import VIEWS, estimate, total
+from ..analysis.estimate import estimate, total
 from ..ir.graph import Graph, Node, Value
+from ..ir.kinds import VIEWS
 from ..ir.loops import body_inputs
 from ..ir.ops import OPS
 from ..types import SHORT_NAMES

@@ -2,7 +2,9 @@
 
 An argument that holds a tensor becomes an input of the node; everything else is static.  Types
 are inferred by calling MLX's own function on placeholders, so nothing is said of them here.
-To add an op, add its line under the kind that fits (see CONTRIBUTING.md).
+After the signature stands what else must be known of an op, in the words of `kinds.py`: what it
+costs first, if that is not what all of its kind do.  To add an op, add its line under the kind that
+fits (see CONTRIBUTING.md).
 """
 
 from __future__ import annotations
@@ -35,12 +37,16 @@ class Op:
         kind: the heading it stands under.
         fn: MLX's function, or the few lines here that stand for a method of `mx.array`.
         signature: parameters in MLX's order; `stream` is added to every op.
+        cost: a word of `kinds.COSTS`; empty where the table does not say, which a test refuses.
+        traits: words of `kinds.TRAITS`.
     """
 
     name: str
     kind: str
     fn: Callable[..., Any]
     signature: inspect.Signature
+    cost: str = ""
+    traits: frozenset[str] = frozenset()
 
     @cached_property
     def scalar_operands(self) -> frozenset[str]:
@@ -135,6 +141,12 @@ _LOCAL: dict[str, Callable[..., Any]] = {
     **{f"at_{m}": _at(m) for m in ("add", "subtract", "multiply", "divide", "maximum", "minimum")},
 }
 
+_COSTS = dict.fromkeys(
+    ("elementwise", "elementwise with settings", "reduction", "cumulative", "sorting", "random",
+     "fft", "linear algebra"), "each",
+)  # fmt: skip
+"""What ops of a kind cost whose line does not say; of other kinds every line does."""
+
 _TABLE: dict[str, str] = {
     "elementwise": """
         abs(a, /)
@@ -189,7 +201,7 @@ _TABLE: dict[str, str] = {
         multiply(a, b)
         negative(a, /)
         not_equal(a, b)
-        positive(a, /)
+        positive(a, /): view, same elements
         power(a, b, /)
         radians(a, /)
         real(a, /)
@@ -197,7 +209,7 @@ _TABLE: dict[str, str] = {
         remainder(a, b)
         right_shift(a, b)
         rsqrt(a, /)
-        sigmoid(a, /)
+        sigmoid(a, /): own
         sign(a, /)
         sin(a, /)
         sinh(a, /)
@@ -209,15 +221,15 @@ _TABLE: dict[str, str] = {
         trunc(a, /)
     """,
     "elementwise with settings": """
-        astype(a, dtype, /)
+        astype(a, dtype, /): each, same elements
         clip(a, /, a_min, a_max)
         from_fp8(x, dtype=bfloat16)
         isclose(a, b, /, rtol=1e-05, atol=1e-08, *, equal_nan=False)
         nan_to_num(a, nan=0, posinf=None, neginf=None)
         round(a, /, decimals=0)
-        stop_gradient(a, /)
+        stop_gradient(a, /): view, same elements
         to_fp8(x)
-        view(a, dtype)
+        view(a, dtype): view
         where(condition, x, y, /)
     """,
     "reduction": """
@@ -228,14 +240,14 @@ _TABLE: dict[str, str] = {
         argmin(a, /, axis=None, keepdims=False)
         array_equal(a, b, *, equal_nan=False)
         count_nonzero(a, /, *, axis=None, keepdims=False)
-        logsumexp(a, /, axis=None, keepdims=False)
+        logsumexp(a, /, axis=None, keepdims=False): own
         max(a, /, axis=None, keepdims=False)
         mean(a, /, axis=None, keepdims=False)
         median(a, /, axis=None, keepdims=False)
         min(a, /, axis=None, keepdims=False)
         minmax(a, /, axis=None, keepdims=False)
         prod(a, /, axis=None, keepdims=False)
-        softmax(a, /, axis=None, *, precise=False)
+        softmax(a, /, axis=None, *, precise=False): own
         std(a, /, axis=None, keepdims=False, ddof=0)
         sum(a, /, axis=None, keepdims=False)
         var(a, /, axis=None, keepdims=False, ddof=0)
@@ -249,64 +261,65 @@ _TABLE: dict[str, str] = {
         logcumsumexp(a, /, axis=None, *, reverse=False, inclusive=True)
     """,
     "shape": """
-        atleast_1d(*arys)
-        atleast_2d(*arys)
-        atleast_3d(*arys)
-        broadcast_arrays(*arrays)
-        broadcast_to(a, /, shape)
-        contiguous(a, /, allow_col_major=False)
-        expand_dims(a, /, axis)
-        flatten(a, /, start_axis=0, end_axis=-1)
-        flip(a, /, axis=None)
-        matrix_transpose(a, /)
-        moveaxis(a, /, source, destination)
-        reshape(a, /, shape)
-        roll(a, shift, axis=None, /)
-        squeeze(a, /, axis=None)
-        swapaxes(a, /, axis1, axis2)
-        transpose(a, /, axes=None)
-        unflatten(a, /, axis, shape)
-        as_strided(a, /, shape=None, strides=None, offset=0)
+        atleast_1d(*arys): view
+        atleast_2d(*arys): view
+        atleast_3d(*arys): view
+        broadcast_arrays(*arrays): view, strided
+        broadcast_to(a, /, shape): view, same elements, strided
+        contiguous(a, /, allow_col_major=False): move, same elements
+        expand_dims(a, /, axis): view, same elements, strided
+        flatten(a, /, start_axis=0, end_axis=-1): view, same elements
+        flip(a, /, axis=None): each
+        matrix_transpose(a, /): view, same elements, strided
+        moveaxis(a, /, source, destination): view, same elements, strided
+        reshape(a, /, shape): view, same elements
+        roll(a, shift, axis=None, /): move
+        squeeze(a, /, axis=None): view, same elements, strided
+        swapaxes(a, /, axis1, axis2): view, same elements, strided
+        transpose(a, /, axes=None): view, same elements, strided
+        unflatten(a, /, axis, shape): view, same elements
+        as_strided(a, /, shape=None, strides=None, offset=0): view, strided
     """,
     "joining": """
-        concatenate(arrays, axis=0)
-        meshgrid(*arrays, sparse=False, indexing='xy')
-        pad(a, pad_width, mode='constant', constant_values=0)
-        repeat(array, repeats, axis=None)
-        split(a, /, indices_or_sections, axis=0)
-        stack(arrays, axis=0)
-        tile(a, reps, /)
-        unstack(x, /, *, axis=0)
+        concatenate(arrays, axis=0): move
+        meshgrid(*arrays, sparse=False, indexing='xy'): each
+        pad(a, pad_width, mode='constant', constant_values=0): move
+        repeat(array, repeats, axis=None): move
+        split(a, /, indices_or_sections, axis=0): move, strided
+        stack(arrays, axis=0): move
+        tile(a, reps, /): move
+        unstack(x, /, *, axis=0): move
     """,
     "local": """
-        at_add(a, index, updates)
-        at_divide(a, index, updates)
-        at_maximum(a, index, updates)
-        at_minimum(a, index, updates)
-        at_multiply(a, index, updates)
-        at_set(a, index, updates)
-        at_subtract(a, index, updates)
-        getitem(a, index)
-        keep(x)
+        at_add(a, index, updates): update
+        at_divide(a, index, updates): update
+        at_maximum(a, index, updates): update
+        at_minimum(a, index, updates): update
+        at_multiply(a, index, updates): update
+        at_set(a, index, updates): write
+        at_subtract(a, index, updates): update
+        getitem(a, index): pick, strided
+        keep(x): view
     """,
     "chosen kernels": """
-        pack_weight(parts, problem, kernel)
-        packed_matmul(x, packed, problem, kernel)
-        packed_gather(x, packed, problem, kernel, lhs_indices=None, rhs_indices=None)
-        decode_attention(q, k, v, last, scale, cores=0)
-        cached_attention(q, k, v, keys, values, position, last, freqs=None, *, heads, rope, scale)
+        pack_weight(parts, problem, kernel): each
+        packed_matmul(x, packed, problem, kernel): own
+        packed_gather(x, packed, problem, kernel, lhs_indices=None, rhs_indices=None): own, gathers
+        decode_attention(q, k, v, last, scale, cores=0): own
+        cached_attention(q, k, v, keys, values, position, last, freqs=None, *, heads, rope,
+                         scale): own
     """,
     "indexing": """
-        diag(a, /, k=0)
-        diagonal(a, offset=0, axis1=0, axis2=1)
-        put_along_axis(a, /, indices, values, axis=None)
-        searchsorted(sorted_sequence, values, /, side='left')
-        slice(a, start_indices, axes, slice_size)
-        slice_update(a, update, start_indices, axes)
-        take(a, /, indices, axis=None)
-        take_along_axis(a, /, indices, axis=-1)
-        tril(x, k=0)
-        triu(x, k=0)
+        diag(a, /, k=0): each
+        diagonal(a, offset=0, axis1=0, axis2=1): each, strided
+        put_along_axis(a, /, indices, values, axis=None): write
+        searchsorted(sorted_sequence, values, /, side='left'): each
+        slice(a, start_indices, axes, slice_size): pick, strided
+        slice_update(a, update, start_indices, axes): write
+        take(a, /, indices, axis=None): pick
+        take_along_axis(a, /, indices, axis=-1): pick
+        tril(x, k=0): each
+        triu(x, k=0): each
     """,
     "sorting": """
         argpartition(a, /, kth, axis=-1)
@@ -318,73 +331,74 @@ _TABLE: dict[str, str] = {
                fill_value=None)
     """,
     "product": """
-        addmm(c, a, b, /, alpha=1.0, beta=1.0)
-        block_masked_mm(a, b, /, block_size=64, mask_out=None, mask_lhs=None, mask_rhs=None)
-        einsum(subscripts, *operands)
-        gather_mm(a, b, /, lhs_indices=None, rhs_indices=None, *, sorted_indices=False)
-        hadamard_transform(a, scale=None)
-        inner(a, b, /)
-        kron(a, b)
-        matmul(a, b, /)
-        outer(a, b, /)
-        segmented_mm(a, b, /, segments)
-        tensordot(a, b, /, axes=2)
-        vecdot(a, b, /, *, axis=-1)
+        addmm(c, a, b, /, alpha=1.0, beta=1.0): own, by a weight
+        block_masked_mm(a, b, /, block_size=64, mask_out=None, mask_lhs=None, mask_rhs=None): each
+        einsum(subscripts, *operands): each, by a weight
+        gather_mm(a, b, /, lhs_indices=None, rhs_indices=None, *,
+                  sorted_indices=False): own, by a weight, gathers
+        hadamard_transform(a, scale=None): each
+        inner(a, b, /): each, by a weight
+        kron(a, b): each
+        matmul(a, b, /): own, by a weight
+        outer(a, b, /): each
+        segmented_mm(a, b, /, segments): each
+        tensordot(a, b, /, axes=2): each, by a weight
+        vecdot(a, b, /, *, axis=-1): each
     """,
     "convolution": """
-        conv1d(input, weight, /, stride=1, padding=0, dilation=1, groups=1)
-        conv2d(input, weight, /, stride=1, padding=0, dilation=1, groups=1)
-        conv3d(input, weight, /, stride=1, padding=0, dilation=1, groups=1)
+        conv1d(input, weight, /, stride=1, padding=0, dilation=1, groups=1): own
+        conv2d(input, weight, /, stride=1, padding=0, dilation=1, groups=1): own
+        conv3d(input, weight, /, stride=1, padding=0, dilation=1, groups=1): own
         conv_general(input, weight, /, stride=1, padding=0, kernel_dilation=1, input_dilation=1,
-                     groups=1, flip=False)
+                     groups=1, flip=False): own
         conv_transpose1d(input, weight, /, stride=1, padding=0, dilation=1, output_padding=0,
-                         groups=1)
+                         groups=1): each
         conv_transpose2d(input, weight, /, stride=1, padding=0, dilation=1, output_padding=0,
-                         groups=1)
+                         groups=1): each
         conv_transpose3d(input, weight, /, stride=1, padding=0, dilation=1, output_padding=0,
-                         groups=1)
-        convolve(a, v, /, mode='full')
+                         groups=1): each
+        convolve(a, v, /, mode='full'): each
     """,
     "creation": """
-        arange(start, stop=None, step=None, dtype=None)
-        eye(n, m=None, k=0, dtype=float32)
-        full(shape, vals, dtype=None)
-        full_like(a, vals, dtype=None)
-        identity(n, dtype=float32)
-        linspace(start, stop, num=50, endpoint=True, dtype=float32)
-        ones(shape, dtype=float32)
-        ones_like(a, /, dtype=None)
-        tri(n, m=None, k=0, dtype=None)
-        zeros(shape, dtype=float32)
-        zeros_like(a, /, dtype=None)
-        bartlett(M)
-        blackman(M)
-        hamming(M)
-        hanning(M)
+        arange(start, stop=None, step=None, dtype=None): move
+        eye(n, m=None, k=0, dtype=float32): move
+        full(shape, vals, dtype=None): move
+        full_like(a, vals, dtype=None): move
+        identity(n, dtype=float32): move
+        linspace(start, stop, num=50, endpoint=True, dtype=float32): move
+        ones(shape, dtype=float32): move
+        ones_like(a, /, dtype=None): move
+        tri(n, m=None, k=0, dtype=None): move
+        zeros(shape, dtype=float32): move
+        zeros_like(a, /, dtype=None): move
+        bartlett(M): each
+        blackman(M): each
+        hamming(M): each
+        hanning(M): each
     """,
     "quantization": """
         dequantize(w, /, scales, biases=None, group_size=None, bits=None, mode='affine',
-                   global_scale=None, dtype=None)
+                   global_scale=None, dtype=None): own
         gather_qmm(x, w, /, scales, biases=None, lhs_indices=None, rhs_indices=None,
                    transpose=True, group_size=None, bits=None, mode='affine', global_scale=None, *,
-                   sorted_indices=False)
+                   sorted_indices=False): own, by a weight, gathers
         gather_qqmm(x, w, /, scales=None, lhs_indices=None, rhs_indices=None, group_size=None,
                     bits=None, mode='nvfp4', global_scale_x=None, global_scale_w=None, *,
-                    sorted_indices=False)
+                    sorted_indices=False): each
         qqmm(x, w, scales=None, group_size=None, bits=None, mode='nvfp4', global_scale_x=None,
-             global_scale_w=None)
-        quantize(w, /, group_size=None, bits=None, mode='affine', *, global_scale=None)
+             global_scale_w=None): each
+        quantize(w, /, group_size=None, bits=None, mode='affine', *, global_scale=None): own
         quantized_matmul(x, w, /, scales, biases=None, transpose=True, group_size=None, bits=None,
-                         mode='affine')
+                         mode='affine'): own, by a weight
     """,
     "fast": """
-        fast.cross_entropy(logits, targets)
-        fast.gated_delta_update(q, k, v, gamma, beta, initial_state=None, mask=None)
-        fast.layer_norm(x, weight, bias, eps)
-        fast.rms_norm(x, weight, eps)
-        fast.rope(a, dims, *, traditional, base, scale, offset, freqs=None)
+        fast.cross_entropy(logits, targets): each
+        fast.gated_delta_update(q, k, v, gamma, beta, initial_state=None, mask=None): each
+        fast.layer_norm(x, weight, bias, eps): own
+        fast.rms_norm(x, weight, eps): own
+        fast.rope(a, dims, *, traditional, base, scale, offset, freqs=None): own
         fast.scaled_dot_product_attention(q, k, v, *, scale, mask=None, sinks=None,
-                                          force_fused=False)
+                                          force_fused=False): own
     """,
     "random": """
         random.bernoulli(p=0.5, shape=None, key=None)
@@ -491,10 +505,13 @@ def _parse(kind: str, lines: str) -> list[Op]:
             entries.append(line.strip())
     ops = []
     for entry in entries:
-        name, parameters = entry.split("(", 1)
-        function = eval(f"lambda {parameters[:-1]}: None", vars(mx))
+        signature, _, facts = entry.rpartition(")")
+        name, parameters = signature.split("(", 1)
+        function = eval(f"lambda {parameters}: None", vars(mx))
         fn = _LOCAL.get(name) or _resolve(name)
-        ops.append(Op(name, kind, fn, inspect.signature(function)))
+        cost, *traits = facts.removeprefix(": ").split(", ")
+        cost = cost or _COSTS.get(kind, "")
+        ops.append(Op(name, kind, fn, inspect.signature(function), cost, frozenset(traits)))
     return ops
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..ir.graph import Value
-from ..ir.kinds import VIEWS
+from ..ir.kinds import SAME_ELEMENTS
 from ..origin import NOWHERE, Origin
 
 Decision = Literal[
@@ -70,6 +70,6 @@ def record(entry: Entry) -> None:
 
 def weight_name(value: Value) -> str:
     """What the user calls the weight behind a value: through views, quantization and indexing."""
-    while value.node.op in VIEWS | {"quantize", "dequantize", "getitem", "take"}:
+    while value.node.op in SAME_ELEMENTS | {"quantize", "dequantize", "getitem", "take"}:
         value = value.node.inputs[0]
     return str(value.node.args.get("name", "") or "")

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from ..analysis.estimate import VIEWS, estimate
+from ..analysis.estimate import estimate
 from ..analysis.problems import product_estimate
 from ..inspection.profile import NodeTime, Profile, StretchTime
 from ..ir.graph import Graph, Node, Value, reachable
+from ..ir.kinds import VIEWS
 from ..ir.loops import CONTROL_FLOW, bodies, runs, turns
 from ..kernels.streams import Streams
 from ..target import Target
