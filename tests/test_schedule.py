@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -10,8 +11,9 @@ import pytest
 import qgraph as qg
 from qgraph.analysis.schedule import HAND_OVER, Durations, busiest, critical_path, loads, schedule
 from qgraph.inspection.timeline import timelines
-from qgraph.ir import Graph
+from qgraph.ir import Graph, Node, Value
 from qgraph.passes import ChooseKernel
+from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.target import Target
 from tests.compiler import needs_compiler
 
@@ -22,11 +24,11 @@ MS = 1e-3
 
 def on_streams(graph: Graph, streams: dict[str, int]) -> Graph:
     """The graph with ops put on streams by name."""
-    graph = graph.replace()
-    for node in graph.nodes:
-        if node.op in streams:
-            node.stream = streams[node.op]
-    return graph
+
+    def visit(node: Node) -> Sequence[Value] | None:
+        return node.replace(stream=streams[node.op]).outputs if node.op in streams else None
+
+    return rewrite_each(graph, visit, "")
 
 
 def given(target: Target, graph: Graph, **seconds: float) -> Durations:
