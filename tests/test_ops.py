@@ -245,7 +245,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "qqmm": (mx.ones((2, 64)), NV[0], NV[1]),
     "quantize": (BIG, 64, 4),
     "quantized_matmul": (mx.ones((2, 64)), *Q, True, 64, 4),
-    "pack_weight": (list(Q), PROBLEM, "f32+qmm"),
+    "pack_weight": (list(Q), PROBLEM, "dense"),
     "packed_matmul": (mx.ones((2, 64)), list(Q), PROBLEM, "qmm"),
     "packed_gather": (mx.ones((3, 2, 64)), list(Q3), EXPERTS, "sort+gather_qmm", None, IDS),
     "decode_attention": (

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from ..errors import VerifyError
-from ..ir.graph import Graph, Node, Value
-from ..ir.loops import CONTROL_FLOW, bodies, invariant_names
+from typing import get_args
+
+import mlx.core as mx
+
+from ..errors import QGraphError, VerifyError
+from ..ir.graph import Graph, Node, Stage, Value
+from ..ir.loops import CONTROL_FLOW, invariant_names
 from ..ir.ops import OPS
 from ..tracing.tensor import infer
-from ..types import TensorType
+from ..types import TensorType, type_of
+from .kernel_settings import MOST_CORES, wrong_setting
 
 
 def verify(graph: Graph, types: bool = True) -> None:
@@ -16,7 +21,8 @@ def verify(graph: Graph, types: bool = True) -> None:
     Checked, in bodies too: every value is an input, or made by an earlier node of the same graph;
     no node stands twice; ops exist and their outputs have the types MLX infers; packed nodes
     depend on constants alone, prepared ones on parameters and constants; loop bodies are closed,
-    take what the loop gives and return what it carries.
+    take what the loop gives and return what it carries; constants have the type of their array;
+    what a kernel of our own is told is what its operands are.
 
     Args:
         types: infer types again (some microseconds a node); the rest is cheap.
@@ -34,7 +40,12 @@ def verify(graph: Graph, types: bool = True) -> None:
         if node in seen:
             _fail(graph, node, "stands twice in the graph")
         seen.add(node)
-        _check_node(graph, node, known, types)
+        try:
+            _check_node(graph, node, known, types)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, QGraphError):
+                raise
+            _fail(graph, node, f"has other arguments than its op takes: {error!r}")
         known.update((value, node.stage) for value in node.outputs)
         if node.op == "constant":
             known[node.output] = "pack"
@@ -49,15 +60,29 @@ def _fail(graph: Graph, node: Node, what: str) -> None:
 
 
 _ORDER = {"pack": 0, "prepare": 1, "run": 2}
+_BOOL, _I32 = TensorType((), mx.bool_), TensorType((), mx.int32)
+
+
+def _is_stream(stream: object) -> bool:
+    if isinstance(stream, int):
+        return type(stream) is int and 0 <= stream <= MOST_CORES  # each has a thread
+    return not isinstance(stream, str) or stream in ("cpu", "gpu")
 
 
 def _check_node(graph: Graph, node: Node, known: dict[Value, str], types: bool) -> None:
+    if node.stage not in get_args(Stage):
+        _fail(graph, node, f"has stage {node.stage!r}, which is none of {get_args(Stage)}")
+    if not _is_stream(node.stream):
+        _fail(graph, node, f"has stream {node.stream!r}")
     for value in node.inputs:
         if value not in known:
             _fail(graph, node, f"reads {value!r}, which no earlier node of this graph makes")
         if _ORDER[known[value]] > _ORDER[node.stage]:
             _fail(graph, node, f"runs in the {node.stage} step but reads a value of {known[value]}")
     if node.op == "constant":
+        data = node.args["data"]
+        if not data.is_released and type_of(data.array) != node.output.type:
+            _fail(graph, node, f"says it is {node.output.type}, its array is {type_of(data.array)}")
         return
     if node.op in CONTROL_FLOW:
         _check_control_flow(graph, node)
@@ -65,6 +90,8 @@ def _check_node(graph: Graph, node: Node, known: dict[Value, str], types: bool) 
             verify(body, types)
     elif node.op not in OPS:
         _fail(graph, node, "is not an op of the table")
+    elif (wrong := wrong_setting(node)) is not None:
+        _fail(graph, node, wrong)
     elif types:
         inferred, _ = infer(OPS[node.op], node.args)
         stated = [value.type for value in node.outputs]
@@ -77,20 +104,52 @@ def _types(values: tuple[Value, ...]) -> list[TensorType]:
 
 
 def _check_control_flow(graph: Graph, node: Node) -> None:
-    wanted = len(invariant_names(node))
-    if len(node.bodies) != wanted:
-        _fail(graph, node, f"has {len(node.bodies)} bodies instead of {wanted}")
+    names = invariant_names(node)
+    if len(node.bodies) != len(names):
+        _fail(graph, node, f"has {len(node.bodies)} bodies instead of {len(names)}")
     carried = _types(node.args["carried"])
+    own = _own_inputs(graph, node, carried)
+    for body, name in zip(node.bodies, names, strict=True):
+        outer = _types(node.args[name])
+        if _types(body.inputs) != own + outer:
+            given = _types(body.inputs)
+            _fail(graph, node, f"gives {body.name} {own + outer}, which takes {given}")
+    gives = [_types(body.outputs) for body in node.bodies]
     if node.op == "cond":
-        results = [_types(body.outputs) for body in node.bodies]
-    else:
-        results = [_types(node.bodies[-1].outputs[: len(carried)])]
-        if results[0] != carried:
-            _fail(graph, node, f"carries {carried} but its body returns {results[0]}")
-    if any(r != _types(node.outputs)[: len(r)] for r in results):
-        _fail(graph, node, "gives other types than its body")
-    for body in bodies(node):
-        if any(inner.type != outer.type for inner, outer in body.shared):
-            _fail(graph, node, f"gives {body.graph.name} invariants of other types than it takes")
-        if _types(body.carried) != carried:
-            _fail(graph, node, f"gives {body.graph.name} other types than it takes")
+        if any(types != _types(node.outputs) for types in gives):
+            _fail(graph, node, f"gives {_types(node.outputs)}, its branches give {gives}")
+        return
+    if node.op == "while_loop" and gives[0] != [_BOOL]:
+        _fail(graph, node, f"is asked to go on by {gives[0]} instead of one bool")
+    if gives[-1][: len(carried)] != carried:
+        _fail(graph, node, f"carries {carried} but its body returns {gives[-1]}")
+    stacked = gives[-1][len(carried) :]
+    if node.op == "scan":
+        stacked = [TensorType((node.args["length"], *t.shape), t.dtype) for t in stacked]
+    elif stacked:
+        _fail(graph, node, f"carries {carried} but its body returns {gives[-1]}")
+    if _types(node.outputs) != carried + stacked:
+        _fail(graph, node, f"gives {_types(node.outputs)}, its body {carried + stacked}")
+
+
+def _own_inputs(graph: Graph, node: Node, carried: list[TensorType]) -> list[TensorType]:
+    """The types of what each body takes before its invariants; checks where they come from."""
+    if node.op == "cond":
+        if node.operand("pred").type != _BOOL:
+            _fail(graph, node, f"chooses by {node.operand('pred').type} instead of one bool")
+    elif node.op == "fori_loop":
+        for name in ("lower", "upper"):
+            bound = node.args[name]
+            if isinstance(bound, Value):
+                fits = bound.type == _I32
+            else:
+                fits = type(bound) is int and -(2**31) <= bound < 2**31
+            if not fits:
+                _fail(graph, node, f"has {bound!r} for {name}, which is no int32")
+        return [_I32, *carried]
+    elif node.op == "scan":
+        stacks, count = _types(node.args["xs"]), node.args["length"]
+        if type(count) is not int or any(t.shape[:1] != (count,) for t in stacks):
+            _fail(graph, node, f"makes {count!r} turns over {stacks}")
+        return carried + [TensorType(t.shape[1:], t.dtype) for t in stacks]
+    return carried

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import InputError, TraceError
+from ..errors import InputError, QGraphError, TraceError
 from ..ir.graph import Graph, reachable
 from ..quantization.config import Quantize
 from ..rewrite.history import Pass
@@ -146,7 +146,8 @@ def load(folder: str | Path) -> Program:
     """The program that `Program.save` wrote.
 
     Raises:
-        QGraphError: the folder holds no program, or one for a target that is not here.
+        QGraphError: the folder holds no program, a damaged one, or one for a target that is not
+            here; whatever the files hold, this is the error.
 
     >>> import tempfile, mlx.core as mx, qgraph as qg
     >>> program = qg.compile(lambda x: qg.tanh(x) + 1, qg.spec((4,)))
@@ -156,7 +157,16 @@ def load(folder: str | Path) -> Program:
     True
     """
     graph, target = artefact.read(folder)
-    return Program(None, optimize(graph, target=target, passes=[]))
+    plan = optimize(graph, target=target, passes=[], check=False)  # `read` has checked it
+    try:
+        return Program(None, plan)
+    except (MemoryError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, QGraphError):
+            raise
+        raise QGraphError(
+            f"{folder} holds a program that cannot be built here ({error})",
+            hint="compile it again on this machine",
+        ) from error
 
 
 set_evaluator(evaluate)

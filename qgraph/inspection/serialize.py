@@ -8,6 +8,7 @@ with one key that begins with "$".  Arrays stay outside: constants name them, or
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -20,7 +21,7 @@ from ..ir.graph import Graph, Node, Value, constant_value
 from ..kernels import Problem
 from ..origin import Origin
 from ..tree import Tree
-from ..types import DTYPES, SHORT_NAMES, TensorType
+from ..types import DTYPES, SHORT_NAMES, TensorType, type_of
 
 FORMAT = 1
 """Changes when a graph written before can no longer be read."""
@@ -56,13 +57,28 @@ def from_json(text: str, arrays: Mapping[str, mx.array] | None = None) -> Graph:
     try:
         data = json.loads(text)
         version = data["format"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise QGraphError(
             "this is not a graph in JSON", hint="write one by graph.to_json()"
         ) from None
     if version != FORMAT:
         raise QGraphError(f"the graph is of format {version}, this qgraph reads {FORMAT}")
-    return _Reader(arrays or {}).graph(data["graph"])
+    try:
+        return _Reader(arrays or {}).whole(data["graph"])
+    except _DAMAGED as error:
+        if isinstance(error, QGraphError):
+            raise
+        raise QGraphError(
+            f"this is a graph in JSON, but not a whole one ({type(error).__name__}: {error})",
+            hint="it was damaged, or written by another qgraph; write it again",
+        ) from None
+
+
+_DAMAGED = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
+    *(RecursionError, RuntimeError, TypeError, ValueError),
+)
+"""What Python and MLX raise where a field is missing or holds something else."""
 
 
 class _Writer:
@@ -158,8 +174,26 @@ def _from_tree(data: Any) -> Tree | None:
     if data is None:
         return None
     kind, keys, children = data
-    found = [_from_tree(child) for child in children]
-    return Tree(kind, tuple(keys), tuple(child for child in found if child is not None))
+    found = tuple(_from_tree(child) for child in children)
+    counts = {"leaf": (0, 0), "none": (0, 0), "static": (1, 0), "dict": (len(found),) * 2}
+    if counts.get(kind, (0, len(found))) != (len(keys), len(found)) or None in found:
+        raise ValueError(f"a tree of kind {kind!r} with {keys} and {len(found)} parts")
+    if kind not in (*counts, "list", "tuple"):
+        raise ValueError(f"no tree is a {kind!r}")
+    return Tree(kind, tuple(map(_plain, keys)), tuple(child for child in found if child))
+
+
+def _plain(data: Any) -> Any:
+    """`data` if it is a name, a number or nothing; a list is written as what it stands for."""
+    if data is None or isinstance(data, str | int | float):
+        return data
+    raise TypeError(f"{str(data)[:40]} where a name or a number stands")
+
+
+def _text(data: Any) -> str:
+    if isinstance(data, str):
+        return data
+    raise TypeError(f"{str(data)[:40]} where a text stands")
 
 
 class _Reader:
@@ -167,14 +201,25 @@ class _Reader:
         self._arrays = arrays
         self._nodes: list[Node] = []
 
+    def whole(self, data: dict[str, Any]) -> Graph:
+        graph = self.graph(data)
+        for tree, values in ((graph.in_tree, graph.inputs), (graph.out_tree, graph.outputs)):
+            if tree is not None and tree.count() != len(values):
+                raise ValueError(f"a tree of {tree.count()} leaves for {len(values)} values")
+        if (call := graph.in_tree) is not None and (
+            call.kind != "tuple" or [part.kind for part in call.children] != ["tuple", "dict"]
+        ):
+            raise ValueError("arguments in another form than (args, keywords)")
+        return graph
+
     def graph(self, data: dict[str, Any]) -> Graph:
-        inputs = [self._add(self._node(d)).output for d in data["inputs"]]
+        inputs = [self._add(self._input(d)).output for d in data["inputs"]]
         nodes = [self._add(self._node(d)) for d in data["nodes"]]
         return Graph(
-            data["name"],
+            _text(data["name"]),
             inputs,
             nodes,
-            [self._arg(v) for v in data["outputs"]],
+            [self.value(_inner("$value", v)) for v in data["outputs"]],
             in_tree=_from_tree(data["in_tree"]),
             out_tree=_from_tree(data["out_tree"]),
         )
@@ -183,20 +228,29 @@ class _Reader:
         self._nodes.append(node)
         return node
 
+    def _input(self, data: dict[str, Any]) -> Node:
+        node = self._node(data)
+        if set(node.args) != {"name", "parameter"} or len(node.outputs) != 1:
+            raise ValueError("an input without a name or a type")
+        _text(node.args["name"])
+        return node
+
     def _node(self, data: dict[str, Any]) -> Node:
-        origin = Origin(**data.get("origin", {}))
+        origin = _origin(**data.get("origin", {}))
         types = [parse_type(text) for text in data["types"]]
         if data["op"] == "constant":
             array = self._array(data["data"], types[0])
-            return constant_value(array, data["args"]["name"], origin).node
+            if type_of(array) != types[0]:
+                raise ValueError(f"an array {type_of(array)} for a constant {types[0]}")
+            return constant_value(array, _text(data["args"]["name"]), origin).node
         return Node(
-            data["op"],
+            _text(data["op"]),
             {name: self._arg(arg) for name, arg in data["args"].items()},
             types,
             bodies=[self.graph(body) for body in data.get("bodies", ())],
             origin=origin,
             stream=self._arg(data.get("stream")),
-            kernel=data.get("kernel", ""),
+            kernel=_text(data.get("kernel", "")),
             stage=data.get("stage", "run"),
         )
 
@@ -216,12 +270,15 @@ class _Reader:
 
     def _arg(self, data: Any) -> Any:
         if not isinstance(data, dict):
-            return data
+            return _plain(data)
         ((key, inner),) = data.items()
         return _READ[key](self, inner)
 
     def value(self, place: list[int]) -> Value:
-        return self._nodes[place[0]].outputs[place[1]]
+        node, index = place
+        if node < 0 or index < 0:
+            raise IndexError(f"no value is {place}")
+        return self._nodes[node].outputs[index]
 
     def tuple(self, items: list[Any]) -> tuple[Any, ...]:
         return tuple(self._arg(item) for item in items)
@@ -229,17 +286,35 @@ class _Reader:
     def problem(self, fields: dict[str, Any]) -> Problem:
         return Problem(**{name: self._arg(field) for name, field in fields.items()})
 
+    def slice(self, ends: list[Any]) -> slice:
+        start, stop, step = self.tuple(ends)
+        return slice(start, stop, step)
+
 
 _READ: dict[str, Callable[[_Reader, Any], Any]] = {
     "$value": _Reader.value,
     "$tuple": _Reader.tuple,
     "$float": lambda _, text: float(text),
     "$dtype": lambda _, name: DTYPES[name],
-    "$slice": lambda reader, ends: slice(*reader.tuple(ends)),
+    "$slice": _Reader.slice,
     "$ellipsis": lambda *_: Ellipsis,
     "$problem": _Reader.problem,
-    "$device": lambda _, name: name,
+    "$device": lambda _, name: _text(name),
 }
+
+
+def _inner(key: str, data: dict[str, Any]) -> Any:
+    """What stands in a dict under its one key."""
+    ((found, inner),) = data.items()
+    if found != key:
+        raise ValueError(f"a {found} where a {key} stands")
+    return inner
+
+
+def _origin(file: str = "", line: int = 0, made_by: str = "", label: str = "") -> Origin:
+    if type(line) is not int:
+        raise TypeError(f"{line!r} is no line")
+    return Origin(_text(file), line, _text(made_by), _text(label))
 
 
 def parse_type(text: str) -> TensorType:
@@ -248,5 +323,10 @@ def parse_type(text: str) -> TensorType:
     >>> parse_type("bf16[2,3]"), parse_type("i32[]")
     (bf16[2,3], i32[])
     """
-    name, _, sizes = text.rstrip("]").partition("[")
-    return TensorType(tuple(int(s) for s in sizes.split(",") if s), DTYPES[name])
+    found = re.fullmatch(r"(\w+)\[((?:\d+(?:,\d+)*)?)\]", text)
+    if not found or found[1] not in DTYPES:
+        raise ValueError(f"{text!r} is no type")
+    shape = tuple(int(size) for size in found[2].split(",") if size)
+    if max(shape, default=0) >= 2**31:
+        raise ValueError(f"{text!r} has more elements than MLX counts along an axis")
+    return TensorType(shape, DTYPES[found[1]])

@@ -1,41 +1,73 @@
-"""Programs as folders: a graph in JSON and the packed weights beside it.
+"""Programs as folders: a graph in JSON, the packed weights beside it, and what it is for.
 
 What is saved is the graph that runs, with packed weights as its constants: loading packs nothing,
 and no float weight is read.
+
+A folder is data from strangers.  Digests tell damage; and whatever a file says, each shape, dtype,
+size, count and kernel setting is held against the graph before anything runs.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import mlx.core as mx
 
+from ..analysis.verify import verify
 from ..errors import QGraphError
 from ..inspection.names import Names
 from ..inspection.serialize import Arrays, from_json, to_json
 from ..ir.graph import Graph, Value, constant_value
 from ..target import Target, as_target
+from . import safetensors
 from .executable import Executable
 
-GRAPH, WEIGHTS, ABOUT = "graph.json", "weights.safetensors", "target.txt"
+GRAPH, WEIGHTS, ABOUT = "graph.json", "weights.safetensors", "about.json"
+FORMAT = 1
+"""Changes when a folder written before can no longer be read."""
 
 
 def save(executable: Executable, folder: str | Path) -> Path:
-    """Write what runs at each call to a folder; returns the folder."""
+    """Write what runs at each call to a folder; returns the folder.
+
+    Raises:
+        QGraphError: the folder cannot be written.
+    """
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     arrays: Arrays = {}
-    (path / GRAPH).write_text(to_json(packed_graph(executable), arrays))
-    mx.save_safetensors(str(path / WEIGHTS), arrays or {"": mx.zeros(0)})
-    (path / ABOUT).write_text(f"{executable.target.backend}\n")
+    text = to_json(packed_graph(executable), arrays)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / GRAPH).write_text(text)
+        mx.save_safetensors(str(path / WEIGHTS), arrays or {"": mx.zeros(0)})
+        about = {
+            "format": FORMAT,
+            "backend": executable.target.backend,
+            "sha256": {name: _digest(path / name) for name in (GRAPH, WEIGHTS)},
+        }
+        (path / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+    except (OSError, RuntimeError) as error:
+        raise QGraphError(
+            f"the program cannot be saved to {path}: {error}",
+            hint="give a folder that can be written",
+        ) from None
     return path
 
 
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read(folder: str | Path) -> tuple[Graph, Target]:
-    """The graph that `save` wrote, with its arrays, and the target it is for.
+    """The graph that `save` wrote, verified, with its arrays, and the target it is for.
 
     Raises:
-        QGraphError: the folder holds no program, or one for a target that is not here.
+        QGraphError: the folder holds no program, a damaged one, or one for a target that is not
+            here.
+        VerifyError: the graph is none that `save` writes; names the node.
     """
     path = Path(folder)
     missing = [name for name in (GRAPH, WEIGHTS, ABOUT) if not (path / name).is_file()]
@@ -44,13 +76,54 @@ def read(folder: str | Path) -> tuple[Graph, Target]:
             f"{path} holds no program: {', '.join(missing)} not found",
             hint="give the folder that program.save(folder) wrote",
         )
-    backend = (path / ABOUT).read_text().strip()
-    target = as_target("cpu" if backend == "cpu" else "gpu")
-    if target.backend != backend:
-        raise QGraphError(f"{path} is a program for {backend}, this machine has {target.backend}")
-    arrays = mx.load(str(path / WEIGHTS))
-    assert isinstance(arrays, dict)
-    return from_json((path / GRAPH).read_text(), arrays), target
+    try:
+        target = _target(path)
+        graph = from_json((path / GRAPH).read_text(), safetensors.read(path / WEIGHTS))
+    except (OSError, UnicodeDecodeError) as error:
+        raise QGraphError(f"{path} cannot be read: {error}") from None
+    _refuse_stages(graph, path)
+    verify(graph)
+    return graph, target
+
+
+def _target(path: Path) -> Target:
+    """What the program is for; checks that the files are those that were written."""
+    damaged = QGraphError(
+        f"{path / ABOUT} does not say what the program is for",
+        hint="the folder was damaged, or written by another qgraph: save the program again",
+    )
+    try:
+        about = json.loads((path / ABOUT).read_text())
+        version, backend, digests = about["format"], about["backend"], about["sha256"]
+        wanted = {name: digests[name] for name in (GRAPH, WEIGHTS)}
+    except (KeyError, RecursionError, TypeError, ValueError):
+        raise damaged from None
+    if version != FORMAT:
+        raise QGraphError(f"{path} is of format {version}, this qgraph reads {FORMAT}")
+    if backend not in ("cpu", "cuda", "metal"):
+        raise damaged
+    for name, digest in wanted.items():
+        if _digest(path / name) != digest:
+            raise QGraphError(
+                f"{path / name} is not the file that was written",
+                hint="it was cut off, damaged or changed: save the program again",
+            )
+    there = as_target("cpu")
+    if backend != "cpu" and mx.is_available(mx.Device(mx.gpu, 0)):
+        there = as_target("gpu")
+    if there.backend != backend:
+        raise QGraphError(f"{path} is a program for {backend}, this machine has {there.backend}")
+    return there
+
+
+def _refuse_stages(graph: Graph, path: Path) -> None:
+    """What is saved runs at each call: nothing is left to pack or to prepare."""
+    early = [node for _, node in graph.walk() if node.stage != "run"]
+    if early or any(v.node.args["parameter"] for v in graph.inputs):
+        raise QGraphError(
+            f"{path} holds a graph with steps to pack or to prepare",
+            hint="it is no saved program: read it by qg.Graph.from_json, and compile it",
+        )
 
 
 def packed_graph(executable: Executable) -> Graph:

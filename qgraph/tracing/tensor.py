@@ -17,6 +17,7 @@ from ..kernels.streams import as_device
 from ..origin import user_frame
 from ..types import TensorType, type_of
 from .constants import constant_for, trace_constants
+from .fatal import fatal
 from .in_place import own_scope, refuse_outer
 
 _evaluator: Callable[[Tensor], mx.array] | None = None
@@ -415,6 +416,8 @@ def _with_constants(op: Op, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def infer(op: Op, args: Mapping[str, Any]) -> tuple[list[TensorType], bool]:
     """Types of the op's outputs, by MLX itself, and whether MLX returns a sequence of them."""
+    if (reason := fatal(op.name, args)) is not None:
+        raise ShapeError(f"{op.name}: {reason}", hint=f"its parameters are {op}")
     symbolic = {n: map_values(a, lambda v: placeholder(v.type)) for n, a in args.items()}
     try:
         result = op.call(symbolic)
