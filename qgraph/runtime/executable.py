@@ -49,7 +49,7 @@ class Executable:
             nodes=[n for n in graph.nodes if n.stage == "run" and n.op != "constant"],
         )
         self.lowered = LoweredGraph(body, self.known, self.streams)
-        self.run = _direct(self.lowered)
+        self._take = _direct(self.lowered)
         self.out_tree = graph.out_tree
         self._device = device
         self._one_result = graph.out_tree is None or graph.out_tree.kind == "leaf"
@@ -57,14 +57,28 @@ class Executable:
     def __call__(self, arrays: Sequence[mx.array]) -> Any:
         """Run on prepared parameters and inputs; the results in the form the function gave."""
         if mx.default_device() == self._device:
-            results = self.run(arrays)
+            results = self._take(list(arrays))
         else:
             with mx.stream(self._device):
-                results = self.run(arrays)
+                results = self._take(list(arrays))
         if self._one_result:
             return results[0]
         assert self.out_tree is not None
         return self.out_tree.build(results)
+
+    def run(self, arrays: Sequence[mx.array]) -> list[mx.array]:
+        """The results in order, on MLX's default device."""
+        return self._take(list(arrays))
+
+    def take(self, arrays: list[mx.array]) -> list[mx.array]:
+        """The results in order, of arrays that nobody else holds; empties the list.
+
+        MLX writes into their buffers what would else be copies of them.
+        """
+        if mx.default_device() == self._device:
+            return self._take(arrays)
+        with mx.stream(self._device):
+            return self._take(arrays)
 
     def prepare(self, parameters: Sequence[mx.array]) -> list[mx.array]:
         env: Env = {**self.known, **dict(zip(self.parameters, parameters, strict=True))}
@@ -79,8 +93,8 @@ class Executable:
         return [env[v] for v in self.prepared]
 
 
-def _direct(lowered: LoweredGraph) -> Callable[[Sequence[mx.array]], list[mx.array]]:
-    """Skip the environment where all there is is one compiled stretch in the graph's order.
+def _direct(lowered: LoweredGraph) -> Callable[[list[mx.array]], list[mx.array]]:
+    """Run on a list of arrays, which is emptied; skips the environment around a single stretch.
 
     Otherwise results may be the very arrays that were given, that the program keeps, or one array
     twice.  Whoever writes into a result must not write into those: each gets an array of its own,
@@ -90,12 +104,18 @@ def _direct(lowered: LoweredGraph) -> Callable[[Sequence[mx.array]], list[mx.arr
         step = lowered.steps[0]
         if step.needs == lowered.inputs and step.gives == lowered.outputs:
             function = step.function
-            return lambda arrays: function.call(*arrays)
+
+            def at_once(arrays: list[mx.array]) -> list[mx.array]:
+                results = function.call(*arrays)
+                arrays.clear()
+                return results
+
+            return at_once
     kept = frozenset(map(id, lowered.constants()))
 
-    def run(arrays: Sequence[mx.array]) -> list[mx.array]:
+    def run(arrays: list[mx.array]) -> list[mx.array]:
         taken = set(map(id, arrays))
-        results = lowered(arrays)
+        results = lowered.take(arrays)
         for i, array in enumerate(results):
             if id(array) in taken or id(array) in kept:
                 results[i] = mx.stop_gradient(array)

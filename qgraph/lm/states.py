@@ -1,0 +1,137 @@
+"""Caches of states, as models with convolutions and recurrences have, and lists of caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import ArraysCache, CacheList
+
+from .call import Call, Step
+from .kind import Kind, Numbers
+
+_MORE = ("left_padding", "lengths")
+
+
+class _Arrays(ArraysCache):
+    pass
+
+
+class ArraysKind(Kind):
+    """`ArraysCache`: states that each token changes, zeros at the start."""
+
+    pads = False
+
+    def fixed(self, cache: Any, count: int) -> Hashable:
+        there = (a is not None for a in (*cache.cache, cache.left_padding, cache.lengths))
+        return tuple(there)
+
+    def numbers(self, cache: Any) -> Numbers:
+        return ()
+
+    def arrays(self, cache: Any) -> list[mx.array]:
+        found = (*cache.cache, cache.left_padding, cache.lengths)
+        return [a for a in found if a is not None]
+
+    def is_empty(self, cache: Any) -> bool:
+        return True  # says nothing of where the others stand
+
+    def shapes(self, cache: Any) -> Any:
+        return [None if a is None else (a.shape[1:], a.dtype) for a in cache.cache]
+
+    def make_room(self, cache: Any, like: Any, rows: int, count: int) -> None:
+        for i, (array, form) in enumerate(zip(cache.cache, like, strict=True)):
+            if array is None and form is not None:
+                shape, dtype = form
+                cache.cache[i] = mx.zeros((rows, *shape), dtype)
+
+    def view(
+        self, fixed: Any, numbers: Sequence[mx.array], arrays: Sequence[mx.array], call: Call
+    ) -> Any:
+        view = _Arrays(len(fixed) - 2)
+        self._fill(view, fixed, arrays)
+        return view
+
+    def _fill(self, cache: Any, there: Sequence[bool], arrays: Sequence[mx.array]) -> None:
+        rest = iter(arrays)
+        *states, cache.left_padding, cache.lengths = [next(rest) if t else None for t in there]
+        cache.cache = states
+
+    def results(self, view: Any) -> list[mx.array]:
+        return self.arrays(view)
+
+    def put(self, cache: Any, arrays: Sequence[mx.array], step: Step) -> None:
+        self._fill(cache, self.fixed(cache, step.count), arrays)
+
+    def content(self, cache: Any) -> list[mx.array]:
+        return [a for a in cache.cache if a is not None]
+
+
+class _List(CacheList):
+    pass
+
+
+class ListKind(Kind):
+    """`CacheList`: each of its caches by its own kind."""
+
+    def __init__(self, kind_of: Callable[[Any], Kind | None]) -> None:
+        self._kind_of = kind_of
+
+    def kinds(self, cache: Any) -> list[Kind]:
+        found = [self._kind_of(c) for c in cache.caches]
+        assert all(found)
+        return [kind for kind in found if kind is not None]
+
+    def _pairs(self, cache: Any) -> list[tuple[Kind, Any]]:
+        return list(zip(self.kinds(cache), cache.caches, strict=True))
+
+    def fixed(self, cache: Any, count: int) -> Hashable:
+        pairs = self._pairs(cache)
+        return tuple(
+            (k, k.fixed(c, count), len(k.numbers(c)), len(k.arrays(c))) for k, c in pairs
+        )
+
+    def numbers(self, cache: Any) -> Numbers:
+        return tuple(n for k, c in self._pairs(cache) for n in k.numbers(c))
+
+    def arrays(self, cache: Any) -> list[mx.array]:
+        return [a for k, c in self._pairs(cache) for a in k.arrays(c)]
+
+    def is_empty(self, cache: Any) -> bool:
+        return all(k.is_empty(c) for k, c in self._pairs(cache))
+
+    def shapes(self, cache: Any) -> Any:
+        return [k.shapes(c) for k, c in self._pairs(cache)]
+
+    def make_room(self, cache: Any, like: Any, rows: int, count: int) -> None:
+        likes = like or [None] * len(cache.caches)
+        for (k, c), form in zip(self._pairs(cache), likes, strict=True):
+            k.make_room(c, form, rows, count)
+
+    def view(
+        self, fixed: Any, numbers: Sequence[mx.array], arrays: Sequence[mx.array], call: Call
+    ) -> Any:
+        views, n, a = [], 0, 0
+        for kind, inner, some, many in fixed:
+            views.append(kind.view(inner, numbers[n : n + some], arrays[a : a + many], call))
+            n, a = n + some, a + many
+        view = _List(*views)
+        view.parts = [kind for kind, *_ in fixed]
+        return view
+
+    def results(self, view: Any) -> list[mx.array]:
+        return [a for k, v in zip(view.parts, view.caches, strict=True) for a in k.results(v)]
+
+    def put(self, cache: Any, arrays: Sequence[mx.array], step: Step) -> None:
+        at = 0
+        for k, c in self._pairs(cache):
+            many = len(k.arrays(c))
+            k.put(c, arrays[at : at + many], step)
+            at += many
+
+    def content(self, cache: Any) -> list[mx.array]:
+        return [a for k, c in self._pairs(cache) for a in k.content(c)]
+
+    def refuses(self, cache: Any, count: int) -> str:
+        return next(filter(None, (k.refuses(c, count) for k, c in self._pairs(cache))), "")
