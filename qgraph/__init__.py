@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import Any
 
 try:
     import mlx.core as _mx
@@ -48,9 +49,12 @@ for _name, _function in FUNCTIONS.items():
         globals().setdefault(_name, _function)
 del _name, _function
 
-if TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Any: ...
+def __getattr__(name: str) -> Any:
+    """`qg.lm`, which needs mlx-lm, is imported when it is first asked for."""
+    if name == "lm":
+        return importlib.import_module("qgraph.lm")
+    raise AttributeError(f"module 'qgraph' has no attribute {name!r}")
 
 
 # The ops of the table are exported as well; see docs/ops.md.

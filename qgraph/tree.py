@@ -67,21 +67,23 @@ def flatten(tree: Any, *, static: bool = False) -> tuple[list[Any], Tree]:
     With `static`, Python numbers and strings belong to the form instead of being leaves.
     """
     leaves: list[Any] = []
+    return leaves, _form(tree, leaves, static)
 
-    def visit(part: Any) -> Tree:
-        if part is None:
-            return NONE
-        if static and isinstance(part, STATIC):
-            return Tree("static", (part,))
-        if isinstance(part, dict):
-            return Tree("dict", tuple(part), tuple(visit(part[key]) for key in part))
-        if isinstance(part, tuple | list):
-            kind = "list" if isinstance(part, list) else "tuple"
-            return Tree(kind, (), tuple(visit(item) for item in part))
-        leaves.append(part)
-        return LEAF
 
-    return leaves, visit(tree)
+def _form(part: Any, leaves: list[Any], static: bool) -> Tree:
+    # No closure over `leaves`: one that calls itself would hold the arrays until Python's garbage
+    # collector comes by, and MLX copies a buffer that something holds.
+    if part is None:
+        return NONE
+    if static and isinstance(part, STATIC):
+        return Tree("static", (part,))
+    if isinstance(part, dict):
+        return Tree("dict", tuple(part), tuple(_form(part[k], leaves, static) for k in part))
+    if isinstance(part, tuple | list):
+        kind = "list" if isinstance(part, list) else "tuple"
+        return Tree(kind, (), tuple(_form(item, leaves, static) for item in part))
+    leaves.append(part)
+    return LEAF
 
 
 def tree_map(fn: Callable[[Any], Any], tree: Any) -> Any:

@@ -33,6 +33,7 @@ def compile(
     budget: int = 0,
     tune: Tune = "table",
     parameters: Sequence[int] = (),
+    donate: Sequence[int] = (),
     share: Program | None = None,
     release: bool | None = None,
     progress: Progress | None = None,
@@ -48,6 +49,9 @@ def compile(
         passes: instead of the default ones; `[]` runs the graph as written.
         budget, tune: as for `optimize`.
         parameters: as for `trace`.
+        donate: positions of arguments that are handed over: lists or dicts, with whatever is in
+            them, which a call empties.  What it updates of them, such as caches, it then writes in
+            place, where it would copy an array that its caller holds.
         share: a program made by `jit` whose packed weights this one shares, where both use the same
             arrays.  Float originals are held then: arrays are known by their identity, and the
             other program may need them for input types to come.
@@ -72,7 +76,9 @@ def compile(
     plan = optimize(
         graph, target=target, quantize=quantize, passes=passes, budget=budget, tune=tune
     )
-    return Program(None, plan, release=release, progress=progress, cache=cache)
+    return Program(
+        None, plan, release=release, progress=progress, cache=cache, donate=donate
+    )
 
 
 def jit(
@@ -84,6 +90,7 @@ def jit(
     budget: int = 0,
     tune: Tune = "table",
     parameters: Sequence[int] = (),
+    donate: Sequence[int] = (),
     share: Program | None = None,
     progress: Progress | None = None,
 ) -> Program:
@@ -94,7 +101,8 @@ def jit(
 
     Args:
         fn: takes and returns trees of arrays.
-        target, quantize, passes, budget, tune, parameters, share, progress: as for `compile`.
+        target, quantize, passes, budget, tune, parameters, donate, share, progress: as for
+            `compile`.
 
     >>> import mlx.core as mx, qgraph as qg
     >>> double = qg.jit(lambda x: x * 2)
@@ -111,7 +119,7 @@ def jit(
             graph, target=where, quantize=quantize, passes=passes, budget=budget, tune=tune
         )
 
-    return Program(specialise, progress=progress, cache=cache)
+    return Program(specialise, progress=progress, cache=cache, donate=donate)
 
 
 def _cache_of(share: Program | None) -> PackCache:

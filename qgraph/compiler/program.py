@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,25 @@ def _plain_form(count: int) -> Tree:
     return flatten(((mx.array(0),) * count, {}))[1]
 
 
+def _hand_over(args: tuple[Any, ...], i: int) -> None:
+    """Empty the lists and dicts of a donated argument, so that the call alone holds its arrays."""
+    if i >= len(args) or isinstance(args[i], mx.array):
+        raise InputError(
+            f"argument {i} is donated, but a call cannot take an array from its caller",
+            hint="give the array in a list, which is empty afterwards",
+        )
+    pending = [args[i]]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            pending += part.values()
+            part.clear()
+        elif isinstance(part, list | tuple):
+            pending += part
+            if isinstance(part, list):
+                part.clear()
+
+
 class Program:
     """A compiled function of arrays; made by `qgraph.compile` and `qgraph.jit`.
 
@@ -44,8 +63,10 @@ class Program:
         release: bool = False,
         progress: Progress | None = None,
         cache: PackCache | None = None,
+        donate: Sequence[int] = (),
     ) -> None:
         self._specialise = specialise
+        self._donate = tuple(donate)
         self.cache = cache or PackCache()
         self._lock = threading.Lock()
         self._executables: dict[Key, Executable] = {}
@@ -101,7 +122,7 @@ class Program:
         Raises:
             InputError: the arguments are not those it was compiled for.
         """
-        if not kwargs:
+        if not kwargs and not self._donate:
             types = tuple([(a.shape, a.dtype) if type(a) is mx.array else None for a in args])
             plain = self._plain.get(types)
             if plain is not None:
@@ -111,7 +132,13 @@ class Program:
         found = self._executables.get(key)
         if found is None:
             return self._call_slowly(args, kwargs)
-        return found(self._split(found, leaves) if found.parameters else leaves)
+        given = self._split(found, leaves) if found.parameters else leaves
+        if not self._donate:
+            return found(given)
+        del leaves
+        for i in self._donate:
+            _hand_over(args, i)
+        return found.consume(given)
 
     def _split(self, executable: Executable, leaves: list[mx.array]) -> list[mx.array]:
         given = dict(zip(executable.graph.inputs, leaves, strict=True))

@@ -12,6 +12,7 @@ from ..compiler.pipeline import Tune
 from ..quantization.config import Quantize
 from ..target import Target, as_target
 from .acceleration import Acceleration
+from .programs import Maker
 
 
 def accelerate(
@@ -26,7 +27,7 @@ def accelerate(
     fast = cls.__new__(cls)
     dict.update(fast, model)
     vars(fast).update(vars(model))
-    vars(fast)["qgraph"] = Acceleration(cls._own, as_target(target), quantize, tune)
+    vars(fast)["qgraph"] = Acceleration(Maker(cls._own, as_target(target), quantize, tune))
     return fast
 
 
@@ -45,7 +46,7 @@ def _accelerated(base: type) -> Any:
         rest = {name: given[name] for name in names[2:]}
         rest.update(rest.pop("kwargs", {}))
         cache = rest.pop("cache", None)
-        return self.qgraph(self, given[names[1]], cache, rest)
+        return self.qgraph.call(self, given[names[1]], cache, rest)
 
     namespace = {"__call__": call, "_own": staticmethod(own), "__module__": base.__module__}
     namespace["__doc__"] = base.__doc__

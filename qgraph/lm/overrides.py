@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from .call import Call
 
-Patches = Callable[[ModuleType, Call, Sequence[Any]], Mapping[tuple[Any, str], Any]]
-"""Of a module of mlx-lm, a call and its views: what stands for which attribute in the trace."""
+Patches = Callable[[ModuleType, Any, Call, Sequence[Any]], Mapping[tuple[Any, str], Any]]
+"""What stands for which attribute in a trace, of a module of mlx-lm, the model that is traced (a
+copy of its own), the call and its views."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,14 @@ class Override:
     Attributes:
         reason: what in the module does not go with buffers of fixed length.
         rank, additive: as `Call` has them.
+        whole: does what the model gives depend on how a prompt is cut?  It then reads them itself.
         patches: stands in for parts of the module while it is traced.
     """
 
     reason: str
     rank: int = 2
     additive: bool = False
+    whole: bool = False
     patches: Patches | None = None
 
 
@@ -43,70 +48,72 @@ class _With:
         return getattr(self._module, name)
 
 
-def _is_array(*numbers: Any) -> bool:
-    return any(isinstance(n, mx.array) for n in numbers)
+def _counting(module: Any, arange: Callable[[Any, Any], mx.array]) -> _With:
+    """NumPy or MLX, `arange` of a position that is an array being `arange`.
+
+    Others may call it meanwhile, with numbers.
+    """
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(number, mx.array) for number in args):
+            return arange(*args)
+        return module.arange(*args, **kwargs)
+
+    return _With(module, arange=counted)
 
 
-def _gpt_bigcode(module: ModuleType, call: Call, views: Sequence[Any]) -> Any:
-    def arange(start: Any, stop: Any) -> Any:
+def _parts(model: Any, kind: type) -> list[Any]:
+    return [part for part in model.modules() if type(part) is kind]
+
+
+def _gpt_bigcode(module: ModuleType, model: Any, call: Call, views: Sequence[Any]) -> Any:
+    def positions(start: mx.array, stop: mx.array) -> mx.array:
         return start + mx.arange(call.count)
 
-    return {(module, "np"): _With(module.np, arange=arange)}
+    return {(module, "np"): _counting(np, positions)}
 
 
-def _llama4(module: ModuleType, call: Call, views: Sequence[Any]) -> Any:
+def _llama4(module: ModuleType, model: Any, call: Call, views: Sequence[Any]) -> Any:
     chunked = views[0]
 
-    def arange(start: Any, stop: Any) -> mx.array:
-        seen = chunked.length if start is chunked.start_position else 0
-        if seen and call.fresh:
-            seen = call.count
-        return start + mx.arange(seen or call.count)
+    def positions(start: mx.array, stop: mx.array) -> mx.array:
+        of_keys = start is chunked.start_position and not call.fresh
+        return start + mx.arange(chunked.length if of_keys else call.count)
 
-    return {(module, "mx"): _With(mx, arange=arange)}
+    return {(module, "mx"): _counting(mx, positions)}
 
 
-def _afm7(module: ModuleType, call: Call, views: Sequence[Any]) -> Any:
+def _afm7(module: ModuleType, model: Any, call: Call, views: Sequence[Any]) -> Any:
     first = views[-1].offset
 
-    class At:
-        """A rotation by the position of the call, whatever offset it is given."""
+    def by_position(rope: Any) -> Any:
+        return lambda x, offset: rope(x, offset=first)
 
-        def __init__(self, rope: Any) -> None:
-            self.rope = rope
-
-        def __call__(self, x: mx.array, offset: Any = 0) -> mx.array:
-            return self.rope(x, offset=first)
-
-    attend = module.KVReuseAttention.__call__
-
-    def attention(layer: Any, x: Any, keys: Any, values: Any, mask: Any = None) -> Any:
-        view = _With(layer, rope=At(layer.rope))
-        return attend(view, x, keys, values, mask)
-
-    return {(module.KVReuseAttention, "__call__"): attention}
+    layers = _parts(model, module.KVReuseAttention)
+    return {(layer, "rope"): by_position(layer.rope) for layer in layers}
 
 
-def _phi3small(module: ModuleType, call: Call, views: Sequence[Any]) -> Any:
-    view = views[0]
-    first = view.offset
+def _phi3small(module: ModuleType, model: Any, call: Call, views: Sequence[Any]) -> Any:
+    first = views[0].offset
 
-    def mask(layer: Any, q_len: int, kv_len: int) -> tuple[mx.array, mx.array]:
-        size = layer.blocksparse_block_size
-        seen = first + q_len
-        blocks, q_blocks = (seen + size - 1) // size, -(-q_len // size)
-        rows = (blocks - q_blocks + mx.arange(q_blocks))[None, :, None]
-        columns = mx.arange(-(-kv_len // size))
-        heads = mx.arange(1, layer.n_heads + 1)[:, None]
-        strided = ((columns[None] + heads) % layer.blocksparse_vert_stride == 0)[:, None]
-        near = rows - columns < layer.blocksparse_num_local_blocks
-        block = (rows >= columns) & (near | strided)
-        block = block.reshape(layer.n_kv_heads, layer.n_q_per_kv, *block.shape[-2:])
-        dense = mx.repeat(mx.repeat(block, size, axis=-1), size, axis=-2)
-        dense = dense[..., -q_len:, :kv_len] & (mx.arange(kv_len) < seen)
-        return block, dense
+    def of(layer: Any) -> Any:
+        def mask(q_len: int, kv_len: int) -> tuple[mx.array, mx.array]:
+            size, seen = layer.blocksparse_block_size, first + q_len
+            blocks, q_blocks = (seen + size - 1) // size, -(-q_len // size)
+            rows = (blocks - q_blocks + mx.arange(q_blocks))[None, :, None]
+            columns = mx.arange(-(-kv_len // size))
+            heads = mx.arange(1, layer.n_heads + 1)[:, None]
+            strided = ((columns[None] + heads) % layer.blocksparse_vert_stride == 0)[:, None]
+            near = rows - columns < layer.blocksparse_num_local_blocks
+            block = (rows >= columns) & (near | strided)
+            block = block.reshape(layer.n_kv_heads, layer.n_q_per_kv, *block.shape[-2:])
+            dense = mx.repeat(mx.repeat(block, size, axis=-1), size, axis=-2)
+            return block, dense[..., -q_len:, :kv_len] & (mx.arange(kv_len) < seen)
 
-    return {(module.Attention, "_block_sparse_mask"): mask}
+        return mask
+
+    layers = [layer for layer in _parts(model, module.Attention) if layer.block_sparse]
+    return {(layer, "_block_sparse_mask"): of(layer) for layer in layers}
 
 
 OVERRIDES = {
@@ -116,15 +123,15 @@ OVERRIDES = {
     "gpt_bigcode": Override("counts positions with NumPy", patches=_gpt_bigcode),
     "llama4": Override("counts positions with integers", patches=_llama4),
     "olmo": Override("adds its mask to the scores", additive=True),
-    "phi3small": Override("places blocks by the length of the keys", patches=_phi3small),
+    "phi3small": Override(
+        "places blocks by the lengths of a call", whole=True, patches=_phi3small
+    ),
 }
 """By the module of mlx-lm that defines any part of the model."""
 
 
 def overrides_of(model: Any) -> list[tuple[ModuleType, Override]]:
     """What applies to a model, with the modules of mlx-lm it is for."""
-    import sys
-
     modules = {type(part).__module__ for part in model.modules()}
     modules |= {base.__module__ for base in type(model).__mro__}
     names = {name.rpartition(".")[2]: name for name in modules if name.startswith("mlx_lm.models.")}
@@ -133,14 +140,14 @@ def overrides_of(model: Any) -> list[tuple[ModuleType, Override]]:
 
 @contextmanager
 def standing_in(
-    found: Sequence[tuple[ModuleType, Override]], call: Call, views: Sequence[Any]
+    found: Sequence[tuple[ModuleType, Override]], model: Any, call: Call, views: Sequence[Any]
 ) -> Iterator[None]:
-    """While this is open the modules are as their overrides say."""
+    """While this is open modules and model are as the overrides say."""
     before = []
     try:
         for module, override in found:
             for (owner, name), thing in (
-                override.patches(module, call, views) if override.patches else {}
+                override.patches(module, model, call, views) if override.patches else {}
             ).items():
                 before.append((owner, name, getattr(owner, name)))
                 setattr(owner, name, thing)

@@ -56,11 +56,11 @@ class Executable:
 
     def __call__(self, arrays: Sequence[mx.array]) -> Any:
         """Run on prepared parameters and inputs; the results in the form the function gave."""
-        if mx.default_device() == self._device:
-            results = self._take(list(arrays))
-        else:
-            with mx.stream(self._device):
-                results = self._take(list(arrays))
+        return self.consume(list(arrays))
+
+    def consume(self, arrays: list[mx.array]) -> Any:
+        """As a call, on arrays that nobody else holds; empties the list."""
+        results = self.take(arrays)
         if self._one_result:
             return results[0]
         assert self.out_tree is not None

@@ -1,0 +1,144 @@
+"""Making the program for a call: a trace of the model over views of its caches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import mlx.core as mx
+
+from ..compiler.pipeline import Tune, optimize
+from ..compiler.plan import Plan
+from ..errors import QGraphError
+from ..importer import from_mlx
+from ..quantization.config import Quantize
+from ..runtime.executable import Executable
+from ..runtime.packing import PackCache
+from ..target import Target
+from ..tracing.trace import sharing
+from .call import Call
+from .compare import Difference
+from .kind import Kind
+from .overrides import overrides_of, standing_in
+from .shadow import shadow
+
+Own = Callable[..., Any]
+"""The call of a model's class, which runs without programs."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a program is made for: all of a call but the arrays themselves.
+
+    Attributes:
+        rows, count, fresh: as `Call` has them.
+        kinds: of the caches, and what of them belongs to the program.
+        places: for each cache, which of the numbers are its own.
+        numbers, arrays: shapes and dtypes, the arrays by cache.
+    """
+
+    rows: int
+    count: int
+    fresh: bool
+    kinds: tuple[tuple[Kind, Any], ...]
+    places: tuple[tuple[int, ...], ...]
+    numbers: tuple[Any, ...]
+    arrays: tuple[Any, ...]
+
+    @property
+    def length(self) -> int:
+        """Positions of the largest buffer."""
+        found = [shape[2] for some in self.arrays for shape, _ in some if len(shape) == 4]
+        return max(found, default=0)
+
+    def __str__(self) -> str:
+        rows = "" if self.rows == 1 else f"{self.rows} rows of "
+        tokens = f"{self.count} tokens" if self.count > 1 else "a token"
+        first = ", the first" if self.fresh else ""
+        return f"{rows}{tokens}{first}" + (f", {self.length} positions" if self.length else "")
+
+
+@dataclass
+class Program:
+    """One program of a model.
+
+    Attributes:
+        executable: None where the model runs this itself.
+        reason: why it does.
+        checked: was it found to give what the model gives?
+        calls: so many.
+    """
+
+    form: Form
+    executable: Executable | None = None
+    plan: Plan | None = None
+    reason: str = ""
+    seconds: float = 0.0
+    checked: bool = False
+    calls: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """How a model's programs are made; arguments as for `qg.optimize`."""
+
+    own: Own
+    target: Target
+    quantize: Quantize | None
+    tune: Tune
+
+    def make(self, model: Any, form: Form, packed: PackCache) -> Program:
+        """A program for calls of this form, or the reason why there is none; never raises."""
+        start = time.perf_counter()
+        program = Program(form)
+        try:
+            with sharing(packed.constants):
+                graph = self._graph(model, form)
+            program.plan = optimize(
+                graph, target=self.target, quantize=self.quantize, tune=self.tune, check=False
+            )
+            program.executable = Executable(
+                program.plan.graph, self.target, packed, release=False, progress=None
+            )
+        except QGraphError as error:
+            program.reason = error.what
+        except Exception as error:  # mlx-lm would not have raised it, so nor does its model here
+            program.reason = f"{type(error).__name__}: {error}"
+        program.seconds = time.perf_counter() - start
+        return program
+
+    def _graph(self, model: Any, form: Form) -> Any:
+        own, found = self.own, overrides_of(model)
+        rank = max([override.rank for _, override in found], default=2)
+        additive = any(override.additive for _, override in found)
+
+        def step(
+            model: Any, tokens: mx.array, valid: mx.array, numbers: Any, arrays: Any
+        ) -> tuple[mx.array, list[Any]]:
+            call = Call(form.count, valid, form.fresh, rank, additive)
+            views = [
+                kind.view(fixed, [numbers[i] for i in places], some, call)
+                for (kind, fixed), places, some in zip(
+                    form.kinds, form.places, arrays, strict=True
+                )
+            ]
+            with standing_in(found, model, call, views):
+                logits = own(model, tokens, cache=views)
+            pairs = zip(form.kinds, views, strict=True)
+            return logits, [kind.results(view) for (kind, _), view in pairs]
+
+        tokens = mx.zeros((form.rows, form.count), mx.int32)
+        numbers = [mx.zeros(*of) for of in form.numbers]
+        arrays = [[mx.zeros(*of) for of in some] for some in form.arrays]
+        return from_mlx(
+            MethodType(step, shadow(model)), tokens, mx.array(0, mx.int32), numbers, arrays,
+            name=type(model).__name__,
+        )  # fmt: skip
+
+
+def types_of(arrays: Sequence[mx.array]) -> tuple[Any, ...]:
+    return tuple((a.shape, a.dtype) for a in arrays)
