@@ -216,15 +216,15 @@ class BpeTokenizer:
         self._tokens = tokens
         self._special = {i for i, kind in enumerate(kinds) if kind == 3}  # GGUF: control token
         vocabulary = {token: i for i, token in enumerate(tokens)}
-        self._library = Library(models.BPE(vocab=vocabulary, merges=merges))
+        self.library = Library(models.BPE(vocab=vocabulary, merges=merges))
         # llama.cpp's "smollm": every digit alone, then GPT-2's split
-        self._library.pre_tokenizer = pre_tokenizers.Sequence(
+        self.library.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Digits(individual_digits=True),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
-        self._library.add_special_tokens(
+        self.library.add_special_tokens(
             [AddedToken(tokens[i], normalized=False) for i in sorted(self._special)]
         )
 
@@ -237,7 +237,7 @@ class BpeTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids; special tokens written in ``text`` become their ids."""
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
         return ids
 
     def token_bytes(self, token: int) -> bytes:

@@ -6,7 +6,9 @@ By default every eighth of them, another eighth each day; all that are listed wi
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
+import statistics
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +33,13 @@ NAMES = sorted({*zoo.architectures()} - {*NOT_HERE, *EAGER})
 TURN = datetime.date.today().toordinal() % 8
 CHOSEN = NAMES if os.environ.get("QGRAPH_ZOO") == "all" else NAMES[TURN::8]
 PROMPTS = [mx.arange(5)[None] * 7 % 100, (mx.arange(14)[None] * 3 + 5) % 100]
+BY_ITSELF = {"phi3small": "places blocks by the lengths of a call"}
+"""Models that read prompts of several tokens themselves, and why."""
+BATCHES = (
+    "rows of several lengths, longer than a window, at once",
+    "rows of several lengths, read into a state at once",
+)
+"""What of a batch's prompts models read themselves."""
 ONE_BY_ONE = {"olmo"}
 """Models of which mlx-lm takes a token at a time: the mask of more is a word that they then add."""
 STEPS = [mx.array([[(7 * i + 3) % 100]]) for i in range(12)]
@@ -70,8 +79,10 @@ def largest_difference(actual: mx.array, expected: mx.array) -> float:
 
 def quantized(model: Any) -> Any:
     def fits(path: str, module: Any) -> bool:
-        weight = getattr(module, "weight", None)
-        return hasattr(module, "to_quantized") and weight is not None and weight.shape[-1] % 32 == 0
+        packs = getattr(module, "to_quantized", None)
+        if packs is None or "mode" not in inspect.signature(packs).parameters:
+            return False
+        return "weight" in module and module.weight.shape[-1] % 32 == 0
 
     nn.quantize(model, group_size=32, bits=4, class_predicate=fits)
     return model
@@ -81,32 +92,55 @@ def accelerated(model: Any) -> Any:
     return qg.lm.accelerate(model, target="cpu")
 
 
+def by_mlx_lm(model: Any, name: str) -> mx.array:
+    try:
+        found = logits(model, prompts_of(name))
+    except (RuntimeError, ValueError) as error:
+        pytest.skip(f"mlx-lm itself cannot: {error}")
+    if mx.any(mx.isnan(found)).item():
+        pytest.skip("mlx-lm itself gives no numbers")
+    return found
+
+
+def all_by_programs(name: str, fast: Any) -> None:
+    assert fast.qgraph.programs
+    allowed = (BY_ITSELF.get(name), *BATCHES)
+    assert [why for why in fast.qgraph.eager if why not in allowed] == []
+
+
 @pytest.mark.parametrize("bits", [None, 4], ids=["plain", "4bit"])
 @pytest.mark.parametrize("name", CHOSEN)
 def test_float32(name: str, bits: int | None) -> None:
     model = zoo.build(name) if bits is None else quantized(zoo.build(name))
-    expected = logits(model, prompts_of(name))
+    expected = by_mlx_lm(model, name)
     fast = accelerated(model)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("ignore" if name in BY_ITSELF else "error")
         actual = logits(fast, prompts_of(name))
     assert largest_difference(actual, expected) < 1e-4
-    assert fast.qgraph.programs and not fast.qgraph.eager
+    all_by_programs(name, fast)
 
 
 @pytest.mark.parametrize("bits", [None, 4], ids=["plain", "4bit"])
 @pytest.mark.parametrize("name", CHOSEN)
 def test_bfloat16(name: str, bits: int | None) -> None:
+    """No farther from what the same weights give in float32 than mlx-lm's own bfloat16 is."""
     model = zoo.build(name) if bits is None else quantized(zoo.build(name))
     model.set_dtype(mx.bfloat16)
-    try:
-        expected = logits(model, prompts_of(name))
-    except RuntimeError as error:
-        pytest.skip(f"not on a CPU: {error}")
+    theirs = by_mlx_lm(model, name)
     fast = accelerated(model)
-    actual = logits(fast, prompts_of(name))
-    assert largest_difference(actual, expected) < 0.1
-    assert fast.qgraph.programs and not fast.qgraph.eager
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if name in BY_ITSELF else "error")
+        ours = logits(fast, prompts_of(name))
+    all_by_programs(name, fast)
+    model.set_dtype(mx.float32)
+    exact = logits(model, prompts_of(name))
+    # A router or an indexer chooses otherwise now and then, where rounding decides.
+    far = [
+        statistics.median(largest_difference(a, b) for a, b in zip(x, exact, strict=True))
+        for x in (ours, theirs)
+    ]
+    assert far[0] < 1.5 * far[1] + 0.01
 
 
 @pytest.mark.parametrize("name", EAGER)
@@ -120,18 +154,18 @@ def test_what_runs_eagerly_says_why(name: str) -> None:
     assert EAGER[name] in fast.qgraph.report()
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", [name for name in CHOSEN if name not in ONE_BY_ONE])
 def test_a_batch_of_padded_rows(name: str) -> None:
     """As `mlx_lm.batch_generate` does: rows of several lengths, merged caches, then steps."""
     model = zoo.build(name)
-    prompts = [[3, 9, 27, 81, 43, 29], [5, 10, 20], [7, 14]]
+    prompts = [[3, 9, 27, 81], [5, 10, 20], [7, 14]]
     try:
         expected = batch(model, prompts)
     except Exception as error:
         pytest.skip(f"mlx-lm has no batches of it: {error}")
     fast = accelerated(model)
     assert largest_difference(batch(fast, prompts), expected) < 1e-4
-    assert fast.qgraph.programs and not fast.qgraph.eager
+    all_by_programs(name, fast)
 
 
 def batch(model: Any, prompts: list[list[int]]) -> mx.array:
@@ -139,15 +173,16 @@ def batch(model: Any, prompts: list[list[int]]) -> mx.array:
 
     rows = [make_prompt_cache(model) for _ in prompts]
     cache = [row[0].merge(list(row)) for row in zip(*rows, strict=True)]
-    longest = max(map(len, prompts))
-    padding = [longest - len(p) for p in prompts]
-    for c in cache:
-        c.prepare(lengths=[len(p) for p in prompts], right_padding=padding)
-    tokens = mx.array([[*p, *([0] * pad)] for p, pad in zip(prompts, padding, strict=True)])
-    model(tokens, cache=cache)
-    mx.eval([c.state for c in cache])
-    for c in cache:
-        c.finalize()
+    for repeated in (1, 4):  # the second time up to 16 tokens, twice what windows hold
+        lengths = [repeated * len(p) for p in prompts]
+        padding = [max(lengths) - length for length in lengths]
+        for c in cache:
+            c.prepare(lengths=lengths, right_padding=padding)
+        rows = [[*repeated * p, *[0] * n] for p, n in zip(prompts, padding, strict=True)]
+        model(mx.array(rows), cache=cache)
+        mx.eval([c.state for c in cache])
+        for c in cache:
+            c.finalize()
     found = []
     for i in range(10):
         tokens = mx.array([[(7 * i + j) % 100] for j in range(len(prompts))])

@@ -76,9 +76,7 @@ def compile(
     plan = optimize(
         graph, target=target, quantize=quantize, passes=passes, budget=budget, tune=tune
     )
-    return Program(
-        None, plan, release=release, progress=progress, cache=cache, donate=donate
-    )
+    return Program(None, plan, release=release, progress=progress, cache=cache, donate=donate)
 
 
 def jit(

@@ -1,4 +1,4 @@
-"""`accelerate`: a model of mlx-lm that runs through programs, and is the same model for the rest."""
+"""`accelerate`: a model of mlx-lm that runs through programs, and is else the same model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def accelerate(
     tune: Tune = "table",
 ) -> Any:
     """An object of a subclass of the model's class, over the very same modules."""
-    cls = _accelerated(type(model))
+    base: Any = type(model)
+    cls = _accelerated(base)
     fast = cls.__new__(cls)
     dict.update(fast, model)
     vars(fast).update(vars(model))
@@ -31,8 +32,8 @@ def accelerate(
     return fast
 
 
-@functools.lru_cache(maxsize=None)
-def _accelerated(base: type) -> Any:
+@functools.cache
+def _accelerated(base: Any) -> Any:
     own = base.__call__
     signature = inspect.signature(own)
 

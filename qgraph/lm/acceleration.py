@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ..runtime.packing import PackCache
 from .call import Step
-from .compare import compared
+from .compare import compared, in_float32
 from .kind import Kind
 from .kinds import kind_of
 from .numbers import Numbers
@@ -60,15 +60,22 @@ class Acceleration:
         self, model: Any, tokens: mx.array, cache: Sequence[Any] | None, extras: Mapping[str, Any]
     ) -> Any:
         """What the model gives, by a program where there can be one."""
-        kinds = [] if cache is None else [kind_of(c) for c in cache]
+        kinds: list[Any] = [] if cache is None else [kind_of(c) for c in cache]
         why = refusal(tokens, cache, kinds, extras)
         if why:
             return self._eagerly(why, model, tokens, cache, extras)
         self._look_at_weights(model)
         if self._whole and tokens.shape[1] > 1:
             return self._eagerly(self._whole, model, tokens, cache, extras)
+        pairs = list(zip(kinds, cache or (), strict=True))
+        pads, ends = all(k.pads(c) for k, c in pairs), any(k.ends(c) for k, c in pairs)
+        cut = list(pieces(tokens.shape[1], pads, ends))
+        length = sum(count for _, _, count in cut)
+        why = next((why for k, c in pairs if (why := k.refuses(c, length))), "")
+        if why:
+            return self._eagerly(why, model, tokens, cache, extras)
         results = []
-        for start, valid, count in pieces(tokens.shape[1], all(k.pads for k in kinds)):
+        for start, valid, count in cut:
             piece = tokens[:, start : start + valid].astype(mx.int32)
             results.append(self._piece(model, piece, count, kinds, cache, extras))
         return results[0] if len(results) == 1 else mx.concatenate(results, axis=1)
@@ -96,9 +103,6 @@ class Acceleration:
         """A call of `count` tokens a row, the first of which are `tokens` and the rest padding."""
         rows, valid = tokens.shape
         pairs = list(zip(kinds, cache, strict=True))
-        why = next((w for k, c in pairs if (w := k.refuses(c, count))), "")
-        if why:
-            return self._eagerly(why, model, tokens, cache, extras)
         fresh = count > 1 and all(k.is_empty(c) for k, c in pairs)
         right = None
         if self._shapes is None:
@@ -107,9 +111,10 @@ class Acceleration:
         for (kind, c), like in zip(pairs, self._shapes, strict=True):
             kind.make_room(c, like, rows, count)
         pool = self._numbers.pool(kinds, cache)
+        fixed = [k.fixed(c, count) for k, c in pairs]
         arrays = [k.arrays(c) for k, c in pairs]
         form = Form(
-            rows, count, fresh, tuple((k, k.fixed(c, count)) for k, c in pairs), pool.places,
+            rows, count, fresh, tuple(zip(kinds, fixed, strict=True)), pool.places,
             types_of(pool.values), tuple(map(types_of, arrays)),
         )  # fmt: skip
         program = self._program(model, form)
@@ -117,17 +122,41 @@ class Acceleration:
             return self._eagerly(program.reason, model, tokens, cache, extras)
         if not program.checked and right is None:
             right = self._by_the_model(model, tokens, cache, extras)
-        padded = mx.pad(tokens, ((0, 0), (0, count - valid))) if count > valid else tokens
+        before = None if right is None else copy.deepcopy(cache)
+        if any(k.ends(c) for k, c in pairs):
+            for kind, c in pairs:
+                kind.settle(c)
+            pool = self._numbers.pool(kinds, cache)
+            arrays = [k.arrays(c) for k, c in pairs]
+        padded = mx.pad(tokens, [(0, 0), (0, count - valid)]) if count > valid else tokens
         given = [padded, mx.array(valid, mx.int32), *pool.values, *(a for b in arrays for a in b)]
+        sizes = [len(some) for some in arrays]
+        del arrays  # the program alone holds the buffers now, and writes into them
+        for kind, c in pairs:
+            kind.let_go(c)
         logits, *results = program.executable.take(given)
         step, at = Step(valid, count, pool.leaders), 0
-        for (kind, c), some in zip(pairs, arrays, strict=True):
-            kind.put(c, results[at : at + len(some)], step)
-            at += len(some)
-        self._numbers.follow(kinds, cache)
+        for (kind, c), of, size in zip(pairs, fixed, sizes, strict=True):
+            kind.put(c, of, results[at : at + size], step)
+            at += size
+        self._numbers.follow(pool, kinds, cache)
         program.calls += 1
         logits = logits[:, :valid] if count > valid else logits
-        return logits if right is None else self._compared(program, kinds, cache, logits, *right)
+        if right is None:
+            return logits
+
+        def exactly() -> Any:
+            return in_float32(model, tokens, before, self._maker.own)
+
+        difference = compared(kinds, (logits, cache), right, exactly)
+        if difference is None:
+            program.checked = True
+            return logits
+        program.executable, program.reason = None, str(difference)
+        self._said.ran_eagerly(program.reason)
+        for c, after in zip(cache, right[1], strict=True):
+            vars(c).update(vars(after))
+        return right[0]
 
     def _program(self, model: Any, form: Form) -> Program:
         with self._lock:
@@ -139,22 +168,6 @@ class Acceleration:
         """What the model gives, and the caches after it, `cache` itself staying as it is."""
         after = copy.deepcopy(cache)
         return self._maker.own(model, tokens, cache=after, **extras), after
-
-    def _compared(
-        self, program: Program, kinds: Any, cache: Any, logits: Any, expected: Any, after: Any
-    ) -> Any:
-        """The program's logits, if they are the model's; else the model's, and its caches."""
-        difference = compared(kinds, cache, logits, after, expected)
-        if difference is None:
-            program.checked = True
-            return logits
-        program.differences.append(difference)
-        if difference.final or len(program.differences) == 3:
-            program.executable, program.reason = None, str(difference)
-            self._said.ran_eagerly(program.reason)
-        for c, right in zip(cache, after, strict=True):
-            vars(c).update(vars(right))
-        return expected
 
 
 def refusal(

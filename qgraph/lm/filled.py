@@ -19,8 +19,8 @@ class Filled:
     keys: Any
     values: Any
 
-    def _begin(self, keys: Any, values: Any, at: mx.array, call: Call) -> None:
-        self.keys, self.values, self.at, self.call = keys, values, at, call
+    def _begin(self, arrays: Sequence[Any], at: mx.array, call: Call) -> None:
+        (self.keys, self.values), self.at, self.call = arrays, at, call
         self.offset: Any = at
         self._written = 0
 
@@ -110,9 +110,7 @@ class FilledKind(Kind):
         needed = self.used(cache) + count
         if cache.keys is None:
             length = rounded(needed)
-            made = [
-                mx.zeros((rows, heads, length, dim), dtype) for (heads, dim), dtype in like
-            ]
+            made = [mx.zeros((rows, heads, length, dim), dtype) for (heads, dim), dtype in like]
             self._set(cache, made)
             return
         arrays = self.arrays(cache)
@@ -125,20 +123,23 @@ class FilledKind(Kind):
     def _set(self, cache: Any, arrays: Sequence[mx.array]) -> None:
         cache.keys, cache.values = arrays
 
-    def content(self, cache: Any) -> list[mx.array]:
+    def let_go(self, cache: Any) -> None:
+        cache.keys = cache.values = None
+
+    def content(self, cache: Any, until: mx.array | None = None) -> list[mx.array]:
         return [a[..., : self.used(cache), :] for a in self.arrays(cache)]
 
     def view(
         self, fixed: Any, numbers: Sequence[mx.array], arrays: Sequence[mx.array], call: Call
     ) -> Any:
         view = _KV.__new__(_KV)
-        view._begin(*arrays, numbers[0], call)
+        view._begin(arrays, numbers[0], call)
         return view
 
     def results(self, view: Any) -> list[mx.array]:
         return [view.keys, view.values]
 
-    def put(self, cache: Any, arrays: Sequence[mx.array], step: Step) -> None:
+    def put(self, cache: Any, fixed: Any, arrays: Sequence[mx.array], step: Step) -> None:
         self._set(cache, arrays)
         cache.offset += step.valid
 
@@ -156,25 +157,25 @@ class BatchKind(FilledKind):
         self, fixed: Any, numbers: Sequence[mx.array], arrays: Sequence[mx.array], call: Call
     ) -> Any:
         view = _Batch.__new__(_Batch)
-        view._begin(*arrays, numbers[0], call)
+        view._begin(arrays, numbers[0], call)
         view.offset, view.left_padding = numbers[1:]
         view._right_padding = None
         return view
 
-    def put(self, cache: Any, arrays: Sequence[mx.array], step: Step) -> None:
+    def put(self, cache: Any, fixed: Any, arrays: Sequence[mx.array], step: Step) -> None:
         self._set(cache, arrays)
         cache._idx += step.valid
         cache.offset = step.plus(cache.offset, step.valid)
 
-    def content(self, cache: Any) -> list[mx.array]:
-        return [without_padding(a, cache.left_padding) for a in super().content(cache)]
+    def content(self, cache: Any, until: mx.array | None = None) -> list[mx.array]:
+        return [without_padding(a, cache.left_padding, until) for a in super().content(cache)]
 
 
 class ChunkedKind(FilledKind):
     """`ChunkedKVCache`: what fell out of the chunk is cut off at the front, before a call."""
 
     def fixed(self, cache: Any, count: int) -> Hashable:
-        return cache.chunk_size
+        return int(cache.chunk_size)
 
     def numbers(self, cache: Any) -> Numbers:
         return self.used(cache), cache.start_position
@@ -189,8 +190,8 @@ class ChunkedKind(FilledKind):
     def view(
         self, fixed: Any, numbers: Sequence[mx.array], arrays: Sequence[mx.array], call: Call
     ) -> Any:
-        view = _Chunked.__new__(_Chunked)
-        view._begin(*arrays, numbers[0], call)
+        view: Any = _Chunked.__new__(_Chunked)
+        view._begin(arrays, numbers[0], call)
         view.chunk_size, view.start_position = fixed, numbers[1]
         view.offset = numbers[0] + numbers[1]
         return view
@@ -212,14 +213,16 @@ class QuantizedKind(FilledKind):
         self, fixed: Any, numbers: Sequence[mx.array], arrays: Sequence[mx.array], call: Call
     ) -> Any:
         view = _Quantized.__new__(_Quantized)
-        view._begin(tuple(arrays[:3]), tuple(arrays[3:]), numbers[0], call)
+        view._begin((tuple(arrays[:3]), tuple(arrays[3:])), numbers[0], call)
         view.group_size, view.bits = fixed
         return view
 
     def results(self, view: Any) -> list[mx.array]:
         return [*view.keys, *view.values]
 
-    def content(self, cache: Any) -> list[mx.array]:
+    def content(self, cache: Any, until: mx.array | None = None) -> list[mx.array]:
         parts = super().content(cache)
-        settings = {"group_size": cache.group_size, "bits": cache.bits}
-        return [mx.dequantize(*parts[:3], **settings), mx.dequantize(*parts[3:], **settings)]
+        return [
+            mx.dequantize(w, scales, biases, cache.group_size, cache.bits)
+            for w, scales, biases in (parts[:3], parts[3:])
+        ]

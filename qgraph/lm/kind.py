@@ -33,8 +33,9 @@ def is_rounded(length: int) -> bool:
 class Kind(ABC):
     """A class of caches.  Outside of programs stand mlx-lm's objects, in a trace their views."""
 
-    pads = True
-    """May tokens follow a row's last one, to be forgotten?  What has a state would read them."""
+    def pads(self, cache: Any) -> bool:
+        """May tokens follow a row's last one, to be forgotten?  A state would remember them."""
+        return True
 
     @abstractmethod
     def fixed(self, cache: Any, count: int) -> Hashable:
@@ -42,6 +43,10 @@ class Kind(ABC):
 
     @abstractmethod
     def numbers(self, cache: Any) -> Numbers: ...
+
+    def slots(self, cache: Any) -> list[Hashable]:
+        """What each of the numbers is: caches with the same are advanced alike."""
+        return [(self, i) for i in range(len(self.numbers(cache)))]
 
     @abstractmethod
     def arrays(self, cache: Any) -> list[mx.array]:
@@ -56,12 +61,23 @@ class Kind(ABC):
             rows: of the batch.
         """
 
+    def refuses(self, cache: Any, count: int) -> str:
+        """Why the model must take these tokens itself, or nothing."""
+        return ""
+
+    def settle(self, cache: Any) -> None:  # noqa: B027
+        """What mlx-lm does to the buffers in a call, and a program does not: by default nothing."""
+
     @abstractmethod
     def shapes(self, cache: Any) -> Any:
         """Shapes and dtypes of the buffers of a cache that was used, but for rows and length."""
 
     @abstractmethod
     def is_empty(self, cache: Any) -> bool: ...
+
+    @abstractmethod
+    def let_go(self, cache: Any) -> None:
+        """Forget the buffers, which a program has taken over."""
 
     @abstractmethod
     def view(
@@ -74,20 +90,28 @@ class Kind(ABC):
         """The view's arrays after the call, in the order of `arrays`."""
 
     @abstractmethod
-    def put(self, cache: Any, arrays: Sequence[mx.array], step: Step) -> None:
-        """Make the cache what it is after a call."""
+    def put(self, cache: Any, fixed: Any, arrays: Sequence[mx.array], step: Step) -> None:
+        """Make a cache that let go what it is after a call."""
 
     @abstractmethod
-    def content(self, cache: Any) -> list[mx.array]:
-        """What the cache remembers, in the order of time, in whatever form it is; to compare."""
+    def content(self, cache: Any, until: mx.array | None = None) -> list[mx.array]:
+        """What the cache remembers, in the order of time, in whatever form it is; to compare.
 
-    def refuses(self, cache: Any, count: int) -> str:
-        """Why a call of so many tokens must be left to the model, or nothing."""
-        return ""
+        Args:
+            until: for each row after how many of its tokens there is but padding.
+        """
+
+    def until(self, cache: Any) -> mx.array | None:
+        """For each row of a prompt how many tokens there are, if the cache was told."""
+        return None
+
+    def ends(self, cache: Any) -> bool:
+        """Do rows of this prompt end before its last token, as `prepare(lengths=…)` said?"""
+        return False
 
 
 def same_length(array: mx.array, length: int) -> mx.array:
-    """Buffers (…, positions, dim) with zeros at the end, or without what is there, up to `length`."""
+    """Buffers (…, positions, dim) as long as that: with zeros at the end, or without their end."""
     found = array.shape[-2]
     if found == length:
         return array
@@ -97,7 +121,13 @@ def same_length(array: mx.array, length: int) -> mx.array:
     return mx.concatenate([array, more], axis=-2)
 
 
-def without_padding(array: mx.array, left_padding: mx.array) -> mx.array:
-    """Buffers (rows, heads, positions, dim) with zeros where rows are padded on the left."""
-    there = mx.arange(array.shape[2])[:, None] >= left_padding.reshape(-1, 1, 1, 1)
+def without_padding(
+    array: mx.array, left_padding: mx.array, until: mx.array | None = None
+) -> mx.array:
+    """Buffers (rows, heads, positions, dim) with zeros where rows are padded."""
+    first = left_padding.reshape(-1, 1, 1, 1)
+    places = mx.arange(array.shape[2])[:, None]
+    there = places >= first
+    if until is not None:
+        there = there & (places < first + until.reshape(-1, 1, 1, 1))
     return mx.where(there, array, mx.array(0, array.dtype))

@@ -1,4 +1,4 @@
-"""The numbers of a model's caches as inputs of a program: each once, however many caches hold it."""
+"""The numbers of a model's caches as inputs of a program: each once, whatever caches hold it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ class Numbers:
     """Makes pools, and remembers which arrays were found to be equal."""
 
     def __init__(self) -> None:
-        self._equal: dict[tuple[int, int], mx.array] = {}
-        self._held: list[mx.array] = []
+        self._equal: dict[tuple[int, int], tuple[mx.array, mx.array]] = {}
 
     def pool(self, kinds: Sequence[Kind], caches: Sequence[Any]) -> Pool:
         values: list[mx.array] = []
@@ -41,35 +40,35 @@ class Numbers:
         places = []
         for kind, cache in zip(kinds, caches, strict=True):
             own = []
-            for slot, number in enumerate(kind.numbers(cache)):
-                # Of one kind and slot alone: that others are equal holds for one call, not the next.
-                what: Any = (kind, slot)
+            for slot, number in zip(kind.slots(cache), kind.numbers(cache), strict=True):
+                # Of one slot alone: that others are equal may hold for this call only.
                 if isinstance(number, mx.array):
-                    leader = first.setdefault(what, number)
+                    leader = first.setdefault(slot, number)
                     if self._same(leader, number):
                         leaders[id(number)] = number = leader
-                    what = (*what, id(number))
+                    what: Any = slot, id(number)
                 else:
-                    what = (*what, number)
+                    what = slot, number
                 if what not in found:
                     found[what] = len(values)
-                    values.append(
-                        number if isinstance(number, mx.array) else mx.array(number, mx.int32)
-                    )
+                    is_array = isinstance(number, mx.array)
+                    values.append(number if is_array else mx.array(number, mx.int32))
                 own.append(found[what])
             places.append(tuple(own))
         return Pool(values, tuple(places), leaders)
 
     def _same(self, a: mx.array, b: mx.array) -> bool:
-        if a is b or self._equal.get((id(a), id(b))) is b:
+        if a is b or (id(a), id(b)) in self._equal:
             return True
         return a.shape == b.shape and a.tolist() == b.tolist()
 
-    def follow(self, kinds: Sequence[Kind], caches: Sequence[Any]) -> None:
-        """After a call: arrays in one place of a pool were advanced alike, so they are still equal."""
-        self._equal, first = {}, {}
-        for kind, cache in zip(kinds, caches, strict=True):
-            for slot, number in enumerate(kind.numbers(cache)):
+    def follow(self, pool: Pool, kinds: Sequence[Kind], caches: Sequence[Any]) -> None:
+        """After a call: arrays that were one number of the pool were advanced alike."""
+        self._equal = {}
+        first: dict[Any, mx.array] = {}
+        for kind, cache, places in zip(kinds, caches, pool.places, strict=True):
+            numbers = zip(kind.slots(cache), kind.numbers(cache), places, strict=True)
+            for slot, number, place in numbers:
                 if isinstance(number, mx.array):
-                    leader = first.setdefault((kind, slot), number)
-                    self._equal[id(leader), id(number)] = number
+                    leader = first.setdefault((slot, place), number)
+                    self._equal[id(leader), id(number)] = leader, number

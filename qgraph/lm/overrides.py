@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -14,7 +14,7 @@ import numpy as np
 
 from .call import Call
 
-Patches = Callable[[ModuleType, Any, Call, Sequence[Any]], Mapping[tuple[Any, str], Any]]
+Patches = Callable[[ModuleType, Any, Call, Sequence[Any]], list[tuple[Any, str, Any]]]
 """What stands for which attribute in a trace, of a module of mlx-lm, the model that is traced (a
 copy of its own), the call and its views."""
 
@@ -70,7 +70,7 @@ def _gpt_bigcode(module: ModuleType, model: Any, call: Call, views: Sequence[Any
     def positions(start: mx.array, stop: mx.array) -> mx.array:
         return start + mx.arange(call.count)
 
-    return {(module, "np"): _counting(np, positions)}
+    return [(module, "np", _counting(np, positions))]
 
 
 def _llama4(module: ModuleType, model: Any, call: Call, views: Sequence[Any]) -> Any:
@@ -80,17 +80,17 @@ def _llama4(module: ModuleType, model: Any, call: Call, views: Sequence[Any]) ->
         of_keys = start is chunked.start_position and not call.fresh
         return start + mx.arange(chunked.length if of_keys else call.count)
 
-    return {(module, "mx"): _counting(mx, positions)}
+    return [(module, "mx", _counting(mx, positions))]
 
 
 def _afm7(module: ModuleType, model: Any, call: Call, views: Sequence[Any]) -> Any:
-    first = views[-1].offset
+    first = views[-1].at
 
     def by_position(rope: Any) -> Any:
         return lambda x, offset: rope(x, offset=first)
 
     layers = _parts(model, module.KVReuseAttention)
-    return {(layer, "rope"): by_position(layer.rope) for layer in layers}
+    return [(layer, "rope", by_position(layer.rope)) for layer in layers]
 
 
 def _phi3small(module: ModuleType, model: Any, call: Call, views: Sequence[Any]) -> Any:
@@ -113,7 +113,7 @@ def _phi3small(module: ModuleType, model: Any, call: Call, views: Sequence[Any])
         return mask
 
     layers = [layer for layer in _parts(model, module.Attention) if layer.block_sparse]
-    return {(layer, "_block_sparse_mask"): of(layer) for layer in layers}
+    return [(layer, "_block_sparse_mask", of(layer)) for layer in layers]
 
 
 OVERRIDES = {
@@ -123,9 +123,7 @@ OVERRIDES = {
     "gpt_bigcode": Override("counts positions with NumPy", patches=_gpt_bigcode),
     "llama4": Override("counts positions with integers", patches=_llama4),
     "olmo": Override("adds its mask to the scores", additive=True),
-    "phi3small": Override(
-        "places blocks by the lengths of a call", whole=True, patches=_phi3small
-    ),
+    "phi3small": Override("places blocks by the lengths of a call", whole=True, patches=_phi3small),
 }
 """By the module of mlx-lm that defines any part of the model."""
 
@@ -146,9 +144,8 @@ def standing_in(
     before = []
     try:
         for module, override in found:
-            for (owner, name), thing in (
-                override.patches(module, model, call, views) if override.patches else {}
-            ).items():
+            patches = override.patches(module, model, call, views) if override.patches else []
+            for owner, name, thing in patches:
                 before.append((owner, name, getattr(owner, name)))
                 setattr(owner, name, thing)
         yield

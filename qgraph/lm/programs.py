@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -20,7 +20,6 @@ from ..runtime.packing import PackCache
 from ..target import Target
 from ..tracing.trace import sharing
 from .call import Call
-from .compare import Difference
 from .kind import Kind
 from .overrides import overrides_of, standing_in
 from .shadow import shadow
@@ -79,7 +78,6 @@ class Program:
     seconds: float = 0.0
     checked: bool = False
     calls: int = 0
-    differences: list[Difference] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,7 @@ class Maker:
             call = Call(form.count, valid, form.fresh, rank, additive)
             views = [
                 kind.view(fixed, [numbers[i] for i in places], some, call)
-                for (kind, fixed), places, some in zip(
-                    form.kinds, form.places, arrays, strict=True
-                )
+                for (kind, fixed), places, some in zip(form.kinds, form.places, arrays, strict=True)
             ]
             with standing_in(found, model, call, views):
                 logits = own(model, tokens, cache=views)

@@ -29,7 +29,9 @@ class Report:
         lines = []
         for program in programs:
             if program.executable is not None:
-                lines.append(f"{program.form}: {program.calls} calls, made in {program.seconds:.1f} s")
+                lines.append(
+                    f"{program.form}: {program.calls} calls, made in {program.seconds:.1f} s"
+                )
         lines += [f"by the model itself, {n} times: {why}" for why, n in self.eager.items()]
         lines += [f"{words} ({n} times)" for words, n in self.notes.items()]
         return "\n".join(lines)

@@ -1,17 +1,18 @@
 """Caches of a window: what is older than the window makes room for what is new.
 
-A program keeps a ring: `max_size` positions, or fewer while they suffice, in which a new token takes
-the oldest one's place.  mlx-lm's own take one token the same way; several they append, so that each
-sees a whole window.  So does a view: the model sees the ring and the new tokens behind it.
+A program keeps a ring: `max_size` positions, or fewer while they suffice, in which a new token
+takes the oldest one's place.  mlx-lm's own take one token the same way; several they append, so
+that each sees a whole window.  So does a view: the model sees the ring and the new tokens behind
+it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import BatchRotatingKVCache, RotatingKVCache
+from mlx_lm.models.cache import BatchRotatingKVCache, RotatingKVCache, dynamic_roll
 
 from .call import Call, Step
 from .filled import FilledKind
@@ -29,10 +30,14 @@ class Ring:
     """
 
     def _begin(
-        self, keys: mx.array, values: mx.array, seen: mx.array, at: mx.array, call: Call,
-        max_size: int, keep: int, wraps: bool,
-    ) -> None:  # fmt: skip
-        self.keys, self.values, self.call = keys, values, call
+        self,
+        arrays: Sequence[mx.array],
+        numbers: Sequence[mx.array],
+        call: Call,
+        fixed: tuple[int, int, bool],
+    ) -> None:
+        (self.keys, self.values), (seen, at), self.call = arrays, numbers, call
+        max_size, keep, wraps = fixed
         self.seen, self.at, self.wraps = seen, at, wraps
         self.max_size, self.keep = max_size, keep
         self.offset: Any = seen
@@ -60,9 +65,7 @@ class Ring:
         """A full ring lets one token go before several are seen behind it."""
         return (self.seen >= self.max_size).astype(mx.int32)
 
-    def make_mask(
-        self, N: int, window_size: int | None = None, return_array: bool = False
-    ) -> Any:
+    def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:
         window = window_size or self.max_size
         if self.call.fresh:
             return self.call.first_mask(N, return_array, window, self.left_padding)
@@ -129,11 +132,11 @@ class Ring:
         return both
 
 
-class _Rotating(Ring, RotatingKVCache):
+class _Rotating(Ring, RotatingKVCache):  # type: ignore[misc]
     pass
 
 
-class _BatchRotating(Ring, BatchRotatingKVCache):
+class _BatchRotating(Ring, BatchRotatingKVCache):  # type: ignore[misc]
     pass
 
 
@@ -146,9 +149,9 @@ class RotatingKind(FilledKind):
     def seen(self, cache: Any) -> int:
         return int(cache.offset)
 
-    def fixed(self, cache: Any, count: int) -> Hashable:
+    def fixed(self, cache: Any, count: int) -> tuple[int, int, bool]:
         wraps = count > 1 and self.seen(cache) + count > cache.keys.shape[2]
-        return cache.max_size, self.keep(cache), wraps
+        return int(cache.max_size), self.keep(cache), wraps
 
     def numbers(self, cache: Any) -> Numbers:
         return self.seen(cache), self._at(cache)
@@ -188,7 +191,7 @@ class RotatingKind(FilledKind):
     def _cut(self, cache: Any, count: int, step: Step) -> None:
         """So many of the oldest were let go."""
 
-    def content(self, cache: Any) -> list[mx.array]:
+    def content(self, cache: Any, until: mx.array | None = None) -> list[mx.array]:
         arrays, keep = self._in_order(cache), self.keep(cache)
         used = arrays[0].shape[2]
         last = min(used, cache.max_size) - keep
@@ -198,13 +201,12 @@ class RotatingKind(FilledKind):
         self, fixed: Any, numbers: Sequence[mx.array], arrays: Sequence[mx.array], call: Call
     ) -> Any:
         view = _Rotating.__new__(_Rotating)
-        max_size, keep, wraps = fixed
-        view._begin(*arrays, *numbers, call, max_size, keep, wraps)
+        view._begin(arrays, numbers, call, fixed)
         return view
 
-    def put(self, cache: Any, arrays: Sequence[mx.array], step: Step) -> None:
-        _, _, wraps = self.fixed(cache, step.count)
-        seen, size = self.seen(cache), cache.keys.shape[2]
+    def put(self, cache: Any, fixed: Any, arrays: Sequence[mx.array], step: Step) -> None:
+        _, _, wraps = fixed
+        seen, size = self.seen(cache), arrays[0].shape[2]
         if wraps:
             filled = min(seen, size) + step.valid
             cache._idx, gone = min(filled, size), max(0, filled - size)
@@ -231,10 +233,27 @@ class BatchRotatingKind(RotatingKind):
     def numbers(self, cache: Any) -> Numbers:
         return *super().numbers(cache), cache.offset, cache.left_padding
 
+    def ends(self, cache: Any) -> bool:
+        return cache._lengths is not None
+
     def refuses(self, cache: Any, count: int) -> str:
-        if cache._lengths is not None and cache.keys is not None:
-            return "rows that end inside of a prompt's later pieces, in a cache that rotates"
+        # mlx-lm holds all of them until `finalize`: what pads a row must not take its place.
+        if self.ends(cache) and self.seen(cache) + count > cache.max_size:
+            return "rows of several lengths, longer than a window, at once"
         return ""
+
+    def settle(self, cache: Any) -> None:
+        """Move rows that have ended to the right: what pads them then evicts nothing."""
+        if cache._lengths is None or not self.seen(cache):
+            return
+        over = mx.maximum(0, cache.offset - cache._lengths)
+        length = cache.keys.shape[2]
+        roll: Any = dynamic_roll
+        rolled = [roll(a, over[:, None], axis=2) for a in self._in_order(cache)]
+        self._set(cache, [same_length(a, length) for a in rolled])
+        cache._idx = rolled[0].shape[2]
+        cache.left_padding = cache.left_padding + over
+        cache.offset = cache.offset - over
 
     def _in_order(self, cache: Any) -> list[mx.array]:
         cache._temporal_order()
@@ -248,24 +267,25 @@ class BatchRotatingKind(RotatingKind):
         self, fixed: Any, numbers: Sequence[mx.array], arrays: Sequence[mx.array], call: Call
     ) -> Any:
         view = _BatchRotating.__new__(_BatchRotating)
-        max_size, keep, wraps = fixed
-        view._begin(*arrays, *numbers[:2], call, max_size, keep, wraps)
+        view._begin(arrays, numbers[:2], call, fixed)
         view.offset, view.left_padding = numbers[2:]
         view._lengths = None
         return view
 
-    def put(self, cache: Any, arrays: Sequence[mx.array], step: Step) -> None:
+    def put(self, cache: Any, fixed: Any, arrays: Sequence[mx.array], step: Step) -> None:
         turned = cache.rotated or cache._idx == cache.max_size
-        super().put(cache, arrays, step)
+        super().put(cache, fixed, arrays, step)
         cache.rotated = turned and step.count == 1
 
     def _count(self, cache: Any, step: Step) -> None:
         cache._offset += step.valid
         cache.offset = step.plus(cache.offset, step.valid)
 
-    def content(self, cache: Any) -> list[mx.array]:
-        cache._temporal_order()
-        used, most = cache._idx, cache.max_size
-        first = max(0, used - most)
+    def content(self, cache: Any, until: mx.array | None = None) -> list[mx.array]:
+        arrays = self._in_order(cache)
+        first = max(0, cache._idx - cache.max_size)
         padding = cache.left_padding - first
-        return [without_padding(a[..., first:used, :], padding) for a in self.arrays(cache)]
+        return [without_padding(a[..., first:, :], padding, until) for a in arrays]
+
+    def until(self, cache: Any) -> mx.array | None:
+        return None if cache._lengths is None else mx.minimum(cache.offset, cache._lengths)

@@ -22,7 +22,7 @@ def shadow(model: Module) -> Module:
             return copies[id(thing)]
         if isinstance(thing, tuple):
             return tuple(map(copied, thing)) if type(thing) is tuple else thing
-        copy = thing.__class__.__new__(thing.__class__)
+        copy: Any = type(thing).__new__(type(thing))  # type: ignore[type-var]
         copies[id(thing)] = copy
         if isinstance(thing, list):
             copy.extend(map(copied, thing))

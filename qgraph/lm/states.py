@@ -10,6 +10,7 @@ from mlx_lm.models.cache import ArraysCache, CacheList
 
 from .call import Call, Step
 from .kind import Kind, Numbers
+from .pieces import SIZES
 
 _MORE = ("left_padding", "lengths")
 
@@ -21,9 +22,18 @@ class _Arrays(ArraysCache):
 class ArraysKind(Kind):
     """`ArraysCache`: states that each token changes, zeros at the start."""
 
-    pads = False
+    def pads(self, cache: Any) -> bool:
+        return False
 
-    def fixed(self, cache: Any, count: int) -> Hashable:
+    def ends(self, cache: Any) -> bool:
+        return cache.lengths is not None
+
+    def refuses(self, cache: Any, count: int) -> str:
+        if self.ends(cache) and count not in SIZES:
+            return "rows of several lengths, read into a state at once"
+        return ""
+
+    def fixed(self, cache: Any, count: int) -> tuple[bool, ...]:
         there = (a is not None for a in (*cache.cache, cache.left_padding, cache.lengths))
         return tuple(there)
 
@@ -61,10 +71,14 @@ class ArraysKind(Kind):
     def results(self, view: Any) -> list[mx.array]:
         return self.arrays(view)
 
-    def put(self, cache: Any, arrays: Sequence[mx.array], step: Step) -> None:
-        self._fill(cache, self.fixed(cache, step.count), arrays)
+    def put(self, cache: Any, fixed: Any, arrays: Sequence[mx.array], step: Step) -> None:
+        self._fill(cache, fixed, arrays)
 
-    def content(self, cache: Any) -> list[mx.array]:
+    def let_go(self, cache: Any) -> None:
+        cache.cache = [None] * len(cache.cache)
+        cache.left_padding = cache.lengths = None
+
+    def content(self, cache: Any, until: mx.array | None = None) -> list[mx.array]:
         return [a for a in cache.cache if a is not None]
 
 
@@ -83,20 +97,31 @@ class ListKind(Kind):
         assert all(found)
         return [kind for kind in found if kind is not None]
 
+    def pads(self, cache: Any) -> bool:
+        return all(k.pads(c) for k, c in self._pairs(cache))
+
     def _pairs(self, cache: Any) -> list[tuple[Kind, Any]]:
         return list(zip(self.kinds(cache), cache.caches, strict=True))
 
     def fixed(self, cache: Any, count: int) -> Hashable:
         pairs = self._pairs(cache)
-        return tuple(
-            (k, k.fixed(c, count), len(k.numbers(c)), len(k.arrays(c))) for k, c in pairs
-        )
+        return tuple((k, k.fixed(c, count), len(k.numbers(c)), len(k.arrays(c))) for k, c in pairs)
 
     def numbers(self, cache: Any) -> Numbers:
         return tuple(n for k, c in self._pairs(cache) for n in k.numbers(c))
 
+    def slots(self, cache: Any) -> list[Hashable]:
+        return [slot for k, c in self._pairs(cache) for slot in k.slots(c)]
+
     def arrays(self, cache: Any) -> list[mx.array]:
         return [a for k, c in self._pairs(cache) for a in k.arrays(c)]
+
+    def until(self, cache: Any) -> mx.array | None:
+        return next((u for k, c in self._pairs(cache) if (u := k.until(c)) is not None), None)
+
+    def settle(self, cache: Any) -> None:
+        for k, c in self._pairs(cache):
+            k.settle(c)
 
     def is_empty(self, cache: Any) -> bool:
         return all(k.is_empty(c) for k, c in self._pairs(cache))
@@ -116,22 +141,29 @@ class ListKind(Kind):
         for kind, inner, some, many in fixed:
             views.append(kind.view(inner, numbers[n : n + some], arrays[a : a + many], call))
             n, a = n + some, a + many
-        view = _List(*views)
+        view: Any = _List.__new__(_List)
+        view.caches = tuple(views)
         view.parts = [kind for kind, *_ in fixed]
         return view
 
     def results(self, view: Any) -> list[mx.array]:
         return [a for k, v in zip(view.parts, view.caches, strict=True) for a in k.results(v)]
 
-    def put(self, cache: Any, arrays: Sequence[mx.array], step: Step) -> None:
+    def put(self, cache: Any, fixed: Any, arrays: Sequence[mx.array], step: Step) -> None:
         at = 0
-        for k, c in self._pairs(cache):
-            many = len(k.arrays(c))
-            k.put(c, arrays[at : at + many], step)
+        for (kind, of, _, many), c in zip(fixed, cache.caches, strict=True):
+            kind.put(c, of, arrays[at : at + many], step)
             at += many
 
-    def content(self, cache: Any) -> list[mx.array]:
-        return [a for k, c in self._pairs(cache) for a in k.content(c)]
+    def let_go(self, cache: Any) -> None:
+        for k, c in self._pairs(cache):
+            k.let_go(c)
+
+    def content(self, cache: Any, until: mx.array | None = None) -> list[mx.array]:
+        return [a for k, c in self._pairs(cache) for a in k.content(c, until)]
 
     def refuses(self, cache: Any, count: int) -> str:
-        return next(filter(None, (k.refuses(c, count) for k, c in self._pairs(cache))), "")
+        return next((why for k, c in self._pairs(cache) if (why := k.refuses(c, count))), "")
+
+    def ends(self, cache: Any) -> bool:
+        return any(k.ends(c) for k, c in self._pairs(cache))
