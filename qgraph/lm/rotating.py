@@ -8,7 +8,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -155,6 +155,9 @@ class RotatingKind(FilledKind):
 
     def numbers(self, cache: Any) -> Numbers:
         return self.seen(cache), self._at(cache)
+
+    def slots(self, cache: Any) -> list[Hashable]:
+        return [(cache.max_size, slot) for slot in super().slots(cache)]
 
     def _at(self, cache: Any) -> int:
         return self.keep(cache) if cache._idx == cache.max_size else int(cache._idx)
