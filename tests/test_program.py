@@ -57,9 +57,11 @@ def test_input_errors_name_the_argument() -> None:
         program(mx.ones((3, 64)))
     with pytest.raises(InputError, match=r"x is f16\[2,64\]"):
         program(X.astype(mx.float16))
-    with pytest.raises(InputError, match="another form"):
+    with pytest.raises(
+        InputError, match=r"takes 1 positional argument, 2 were(?s:.*)x: f32\[2,64\]"
+    ):
         program(X, X)
-    with pytest.raises(InputError, match="another form"):
+    with pytest.raises(InputError, match=r"x is \[array\], not array"):
         program([X])
     with pytest.raises(TraceError, match="symbolic"):
         qg.trace(lambda x: program(x), X)
@@ -136,9 +138,9 @@ def test_parameters_are_prepared_once() -> None:
     assert mx.allclose(program(program.prepare(other), X), parametric(other, X), atol=1e-5)
     with pytest.raises(InputError, match="another program"):
         qg.compile(parametric, params, X, parameters=[0])(prepared, X)
-    with pytest.raises(InputError, match="the parameters are"):
+    with pytest.raises(InputError, match=r"prepare: params.w is f32\[64,64\], not f32\[128,64\]"):
         program.prepare({"w": W[:64], "scale": mx.array(1.0)})
-    with pytest.raises(InputError, match=r"it takes \[f32\[2,64\]\]"):
+    with pytest.raises(InputError, match=r"x is f32\[1,64\], not f32\[2,64\]"):
         program(prepared, X[:1])
 
 

@@ -19,6 +19,7 @@ from ..rewrite.ledger import Entry
 from ..rewrite.rewriter import rewrite_each
 from ..tree import flatten
 from .first_difference import Search, pairs, values
+from .signature import Signature, as_arrays
 
 
 def check_plan(plan: History, inputs: Sequence[Any]) -> None:
@@ -28,7 +29,8 @@ def check_plan(plan: History, inputs: Sequence[Any]) -> None:
         ContractError: names the first pass whose result differs from its input by more than it
             promised, and the first node that does.
     """
-    arrays, _ = flatten((inputs, {}), static=True)
+    leaves, form = flatten((inputs, {}), static=True)
+    arrays = Signature.of(plan.source).arrange(form, as_arrays(leaves))
     device = plan.target.device
     before = _run(plan.source, arrays, device)
     for step in plan.steps:

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-import numpy as np
 
-from ..errors import InputError, QGraphError, TraceError
+from ..errors import InputError, QGraphError
 from ..runtime.executable import Executable
 from ..runtime.packing import PackCache, Prepared, Progress, whole
-from ..tracing.tensor import Tensor
 from ..tree import Tree, flatten
-from ..types import type_of
 from .plan import Plan
+from .signature import Signature, as_arrays, plain_form
 
 if TYPE_CHECKING:
     from ..inspection.profile import Profile
 
 Key = tuple[Any, ...]
-
-
-def _plain_form(count: int) -> Tree:
-    """The form of a call with `count` arrays and nothing else."""
-    return flatten(((mx.array(0),) * count, {}))[1]
 
 
 def _hand_over(args: tuple[Any, ...], i: int) -> None:
@@ -70,6 +64,8 @@ class Program:
         self.cache = cache or PackCache()
         self._lock = threading.Lock()
         self._executables: dict[Key, Executable] = {}
+        # The same under the sorted form: for calls whose keys come in another order.
+        self._by_path: dict[Key, Executable] = {}
         # Those that take nothing but arrays, by shapes and dtypes alone: a call must be cheap.
         self._plain: dict[Key, Executable] = {}
         self._progress = progress
@@ -82,12 +78,13 @@ class Program:
         executable = Executable(
             plan.graph, plan.target, self.cache, release=release, progress=self._progress
         )
-        form = plan.graph.in_tree
-        key = (form, *((v.shape, v.dtype) for v in plan.graph.inputs))
-        self._executables[key] = self._last = executable
+        signature = Signature.of(plan.graph)
+        types = [(v.shape, v.dtype) for v in signature.inputs]
+        self._executables[signature.form, *types] = self._last = executable
+        self._by_path[_path_key(signature.form, types)] = executable
         self._plan = plan
-        if form is not None and not executable.parameters and form == _plain_form(len(key) - 1):
-            self._plain[key[1:]] = executable
+        if not executable.parameters and signature.form == plain_form(len(types)):
+            self._plain[tuple(types)] = executable
         return executable
 
     @property
@@ -131,67 +128,55 @@ class Program:
         key = (form, *[(a.shape, a.dtype) if type(a) is mx.array else type(a) for a in leaves])
         found = self._executables.get(key)
         if found is None:
-            return self._call_slowly(args, kwargs)
-        given = self._split(found, leaves) if found.parameters else leaves
+            found, leaves = self._find(leaves, form, args, kwargs)
+        elif found.parameters:
+            leaves = found.split(leaves)
         if not self._donate:
-            return found(given)
-        del leaves
+            return found(leaves)
         for i in self._donate:
             _hand_over(args, i)
-        return found.consume(given)
+        return found.consume(leaves)
 
-    def _split(self, executable: Executable, leaves: list[mx.array]) -> list[mx.array]:
-        given = dict(zip(executable.graph.inputs, leaves, strict=True))
-        prepared = executable.prepare([given[v] for v in executable.parameters])
-        return [*prepared, *(given[v] for v in executable.free)]
+    def _find(
+        self, leaves: list[Any], form: Tree, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Executable, list[mx.array]]:
+        """The specialisation for a call that is not known at once, and the arrays it takes.
 
-    def _call_slowly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Arrays of other libraries, prepared parameters, and types not met before."""
-        if any(isinstance(a, Prepared) for a in args):
-            return self._call_prepared(args, kwargs)
-        leaves, form = flatten((args, kwargs), static=True)
-        if any(isinstance(a, np.ndarray | np.generic) for a in leaves):
-            arrays = [
-                mx.array(np.asarray(a)) if isinstance(a, np.ndarray | np.generic) else a
-                for a in leaves
-            ]
-            args, kwargs = form.build(arrays)
-            return self(*args, **kwargs)
-        for leaf in leaves:
-            if isinstance(leaf, Tensor):
-                raise TraceError(
-                    "a program was called on a symbolic tensor",
-                    hint="programs take arrays; inside a trace call the function itself",
-                )
-            if not isinstance(leaf, mx.array):
-                raise InputError(
-                    f"a program takes arrays, not {type(leaf).__name__}", hint="pass mx.array(...)"
-                )
-        if self._specialise is None:
-            raise InputError(*self._mismatch(leaves, form))
-        with self._lock:
-            key = (form, *((a.shape, a.dtype) for a in leaves))
-            if key not in self._executables:
-                self._add(self._specialise(args, kwargs), release=False)
-        return self(*args, **kwargs)
+        Such are arrays of other libraries, keys in another order, prepared parameters, and types
+        not met before.
+        """
+        if any(isinstance(leaf, Prepared) for leaf in leaves):
+            return self._find_prepared(args, kwargs)
+        arrays = as_arrays(leaves)
+        key = _path_key(form, [(a.shape, a.dtype) for a in arrays])
+        if key not in self._by_path and self._specialise is not None:
+            with self._lock:
+                if key not in self._by_path:
+                    self._add(self._specialise(*form.build(arrays)), release=False)
+        found = self._by_path.get(key, self._last)
+        assert found is not None
+        arrays = Signature.of(found.graph).arrange(form, arrays)
+        return found, found.split(arrays) if found.parameters else arrays
 
-    def _mismatch(self, leaves: list[mx.array], form: Tree) -> tuple[str]:
-        assert self._last is not None
-        graph = self._last.graph
-        if form != graph.in_tree:
-            return (
-                f"{graph.name}: {len(leaves)} arrays were given in another form than the "
-                f"{len(graph.inputs)} it was compiled for",
+    def _find_prepared(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Executable, list[mx.array]]:
+        prepared = [a for a in (*args, *kwargs.values()) if isinstance(a, Prepared)]
+        found = next((e for e in self.executables if e.owner is prepared[0].owner), None)
+        if found is None or len(prepared) != 1:
+            raise InputError(
+                "prepared parameters of another program were given",
+                hint="call .prepare of this program and pass its one result",
             )
-        wrong = [
-            f"{v.node.args['name']} is {type_of(a)}, not {v.type}"
-            for v, a in zip(graph.inputs, leaves, strict=True)
-            if v.type != type_of(a)
-        ]
-        return (
-            f"{graph.name} was compiled for other types: {'; '.join(wrong)}. "
-            "Compile it for these too, or use qg.jit, which compiles per input types",
+        leaves, form = flatten(
+            (
+                tuple(a for a in args if not isinstance(a, Prepared)),
+                {n: a for n, a in kwargs.items() if not isinstance(a, Prepared)},
+            ),
+            static=True,
         )
+        free = Signature.of(found.graph).halves()[1].arrange(form, as_arrays(leaves))
+        return found, [*prepared[0].arrays, *free]
 
     def profile(self, *args: Any, repeats: int = 5, **kwargs: Any) -> Profile:
         """Time the program node by node and as it runs; print the result.
@@ -210,10 +195,7 @@ class Program:
 
         mx.eval(self(*args, **kwargs))  # compiles for these types
         leaves, form = flatten((args, kwargs), static=True)
-        arrays = [a if isinstance(a, mx.array) else mx.array(a) for a in leaves]
-        found = self._executables[(form, *((a.shape, a.dtype) for a in arrays))]
-        given = self._split(found, arrays) if found.parameters else arrays
-        return profile(found, given, repeats=repeats)
+        return profile(*self._find(leaves, form, args, kwargs), repeats=repeats)
 
     def save(self, folder: str | Path) -> Path:
         """Write the program with its packed weights to a folder; `qg.load` reads it.
@@ -261,11 +243,14 @@ class Program:
             )
         return executable
 
-    def prepare(self, *parameters: Any) -> Prepared:
+    def prepare(self, *parameters: Any, **keywords: Any) -> Prepared:
         """Pack parameters once; pass the result in place of all of them.
 
         Args:
-            parameters: the arguments that were declared parameters, in order.
+            parameters, keywords: the arguments that were declared parameters, in order.
+
+        Raises:
+            InputError: they are not those that were declared; names the path.
 
         >>> import mlx.core as mx, qgraph as qg
         >>> f = lambda w, x: qg.quantized_matmul(x, w)
@@ -277,24 +262,13 @@ class Program:
         if self._last is None or not self._last.parameters:
             raise InputError("this program has no parameters", hint="compile with parameters=[…]")
         executable = self._last
-        leaves, _ = flatten(parameters, static=True)
-        types = [type_of(a) for a in leaves]
-        wanted = [v.type for v in executable.parameters]
-        if types != wanted:
-            raise InputError(f"prepare: got {types}", hint=f"the parameters are {wanted}")
-        return Prepared(executable.prepare(leaves), id(executable))
+        leaves, form = flatten((parameters, keywords), static=True)
+        wanted = Signature.of(executable.graph).halves()[0]
+        arrays = replace(wanted, name="prepare").arrange(form, as_arrays(leaves))
+        return Prepared(executable.prepare(arrays), executable.owner)
 
-    def _call_prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        prepared = [a for a in args if isinstance(a, Prepared)]
-        found = next((e for e in self.executables if id(e) == prepared[0].owner), None)
-        if found is None or len(prepared) != 1:
-            raise InputError(
-                "prepared parameters of another program were given",
-                hint="call .prepare of this program and pass its one result",
-            )
-        rest = [a for a in args if not isinstance(a, Prepared)]
-        leaves, _ = flatten((rest, kwargs), static=True)
-        types, wanted = [type_of(mx.array(a)) for a in leaves], [v.type for v in found.free]
-        if types != wanted:
-            raise InputError(f"{found.graph.name}: got {types}", hint=f"it takes {wanted}")
-        return found([*prepared[0].arrays, *leaves])
+
+def _path_key(form: Tree, types: Sequence[Any]) -> Key:
+    """The same for calls that differ in the order of keys alone."""
+    ordered = form.sorted()
+    return ordered, *(types[place] for place in ordered.places(form))

@@ -22,6 +22,7 @@ from ..kernels import Problem
 from ..origin import Origin
 from ..tree import Tree
 from ..types import DTYPES, SHORT_NAMES, TensorType, type_of
+from .tree_json import read_tree, write_tree
 
 FORMAT = 1
 """Changes when a graph written before can no longer be read."""
@@ -100,8 +101,8 @@ class _Writer:
             "inputs": inputs,
             "nodes": nodes,
             "outputs": [self._arg(v) for v in graph.outputs],
-            "in_tree": _tree(graph.in_tree),
-            "out_tree": _tree(graph.out_tree),
+            "in_tree": write_tree(graph.in_tree) if graph.in_tree else None,
+            "out_tree": write_tree(graph.out_tree) if graph.out_tree else None,
         }
 
     def _node(self, node: Node) -> dict[str, Any]:
@@ -163,24 +164,8 @@ class _Writer:
         )
 
 
-def _tree(tree: Tree | None) -> Any:
-    if tree is None:
-        return None
-    keys = [k if isinstance(k, str | int | float | bool) else str(k) for k in tree.keys]
-    return [tree.kind, keys, [_tree(child) for child in tree.children]]
-
-
-def _from_tree(data: Any) -> Tree | None:
-    if data is None:
-        return None
-    kind, keys, children = data
-    found = tuple(_from_tree(child) for child in children)
-    counts = {"leaf": (0, 0), "none": (0, 0), "static": (1, 0), "dict": (len(found),) * 2}
-    if counts.get(kind, (0, len(found))) != (len(keys), len(found)) or None in found:
-        raise ValueError(f"a tree of kind {kind!r} with {keys} and {len(found)} parts")
-    if kind not in (*counts, "list", "tuple"):
-        raise ValueError(f"no tree is a {kind!r}")
-    return Tree(kind, tuple(map(_plain, keys)), tuple(child for child in found if child))
+def _form(data: Any) -> Tree | None:
+    return None if data is None else read_tree(data)
 
 
 def _plain(data: Any) -> Any:
@@ -220,8 +205,8 @@ class _Reader:
             inputs,
             nodes,
             [self.value(_inner("$value", v)) for v in data["outputs"]],
-            in_tree=_from_tree(data["in_tree"]),
-            out_tree=_from_tree(data["out_tree"]),
+            in_tree=_form(data["in_tree"]),
+            out_tree=_form(data["out_tree"]),
         )
 
     def _add(self, node: Node) -> Node:

@@ -30,6 +30,7 @@ class Executable:
     ) -> None:
         device = target.device
         self.graph = graph
+        self.owner = object()  # of what is prepared: an identity that nothing else has or gets
         self.target = target
         self.streams = Streams(device)
         self.on_device = _device_context(device)
@@ -79,6 +80,12 @@ class Executable:
             return self._take(arrays)
         with mx.stream(self._device):
             return self._take(arrays)
+
+    def split(self, arrays: Sequence[mx.array]) -> list[mx.array]:
+        """Prepared parameters and the other inputs, of arrays for the graph's inputs."""
+        given = dict(zip(self.graph.inputs, arrays, strict=True))
+        prepared = self.prepare([given[v] for v in self.parameters])
+        return [*prepared, *(given[v] for v in self.free)]
 
     def prepare(self, parameters: Sequence[mx.array]) -> list[mx.array]:
         env: Env = {**self.known, **dict(zip(self.parameters, parameters, strict=True))}

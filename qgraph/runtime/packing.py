@@ -168,7 +168,7 @@ class Prepared:
     float originals of packed ones are not kept.
     """
 
-    def __init__(self, arrays: Sequence[mx.array], owner: int) -> None:
+    def __init__(self, arrays: Sequence[mx.array], owner: object) -> None:
         self.arrays = tuple(arrays)
         self.owner = owner
 

@@ -15,7 +15,7 @@ from ..errors import ControlFlowError
 from ..ir.graph import Graph, Node, Value, input_value
 from ..ir.loops import turn_order
 from ..origin import user_frame
-from ..tree import Tree, flatten, tree_map
+from ..tree import Mismatch, Tree, flatten, tree_map
 from ..types import TensorType, as_int
 from .constants import trace_constants
 from .tensor import Tensor, as_tensor, has_tensor
@@ -50,15 +50,21 @@ def _tensors(form: Tree, values: Sequence[Value]) -> Any:
     return form.build([Tensor(v) for v in values])
 
 
-def _check_stable(op: str, form: Tree, carried: Sequence[Value], body: Graph, out: Tree) -> None:
-    """The carried values must come back with the tree and the types they went in with."""
-    if out != form:
+def _check_stable(op: str, form: Tree, carried: Sequence[Value], body: Graph, out: Tree) -> Graph:
+    """The body, its first outputs in the order of what is carried: they are matched by path.
+
+    Raises:
+        ControlFlowError: they come back with another tree or other types than they went in with.
+    """
+    try:
+        places = form.places(out, "carry")
+    except Mismatch as error:
         raise ControlFlowError(
-            f"{op}: the body takes a tree of {len(form.paths())} values and returns another: "
-            f"{_words(form)} in, {_words(out)} out",
+            f"{op}: the body takes {form} and returns {out}: {error}",
             hint="return the carried values in the form in which they came",
-        )
-    for path, before, after in zip(form.paths("carry"), carried, body.outputs, strict=False):
+        ) from None
+    outputs = [body.outputs[place] for place in places]
+    for path, before, after in zip(form.paths("carry"), carried, outputs, strict=True):
         if before.type != after.type:
             what = "shape" if before.shape != after.shape else "dtype"
             raise ControlFlowError(
@@ -66,10 +72,7 @@ def _check_stable(op: str, form: Tree, carried: Sequence[Value], body: Graph, ou
                 f"its {what} changes from turn to turn",
                 hint=f"cast or reshape it in the body, or start from a {after.type}",
             )
-
-
-def _words(form: Tree) -> str:
-    return str(form.build([f"x{i}" for i in range(form.count())])).replace("'", "")
+    return body.replace(outputs=[*outputs, *body.outputs[len(outputs) :]])
 
 
 def _count(op: str, bound: Any) -> Any:
@@ -116,7 +119,7 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_
         body, captured = trace_body(
             body_fun, (Tensor(index), _tensors(form, inputs)), [index, *inputs], "body", start
         )
-    _check_stable("fori_loop", form, carried, body, _out(body))
+    body = _check_stable("fori_loop", form, carried, body, _out(body))
     node = Node(
         "fori_loop",
         {
@@ -187,7 +190,7 @@ def scan(
     out = _out(body)
     if out.kind != "tuple" or len(out.children) != 2:
         raise ControlFlowError("scan: the body returns no pair", hint="return (carry, y)")
-    _check_stable("scan", form, carried, body, out.children[0])
+    body = _check_stable("scan", form, carried, body, out.children[0])
     ys = body.outputs[len(carried) :]
     node = Node(
         "scan",
@@ -256,7 +259,7 @@ def while_loop(
             f"while_loop: the condition gives {[str(v.type) for v in test.outputs]}",
             hint="return one bool tensor without axes, such as qg.any(x > 0)",
         )
-    _check_stable("while_loop", form, carried, body, _out(body))
+    body = _check_stable("while_loop", form, carried, body, _out(body))
     node = Node(
         "while_loop",
         {
@@ -300,7 +303,7 @@ def cond(
             graph, outer = trace_body(branch, _tensors(form, inputs), inputs, name, start)
             graphs.append(graph)
             captured.append(tuple(outer))
-    _check_branches(*graphs)
+    graphs[1] = _like(graphs[0], graphs[1])
     node = Node(
         "cond",
         {
@@ -316,16 +319,22 @@ def cond(
     return _tensors(_out(graphs[0]), node.outputs)
 
 
-def _check_branches(true: Graph, false: Graph) -> None:
-    if true.out_tree != false.out_tree:
+def _like(true: Graph, false: Graph) -> Graph:
+    """The branch when false, its outputs in the order of the other's: they are matched by path."""
+    form = _out(true)
+    try:
+        places = form.places(_out(false), "result")
+    except Mismatch as error:
         raise ControlFlowError(
-            f"cond: the branches return different trees: {_words(_out(true))} when true, "
-            f"{_words(_out(false))} when false",
+            f"cond: the branches return different trees: {form} when true, {_out(false)} when "
+            f"false: {error}",
             hint="return the same form from both",
-        )
-    for path, a, b in zip(_out(true).paths("result"), true.outputs, false.outputs, strict=True):
+        ) from None
+    outputs = [false.outputs[place] for place in places]
+    for path, a, b in zip(form.paths("result"), true.outputs, outputs, strict=True):
         if a.type != b.type:
             raise ControlFlowError(
                 f"cond: {path} is {a.type} when true and {b.type} when false",
                 hint="cast or reshape one of them",
             )
+    return false.replace(outputs=outputs, out_tree=form)
