@@ -152,7 +152,8 @@ class Node(Immutable):
         for arg in args.values():
             _collect(arg, found)
         _set(self, "op", op)
-        _set(self, "args", MappingProxyType(dict(args)))
+        frozen = type(args) is MappingProxyType  # those of another node, or made for this one
+        _set(self, "args", args if frozen else MappingProxyType(dict(args)))
         _set(self, "inputs", tuple(found))
         _set(self, "outputs", tuple([Value(self, i, t) for i, t in enumerate(types)]))
         _set(self, "bodies", tuple(bodies))
@@ -206,7 +207,9 @@ class Node(Immutable):
 
     def with_inputs(self, replace: Mapping[Value, Value]) -> Node:
         """The same node over other values, or this very node where none of them changes."""
-        if not any(v in replace and replace[v] is not v for v in self.inputs):
+        if not self.inputs or replace.keys().isdisjoint(self.inputs):
+            return self
+        if all(replace.get(v, v) is v for v in self.inputs):
             return self
         args = {n: map_values(a, lambda v: replace.get(v, v)) for n, a in self.args.items()}
         return self.replace(args=args)

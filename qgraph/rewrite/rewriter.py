@@ -58,7 +58,9 @@ def _rewrite(graph: Graph, visitor: Callable[[Graph], Visit], maker: Maker) -> G
     skip = len(done)
     changed = False
     for node in graph.nodes:
-        new = with_bodies(node.with_inputs(replace), lambda b: _rewrite(b, visitor, maker))
+        new = node.with_inputs(replace)
+        if node.bodies:
+            new = with_bodies(new, lambda body: _rewrite(body, visitor, maker))
         maker.origin = node.origin
         results = visit(new, node)
         maker.origin = None

@@ -397,8 +397,13 @@ def _to_arg(arg: Any) -> Any:
     return arg.item() if isinstance(arg, np.generic) else arg
 
 
-def _with_constants(op: Op, given: Mapping[str, Any]) -> dict[str, Any]:
+_IN_PLACE_OF_TENSORS = (*_NUMBER, np.ndarray, np.generic)
+
+
+def _with_constants(op: Op, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arguments, with constants for numbers and NumPy's arrays in the places of tensors."""
+    if not any(isinstance(a, _IN_PLACE_OF_TENSORS) for a in given.values()):
+        return given
     tensors = (a for n, a in given.items() if n in op.weak_operands)
     like = next((a.dtype for a in tensors if isinstance(a, Tensor | Value | mx.array)), None)
 
@@ -477,7 +482,7 @@ def apply(
         on = {} if stream is None or op.kind == "local" else {"stream": as_device(stream)}
         return op.fn(*args, **kwargs, **on)
     try:
-        given = op.signature.bind(*args, **kwargs).arguments
+        given = op.bind(args, kwargs)
     except TypeError as error:
         raise ShapeError(f"{name}: {error}", hint=f"its parameters are {op}") from None
     if op.name in RANDOM and given.get("key") is None:
