@@ -137,7 +137,7 @@ def _shards(node: Node, cores: int) -> list[Value]:
         types = [type(x.type)((*x.shape[:-1], part.stop - part.start), node.output.dtype)]
         shard = node.replace(args=args, types=types, stream=stream or None)
         results.append(Tensor(shard.output))
-    what = f"{node.op} with {rows} rows"
-    record(Entry(_NAME, "chosen", what, node.origin, f"in {cores} shards, a stream each"))
+    reason, about = f"in {cores} shards, a stream each", f"with {rows} rows"
+    record(Entry.of(node, _NAME, "chosen", reason, types=(), about=about))
     joined: Tensor = apply("concatenate", (results, node.output.ndim - 1))
     return [joined.value]

@@ -65,11 +65,12 @@ def _visit(node: Node, target: Target) -> Sequence[Value] | None:
         if last is None
         else refusal(q, k, v, target.backend)
     )
-    what = f"{node.op} of {q.type} with {k.type}"
+    types = q.type, k.type
     if last is None or why is not None:
-        record(Entry(_NAME, "refused", what, node.origin, f"the mask stays: {why}"))
+        record(Entry.of(node, _NAME, "refused", f"the mask stays: {why}", types=types))
         return None
-    record(Entry(_NAME, "chosen", what, node.origin, "keys up to a position, without a mask"))
+    reason = "keys up to a position, without a mask"
+    record(Entry.of(node, _NAME, "chosen", reason, types=types))
     args = tuple(Tensor(value) for value in (q, k, v, last))
     cores = {"cores": target.cores} if target.is_cpu else {}
     y = apply("decode_attention", args, {"scale": setting(node, "scale"), **cores}).value

@@ -209,7 +209,7 @@ def _as_stored(packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _carried_out(node: Node, product: Product, choice: Choice) -> Sequence[Value]:
     problem = product.problem
-    record(Entry(_NAME, "chosen", f"{node.op} {problem}", node.origin, str(choice)))
+    record(Entry.of(node, _NAME, "chosen", str(choice), types=(), about=str(problem)))
     chosen = kernel(choice.kernel)
     x, packed = Tensor(node.operand("x")), parts_of(node)
     if chosen.host:  # it computes in float32, and the casts belong to the compiled stretches

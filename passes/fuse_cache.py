@@ -64,14 +64,14 @@ def _visitor(graph: Graph) -> Visit:
         if old.op != _ATTENTION or old.stream is not None or old.args.get("cores"):
             return None
         why = _refusal(old, readers)
-        what = f"{old.op} of {old.operand('q').type} with {old.operand('k').type}"
+        types = old.operand("q").type, old.operand("k").type
         if why is not None:
-            record(Entry(_NAME, "refused", what, old.origin, f"the cache is apart: {why}"))
+            record(Entry.of(old, _NAME, "refused", f"the cache is apart: {why}", types=types))
             return None
         read_once = all(len(readers[v]) == 1 for v in (old.operand("q"), _update(old, "k")))
         ropes = _ropes(new) if read_once else None
         reason = "stores the token and attends" + (" with its rotation" if ropes else "")
-        record(Entry(_NAME, "fused", what, old.origin, reason))
+        record(Entry.of(old, _NAME, "fused", reason, types=types))
         return _fused(new, ropes)
 
     return visit

@@ -183,8 +183,8 @@ def _fuse_gather(node: Node) -> Sequence[Value] | None:
 def _note(
     node: Node, decision: Decision, reason: str, weight: WeightView | None = None, case: int = 0
 ) -> None:
-    what, name = f"{node.op} of {node.inputs[0].type}", ""
+    types, name = [node.inputs[0].type], ""
     if weight is not None:
         name = weight_name(weight.source.operand("w"))
-        what += f" with {weight.source.output.type}"
-    record(Entry(_NAME, decision, what, node.origin, reason, case, name))
+        types.append(weight.source.output.type)
+    record(Entry.of(node, _NAME, decision, reason, case, name, types=tuple(types)))

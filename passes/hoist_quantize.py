@@ -277,5 +277,4 @@ def _stage(graph: Graph, levels: dict[Value, int]) -> Graph:
 def _report(node: Node, decision: Decision, where: str) -> None:
     if node.op in ("quantize", "dequantize"):
         name = weight_name(node.inputs[0])
-        what = f"{node.op} of {node.inputs[0].type}"
-        record(Entry("hoist-quantize", decision, what, node.origin, where, name=name))
+        record(Entry.of(node, "hoist-quantize", decision, where, name=name))

@@ -101,4 +101,4 @@ def _for_metal(node: Node) -> Sequence[Value] | None:
 
 
 def _note(node: Node, reason: str) -> None:
-    record(Entry(_NAME, "chosen", f"{node.op} of {node.inputs[0].type}", node.origin, reason, 11))
+    record(Entry.of(node, _NAME, "chosen", reason, 11))

@@ -235,5 +235,5 @@ def _merge(nodes: Sequence[Node], first: Node) -> list[Tensor]:
 
 
 def _note(node: Node, decision: Decision, reason: str) -> None:
-    what, name = f"{node.op} of {node.operand('x').type}", weight_name(node.operand("w"))
-    record(Entry(_NAME, decision, what, node.origin, reason, name=name))
+    name, types = weight_name(node.operand("w")), (node.operand("x").type,)
+    record(Entry.of(node, _NAME, decision, reason, name=name, types=types))

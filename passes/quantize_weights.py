@@ -63,7 +63,7 @@ class QuantizeWeights:
         for pattern in self.config.patterns():
             if pattern not in used:
                 reason = "this rule matched no weight; see the names in print(graph)"
-                record(Entry(_NAME, "refused", f"rule {pattern!r}", reason=reason))
+                record(Entry(_NAME, "refused", reason=reason, about=f"rule {pattern!r}"))
         return _insert(graph, chosen) if chosen else given
 
     def _choose(
@@ -98,7 +98,8 @@ class QuantizeWeights:
 
 def _note(value: Value, decision: Decision, reason: str) -> None:
     name = str(value.node.args["name"])
-    record(Entry(_NAME, decision, f"{name} {value.type}", value.node.origin, reason, name=name))
+    origin, types = value.node.origin, (value.type,)
+    record(Entry(_NAME, decision, "", origin, reason, name=name, types=types))
 
 
 def _roles(graph: Graph, weight: Value) -> set[str]:

@@ -236,5 +236,4 @@ _RULES: dict[str, Callable[[Node, _Weight], list[Value] | str]] = {
 
 def _note(node: Node, weight: _Weight, decision: Decision, reason: str, case: int = 0) -> None:
     name = weight_name(weight.source.operand("w"))
-    what = f"{node.op} of {weight.type}"
-    record(Entry(_NAME, decision, what, node.origin, reason, case, name))
+    record(Entry.of(node, _NAME, decision, reason, case, name, types=(weight.type,)))

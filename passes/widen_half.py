@@ -48,5 +48,5 @@ class WidenHalf:
 def _widen(node: Node) -> Sequence[Value] | None:
     if node.op not in QUANTIZED or node.output.dtype not in _HALF:
         return None
-    record(Entry(_NAME, "chosen", f"{node.op} of {node.inputs[0].type}", node.origin, "in float32"))
+    record(Entry.of(node, _NAME, "chosen", "in float32"))
     return [in_float32(node, ("x", "scales", "biases"))]

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 import qgraph as qg
+from qgraph.ir import OPS
 
 W = mx.ones((64, 64))
 Q = mx.quantize(W)
@@ -32,6 +33,7 @@ def test_every_one_is_there_with_a_decision() -> None:
     exactly = {" ".join(e.what.split()[:3]) for e in entries}
     assert {"matmul of f32[2,64]", "dequantize of u32[64,8]", "quantize of f32[64,64]"} <= exactly
     assert all(e.reason or e.case for e in entries)
+    assert all(e.what.split()[0] == e.op and e.op in OPS for e in entries)
     by_what = {(e.what.split()[0], e.decision) for e in entries}
     assert {
         ("quantize", "packed"),

@@ -45,9 +45,8 @@ def into_bodies(graph: Graph, needs_dense: NeedsDense, made_by: str) -> Graph:
         if needs_dense(body, inside):
             return node
         source = chain[0]
-        what, weight = f"dequantize of {source.inputs[0].type}", weight_name(source.operand("w"))
-        reason = f"into the {node.op} that multiplies by it"
-        record(Entry(made_by, "fused", what, source.origin, reason, name=weight))
+        reason, weight = f"into the {node.op} that multiplies by it", source.operand("w")
+        record(Entry.of(source, made_by, "fused", reason, name=weight_name(weight)))
         bodies = tuple(body if i == which else b for i, b in enumerate(entered.bodies))
         return entered.replace(bodies=bodies)
 

@@ -121,9 +121,10 @@ def _entry(guess: Expansion, root: Node, made_by: str, case: int) -> Entry:
     first = next(iter(guess.operands.values()))
     weights = [v.node for v in guess.operands.values() if v.node.op == "constant"]
     name = next((n for w in weights if (n := w.args["name"])), "")
-    what = f"{guess.op} of {first.type}"
     reason = "its primitives are one again"
-    return Entry(made_by, "rewritten", what, root.origin, reason, case, str(name))
+    return Entry(
+        made_by, "rewritten", guess.op, root.origin, reason, case, str(name), (first.type,)
+    )
 
 
 def matches(

@@ -46,8 +46,7 @@ def _quantized(stack: Value, like: Node, made_by: str) -> Sequence[Tensor]:
     with stating(like.origin.by(made_by)):
         parts: Sequence[Tensor] = apply("quantize", (Tensor(stack),), settings, like.stream)
     reason = "of all layers at once, not at each turn"
-    what, name = f"quantize of {like.inputs[0].type}", weight_name(stack)
-    record(Entry(made_by, "hoisted", what, like.origin, reason, name=name))
+    record(Entry.of(like, made_by, "hoisted", reason, name=weight_name(stack)))
     return parts
 
 

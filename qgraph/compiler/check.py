@@ -80,7 +80,7 @@ def _broken(
 
 
 def _is_rule_of(entry: Entry, node: Node) -> bool:
-    same = entry.origin == node.origin and entry.what.split()[0] == node.op
+    same = entry.origin == node.origin and entry.op == node.op
     return entry.decision == "rewritten" and same
 
 

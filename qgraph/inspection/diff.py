@@ -116,7 +116,7 @@ class Diff:
             if e.decision != "refused"
             and (e.origin.file, e.origin.line) in lines
             and (not e.name or e.name in read)
-            and e.what.split(" ", 1)[0] in ops
+            and e.op in ops
         ]
         return Change(
             change.removed,

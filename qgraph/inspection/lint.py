@@ -36,6 +36,7 @@ class Finding:
 
     Attributes:
         what: the finding in words.
+        op: of the node.
         origin: the user's line.
         times: how often it runs in one call; a bound where a count is known at run time only.
         bytes: that it reads and writes in one call, all its times together.
@@ -44,6 +45,7 @@ class Finding:
     """
 
     what: str
+    op: str
     origin: Origin
     times: int
     bytes: int
@@ -83,10 +85,10 @@ def explained(findings: list[Finding], ledger: list[Entry]) -> list[Finding]:
     """The findings with what a plan's ledger says became of each."""
     said: dict[tuple[Origin, str], Entry] = {}
     for entry in ledger:
-        said[entry.origin, entry.what.split()[0]] = entry
+        said[entry.origin, entry.op] = entry
     result = []
     for finding in findings:
-        what = said.get((finding.origin, finding.what.split()[0]))
+        what = said.get((finding.origin, finding.op))
         because = f", {what.reason}" if what and what.reason else ""
         becomes = f"{what.decision} by optimize{because}" if what else ""
         result.append(replace(finding, becomes=becomes))
@@ -105,9 +107,8 @@ def _findings(
         if what:
             inside = " inside a loop" if times > 1 else ""
             moved = sum(v.type.nbytes for v in (*node.inputs, *node.outputs))
-            yield Finding(
-                f"{node.op} of {what}{inside}", node.origin, times, times * moved, guessed
-            )
+            text = f"{node.op} of {what}{inside}"
+            yield Finding(text, node.op, node.origin, times, times * moved, guessed)
         for body in node.bodies:
             count = turns(node) if node.op in LOOPS else 1
             inner = times * (MANY if count is None else count)

@@ -12,16 +12,17 @@ from ..ir.kinds import PRODUCTS
 from ..ir.loops import outermost
 from ..origin import Origin
 from ..rewrite.ledger import Decision, Entry, weight_name
+from ..types import TensorType
 
 _WATCHED = PRODUCTS | {"quantize", "dequantize"}
 
 
 def unmentioned(source: Graph, final: Graph, entries: Sequence[Entry]) -> list[Entry]:
     """Entries for the quantizes, dequantizes and products of `source` that no pass spoke of."""
-    exactly = {(*_line(e.origin), *e.what.split()[:3]) for e in entries}
+    exactly = {(*_line(e.origin), e.op, e.types[:1]) for e in entries}
     roughly = {key[:3] for key in exactly}
     left = {_key(node) for _, node in final.walk() if node.op in _WATCHED}
-    raised = {_line(e.origin): e.what.split()[0] for e in entries if e.made_by.startswith("raise-")}
+    raised = {_line(e.origin): e.op for e in entries if e.made_by.startswith("raise-")}
     why = _Reasons(source, raised)
     found: dict[Entry, None] = {}
     for graph, node in source.walk():
@@ -38,18 +39,14 @@ def _line(origin: Origin) -> tuple[str, int]:
     return origin.file, origin.line
 
 
-def _key(node: Node) -> tuple[str | int, ...]:
-    """What an entry about `node` begins with: its line and the first three words of `what`."""
-    return (*_line(node.origin), *_what(node).split()[:3])
-
-
-def _what(node: Node) -> str:
-    return f"{node.op} of {node.inputs[0].type}" if node.inputs else node.op
+def _key(node: Node) -> tuple[str, int, str, tuple[TensorType, ...]]:
+    """What an entry about `node` has of it: its line, its op and the type of its first operand."""
+    return (*_line(node.origin), node.op, tuple(v.type for v in node.inputs[:1]))
 
 
 def _entry(node: Node, decision: Decision, reason: str) -> Entry:
     name = weight_name(node.inputs[0]) if node.op in ("quantize", "dequantize") else ""
-    return Entry("", decision, _what(node), node.origin, reason, name=name)
+    return Entry.of(node, "", decision, reason, name=name)
 
 
 class _Reasons:

@@ -8,9 +8,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
-from ..ir.graph import Value
+from ..ir.graph import Node, Value
 from ..ir.kinds import SAME_ELEMENTS
 from ..origin import NOWHERE, Origin
+from ..types import TensorType
 
 Decision = Literal[
     "fused", "hoisted", "packed", "prepared", "kept", "refused", "chosen", "merged", "rewritten"
@@ -24,20 +25,49 @@ class Entry:
     Attributes:
         made_by: the pass.
         decision: what it did.
-        what: the op it is about, with its types.
+        op: of the node; empty for an entry about a weight or a setting.
         origin: the user's line.
         reason: for a refusal, why and what would make it possible; else the case that applied.
         case: the number of the case in the pass's docstring; 0 where it has none.
         name: of the weight, where there is one.
+        types: of the operands that tell this node from others, or of the weight.
+        about: what to print in place of the types.
     """
 
     made_by: str
     decision: Decision
-    what: str
+    op: str = ""
     origin: Origin = NOWHERE
     reason: str = ""
     case: int = 0
     name: str = ""
+    types: tuple[TensorType, ...] = ()
+    about: str = ""
+
+    @staticmethod
+    def of(
+        node: Node,
+        made_by: str,
+        decision: Decision,
+        reason: str = "",
+        case: int = 0,
+        name: str = "",
+        *,
+        types: tuple[TensorType, ...] | None = None,
+        about: str = "",
+    ) -> Entry:
+        """An entry about a node; its types are by default the first operand's."""
+        if types is None:
+            types = tuple(v.type for v in node.inputs[:1])
+        return Entry(made_by, decision, node.op, node.origin, reason, case, name, types, about)
+
+    @property
+    def what(self) -> str:
+        """What it is about, to read: "matmul of f32[2,64]", or a weight and its type."""
+        types = " with ".join(map(str, self.types))
+        if self.op:
+            return " ".join(filter(None, [self.op, self.about or (types and f"of {types}")]))
+        return self.about or f"{self.name} {types}"
 
     def __str__(self) -> str:
         case = f"(case {self.case})" if self.case else ""

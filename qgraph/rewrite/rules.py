@@ -169,9 +169,8 @@ class _Run:
 
     def _note(self, rule: Rule, node: Node, decision: Decision, why: str) -> None:
         if self.owner.explain:
-            what = f"{node.op} of {node.inputs[0].type}" if node.inputs else node.op
             reason = f"rule {rule.name}" + (f": {why}" if why else "")
-            record(Entry(self.owner.name, decision, what, node.origin, reason))
+            record(Entry.of(node, self.owner.name, decision, reason))
 
     def report_misses(self) -> None:
         for rule in self.owner.rules:

@@ -80,9 +80,7 @@ class _Book:
                 for change in diff.changes
             ],
             "replaced": sorted(pair for pair in replaced if pair[0] != pair[1]),
-            "refused": sorted(
-                {(self.line(e.origin), e.what.split(" ", 1)[0], e.reason) for e in diff.refused}
-            ),
+            "refused": sorted({(self.line(e.origin), e.op, e.reason) for e in diff.refused}),
         }
 
     def line(self, origin: Origin) -> int:
