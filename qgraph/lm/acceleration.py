@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ..runtime.packing import PackCache
 from .call import Step
-from .compare import compared, in_float32
+from .check import Check
 from .kind import Kind
 from .kinds import kind_of
 from .numbers import Numbers
@@ -35,6 +35,7 @@ class Acceleration:
         self._maker = maker
         self._lock = threading.RLock()
         self._said = Report()
+        self._check = Check(maker.own, maker.target)
         self._watch: Watch | None = None
         self._forget()
 
@@ -104,10 +105,10 @@ class Acceleration:
         rows, valid = tokens.shape
         pairs = list(zip(kinds, cache, strict=True))
         fresh = count > 1 and all(k.is_empty(c) for k, c in pairs)
-        right = None
         if self._shapes is None:
-            right = self._by_the_model(model, tokens, cache, extras)
-            self._shapes = [k.shapes(c) for k, c in zip(kinds, right[1], strict=True)]
+            after = copy.deepcopy(cache)  # nothing of it is computed
+            self._maker.own(model, tokens[:, :1], cache=after)
+            self._shapes = [k.shapes(c) for k, c in zip(kinds, after, strict=True)]
         for (kind, c), like in zip(pairs, self._shapes, strict=True):
             kind.make_room(c, like, rows, count)
         pool = self._numbers.pool(kinds, cache)
@@ -120,9 +121,7 @@ class Acceleration:
         program = self._program(model, form)
         if program.executable is None:
             return self._eagerly(program.reason, model, tokens, cache, extras)
-        if not program.checked and right is None:
-            right = self._by_the_model(model, tokens, cache, extras)
-        before = None if right is None else copy.deepcopy(cache)
+        before = None if program.checked else copy.deepcopy(cache)
         if any(k.ends(c) for k, c in pairs):
             for kind, c in pairs:
                 kind.settle(c)
@@ -142,32 +141,23 @@ class Acceleration:
         self._numbers.follow(pool, kinds, cache)
         program.calls += 1
         logits = logits[:, :valid] if count > valid else logits
-        if right is None:
+        if before is None:
             return logits
-
-        def exactly() -> Any:
-            return in_float32(model, tokens, before, self._maker.own)
-
-        difference = compared(kinds, (logits, cache), right, exactly)
+        difference = self._check.difference(model, kinds, tokens, before, (logits, cache))
         if difference is None:
             program.checked = True
             return logits
         program.executable, program.reason = None, str(difference)
-        self._said.ran_eagerly(program.reason)
-        for c, after in zip(cache, right[1], strict=True):
-            vars(c).update(vars(after))
-        return right[0]
+        logits = self._eagerly(program.reason, model, tokens, before, extras)
+        for c, right in zip(cache, before, strict=True):
+            vars(c).update(vars(right))
+        return logits
 
     def _program(self, model: Any, form: Form) -> Program:
         with self._lock:
             if form not in self._programs:
                 self._programs[form] = self._maker.make(model, form, self._packed)
             return self._programs[form]
-
-    def _by_the_model(self, model: Any, tokens: Any, cache: Any, extras: Any) -> tuple[Any, Any]:
-        """What the model gives, and the caches after it, `cache` itself staying as it is."""
-        after = copy.deepcopy(cache)
-        return self._maker.own(model, tokens, cache=after, **extras), after
 
 
 def refusal(

@@ -35,8 +35,8 @@ class Difference:
         return f"its results part from the model's at {self.where} (by {self.size:.1%})"
 
 
-Result = tuple[mx.array, Sequence[Any]]
-"""Logits, and the caches after the call."""
+Result = tuple[mx.array | None, Sequence[Any]]
+"""Logits, where they are compared, and the caches after the call."""
 
 
 def compared(
@@ -47,15 +47,14 @@ def compared(
     Args:
         exactly: what the model gives in float32; asked for where half precision differs much.
     """
-    half = right[0].dtype != mx.float32
-    tolerance = HALF_TOLERANCE if half else TOLERANCE
     exact: list[tuple[str, list[mx.array]]] | None = None
     until = next((n for k, c in zip(kinds, right[1], strict=True)
                   if (n := k.until(c)) is not None), None)  # fmt: skip
     pairs = zip(_parts(kinds, mine, until), _parts(kinds, right, until), strict=True)
     for i, ((where, a), (_, b)) in enumerate(pairs):
+        half = any(array.dtype in (mx.float16, mx.bfloat16) for array in b)
         size = _distance(a, b)
-        if size <= tolerance:
+        if size <= (HALF_TOLERANCE if half else TOLERANCE):
             continue
         if half:
             exact = exact or list(_parts(kinds, exactly(), until))
@@ -88,14 +87,20 @@ def _parts(
     logits, caches = result
     for layer, (kind, cache) in enumerate(zip(kinds, caches, strict=True)):
         yield f"layer {layer}", kind.content(cache, until)
-    if not any(kind.ends(c) for kind, c in zip(kinds, caches, strict=True)):
+    ended = any(kind.ends(c) for kind, c in zip(kinds, caches, strict=True))
+    if logits is not None and not ended:
         yield "the logits", [logits[:, -1]]
 
 
 def _distance(some: Sequence[mx.array], others: Sequence[mx.array]) -> float:
-    """The root of the mean square of a - b, relative to that of b; the largest of the pairs."""
+    """The root of the mean square of a - b, relative to that of b; the largest of the pairs.
+
+    Of a buffer that is longer than the other the first positions count.
+    """
     found = 0.0
     for a, b in zip(some, others, strict=True):
+        if a.ndim == b.ndim == 4 and a.shape[2] > b.shape[2]:
+            a = a[..., : b.shape[2], :]
         if a.shape != b.shape:
             return float("inf")
         if b.size:

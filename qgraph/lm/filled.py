@@ -183,6 +183,9 @@ class ChunkedKind(FilledKind):
     def used(self, cache: Any) -> int:
         return int(cache.offset - cache.start_position)
 
+    def can_go_back(self, cache: Any, count: int) -> bool:
+        return self.used(cache) + count <= cache.chunk_size
+
     def make_room(self, cache: Any, like: Any, rows: int, count: int) -> None:
         cache.maybe_trim_front()
         super().make_room(cache, like, rows, count)

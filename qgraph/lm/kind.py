@@ -101,6 +101,10 @@ class Kind(ABC):
             until: for each row after how many of its tokens there is but padding.
         """
 
+    def can_go_back(self, cache: Any, count: int) -> bool:
+        """Can the cache forget the last of `count` more tokens, the others staying as they are?"""
+        return not self.ends(cache)
+
     def until(self, cache: Any) -> mx.array | None:
         """For each row of a prompt how many tokens there are, if the cache was told."""
         return None

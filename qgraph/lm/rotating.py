@@ -159,6 +159,9 @@ class RotatingKind(FilledKind):
     def slots(self, cache: Any) -> list[Hashable]:
         return [(cache.max_size, slot) for slot in super().slots(cache)]
 
+    def can_go_back(self, cache: Any, count: int) -> bool:
+        return not self.ends(cache) and self.seen(cache) + count < cache.max_size
+
     def _at(self, cache: Any) -> int:
         return self.keep(cache) if cache._idx == cache.max_size else int(cache._idx)
 

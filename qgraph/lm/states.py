@@ -28,6 +28,9 @@ class ArraysKind(Kind):
     def ends(self, cache: Any) -> bool:
         return cache.lengths is not None
 
+    def can_go_back(self, cache: Any, count: int) -> bool:
+        return False
+
     def refuses(self, cache: Any, count: int) -> str:
         if self.ends(cache) and count not in SIZES:
             return "rows of several lengths, read into a state at once"
@@ -164,6 +167,9 @@ class ListKind(Kind):
 
     def refuses(self, cache: Any, count: int) -> str:
         return next((why for k, c in self._pairs(cache) if (why := k.refuses(c, count))), "")
+
+    def can_go_back(self, cache: Any, count: int) -> bool:
+        return all(k.can_go_back(c, count) for k, c in self._pairs(cache))
 
     def ends(self, cache: Any) -> bool:
         return any(k.ends(c) for k, c in self._pairs(cache))
