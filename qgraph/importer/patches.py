@@ -114,6 +114,20 @@ def _drawing(op: str, function: Callable[..., Any], notes: Notes) -> Callable[..
     return drawn
 
 
+def _in_this_thread(function: Callable[..., Any], other: Any) -> Callable[..., Any]:
+    """What this thread calls `function` for, and every other thread the `other`.
+
+    A server may compute while a program is made in the background.
+    """
+    here = threading.get_ident()
+
+    def either(*args: Any, **kwargs: Any) -> Any:
+        call = function if threading.get_ident() == here else other
+        return call(*args, **kwargs)
+
+    return either
+
+
 @contextmanager
 def patched(notes: Notes | None, markers: Markers) -> Iterator[None]:
     """While this is open MLX is as the module says."""
@@ -121,8 +135,8 @@ def patched(notes: Notes | None, markers: Markers) -> Iterator[None]:
     originals: dict[tuple[Any, str], Any] = {}
 
     def put(owner: Any, name: str, function: Callable[..., Any]) -> None:
-        originals.setdefault((owner, name), getattr(owner, name))
-        setattr(owner, name, function)
+        original = originals.setdefault((owner, name), getattr(owner, name))
+        setattr(owner, name, _in_this_thread(function, original))
 
     try:
         for owner, name, function in _SAID:
