@@ -1,6 +1,6 @@
 """`python -m qgraph.cli` is the `qgraph` command."""
 
-from .commands import main
+from . import main
 
 if __name__ == "__main__":
     main()

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..runtime.executable import Executable
 from ..runtime.packing import PackCache
 from .call import Step
 from .check import Check
@@ -102,56 +103,69 @@ class Acceleration:
         self, model: Any, tokens: mx.array, count: int, kinds: Any, cache: Any, extras: Any
     ) -> Any:
         """A call of `count` tokens a row, the first of which are `tokens` and the rest padding."""
-        rows, valid = tokens.shape
         pairs = list(zip(kinds, cache, strict=True))
-        fresh = count > 1 and all(k.is_empty(c) for k, c in pairs)
-        if self._shapes is None:
-            after = copy.deepcopy(cache)  # nothing of it is computed
-            self._maker.own(model, tokens[:, :1], cache=after)
-            self._shapes = [k.shapes(c) for k, c in zip(kinds, after, strict=True)]
-        for (kind, c), like in zip(pairs, self._shapes, strict=True):
-            kind.make_room(c, like, rows, count)
-        pool = self._numbers.pool(kinds, cache)
-        fixed = [k.fixed(c, count) for k, c in pairs]
-        arrays = [k.arrays(c) for k, c in pairs]
-        form = Form(
-            rows, count, fresh, tuple(zip(kinds, fixed, strict=True)), pool.places,
-            types_of(pool.values), tuple(map(types_of, arrays)),
-        )  # fmt: skip
+        form = self._form(model, pairs, tokens, count)
         program = self._program(model, form)
         if program.executable is None:
             return self._eagerly(program.reason, model, tokens, cache, extras)
-        before = None if program.checked else copy.deepcopy(cache)
-        if any(k.ends(c) for k, c in pairs):
-            for kind, c in pairs:
-                kind.settle(c)
-            pool = self._numbers.pool(kinds, cache)
-            arrays = [k.arrays(c) for k, c in pairs]
-        padded = mx.pad(tokens, [(0, 0), (0, count - valid)]) if count > valid else tokens
-        given = [padded, mx.array(valid, mx.int32), *pool.values, *(a for b in arrays for a in b)]
-        sizes = [len(some) for some in arrays]
-        del arrays  # the program alone holds the buffers now, and writes into them
-        for kind, c in pairs:
-            kind.let_go(c)
-        logits, *results = program.executable.take(given)
-        step, at = Step(valid, count, pool.leaders), 0
-        for (kind, c), of, size in zip(pairs, fixed, sizes, strict=True):
-            kind.put(c, of, results[at : at + size], step)
-            at += size
-        self._numbers.follow(pool, kinds, cache)
         program.calls += 1
-        logits = logits[:, :valid] if count > valid else logits
-        if before is None:
-            return logits
-        difference = self._check.difference(model, kinds, tokens, before, (logits, cache))
+        if program.checked:
+            return self._run(program.executable, form, tokens, cache)
+        before = copy.deepcopy(cache)
+        if program.reference is None:
+            logits = self._run(program.executable, form, tokens, cache)
+            mine = logits, cache
+        else:
+            tried = copy.deepcopy(cache)
+            mine = self._run(program.reference, form, tokens, tried), tried
+        difference = self._check.difference(model, kinds, tokens, before, mine)
         if difference is None:
             program.checked = True
-            return logits
+            if program.reference is None:
+                return logits
+            program.reference = None
+            return self._run(program.executable, form, tokens, cache)
         program.executable, program.reason = None, str(difference)
         logits = self._eagerly(program.reason, model, tokens, before, extras)
         for c, right in zip(cache, before, strict=True):
             vars(c).update(vars(right))
         return logits
+
+    def _form(self, model: Any, pairs: Any, tokens: mx.array, count: int) -> Form:
+        """The form of a call; makes room in the caches for its tokens."""
+        rows = tokens.shape[0]
+        fresh = count > 1 and all(k.is_empty(c) for k, c in pairs)
+        if self._shapes is None:
+            after = copy.deepcopy([c for _, c in pairs])  # nothing of it is computed
+            self._maker.own(model, tokens[:, :1], cache=after)
+            self._shapes = [k.shapes(c) for (k, _), c in zip(pairs, after, strict=True)]
+        for (kind, c), like in zip(pairs, self._shapes, strict=True):
+            kind.make_room(c, like, rows, count)
+        pool = self._numbers.pool([k for k, _ in pairs], [c for _, c in pairs])
+        return Form(
+            rows, count, fresh, tuple((k, k.fixed(c, count)) for k, c in pairs), pool.places,
+            types_of(pool.values), tuple(types_of(k.arrays(c)) for k, c in pairs),
+        )  # fmt: skip
+
+    def _run(self, executable: Executable, form: Form, tokens: mx.array, cache: Any) -> mx.array:
+        """The logits; the caches are handed over, and come back as they are after the call."""
+        kinds = [kind for kind, _ in form.kinds]
+        valid, count = tokens.shape[1], form.count
+        for kind, c in zip(kinds, cache, strict=True):
+            kind.settle(c)
+        pool = self._numbers.pool(kinds, cache)
+        padded = mx.pad(tokens, [(0, 0), (0, count - valid)]) if count > valid else tokens
+        given = [padded, mx.array(valid, mx.int32), *pool.values]
+        for kind, c in zip(kinds, cache, strict=True):
+            given += kind.arrays(c)
+            kind.let_go(c)
+        logits, *results = executable.take(given)
+        step, at = Step(valid, count, pool.leaders), 0
+        for (kind, fixed), some, c in zip(form.kinds, form.arrays, cache, strict=True):
+            kind.put(c, fixed, results[at : at + len(some)], step)
+            at += len(some)
+        self._numbers.follow(pool, kinds, cache)
+        return logits[:, :valid] if count > valid else logits
 
     def _program(self, model: Any, form: Form) -> Program:
         with self._lock:

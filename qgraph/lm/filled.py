@@ -184,7 +184,7 @@ class ChunkedKind(FilledKind):
         return int(cache.offset - cache.start_position)
 
     def can_go_back(self, cache: Any, count: int) -> bool:
-        return self.used(cache) + count <= cache.chunk_size
+        return bool(self.used(cache) + count <= cache.chunk_size)
 
     def make_room(self, cache: Any, like: Any, rows: int, count: int) -> None:
         cache.maybe_trim_front()

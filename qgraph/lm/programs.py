@@ -68,7 +68,7 @@ class Program:
         executable: None where the model runs this itself.
         reason: why it does.
         checked: was it found to give what the model gives?
-        calls: so many.
+        reference: what is compared in place of a program whose weights are quantized further.
     """
 
     form: Form
@@ -77,6 +77,7 @@ class Program:
     reason: str = ""
     seconds: float = 0.0
     checked: bool = False
+    reference: Executable | None = None
     calls: int = 0
 
 
@@ -102,6 +103,10 @@ class Maker:
             program.executable = Executable(
                 program.plan.graph, self.target, packed, release=False, progress=None
             )
+            if self.quantize is not None:
+                program.reference = Executable(
+                    program.plan.source, self.target, PackCache(), release=False, progress=None
+                )
         except QGraphError as error:
             program.reason = error.what
         except Exception as error:  # mlx-lm would not have raised it, so nor does its model here

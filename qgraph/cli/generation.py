@@ -1,0 +1,56 @@
+"""`qgraph generate`, `chat` and `serve`: mlx-lm's commands, with accelerated models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .commands import app
+
+_MLX_LMS = {
+    "ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": True,
+    "help_option_names": [],
+}  # fmt: skip
+Report = Annotated[
+    bool, typer.Option("--report", help="Afterwards say what ran through programs, and what not.")
+]
+Html = Annotated[
+    Path | None, typer.Option("--html", help="Write a page of the program that ran most often.")
+]
+
+
+def _run(context: typer.Context, report: bool, html: Path | None) -> None:
+    from ..lm import commands
+
+    name = context.info_name or ""
+    if {"-h", "--help"} & set(context.args):
+        typer.echo(f"qgraph's own: --report, --html PAGE.  The rest is mlx_lm.{name}'s:\n")
+    models: list[Any] = []
+    try:
+        models = commands.run(name, context.args)
+    finally:
+        for model in models if report else ():
+            typer.echo(model.qgraph.report())
+    if html is not None:
+        for model in models[:1]:
+            typer.echo(str(commands.save_page(model, html)))
+
+
+@app.command(context_settings=_MLX_LMS)
+def generate(context: typer.Context, report: Report = False, html: Html = None) -> None:
+    """Answer a prompt: `mlx_lm.generate` and its options, through programs."""
+    _run(context, report, html)
+
+
+@app.command(context_settings=_MLX_LMS)
+def chat(context: typer.Context, report: Report = False, html: Html = None) -> None:
+    """Talk to a model: `mlx_lm.chat` and its options, through programs."""
+    _run(context, report, html)
+
+
+@app.command(context_settings=_MLX_LMS)
+def serve(context: typer.Context, report: Report = False, html: Html = None) -> None:
+    """Serve a model over HTTP: `mlx_lm.server` and its options, through programs."""
+    _run(context, report, html)
