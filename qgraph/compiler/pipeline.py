@@ -9,8 +9,9 @@ from typing import Literal, get_args
 import mlx.core as mx
 
 from ..analysis.verify import verify
-from ..errors import InputError, VerifyError
-from ..ir.graph import Graph
+from ..errors import InputError, TraceError, VerifyError
+from ..ir.graph import Graph, Node
+from ..kernels.tracers import Tracers
 from ..quantization.config import Quantize
 from ..rewrite.history import Pass, PlanStep
 from ..rewrite.ledger import collecting
@@ -111,6 +112,25 @@ def _verify_after(name: str, graph: Graph) -> None:
         raise VerifyError(f"the pass {name} broke {error.what}", origin=error.origin) from None
 
 
+def _refuse_tracers(graph: Graph) -> None:
+    """Constants must not be what `mx.grad` and its like pass to a function: they are no weights."""
+    nodes = [n for _, n in graph.walk() if n.op == "constant" and not n.args["data"].is_released]
+    tracers = Tracers()
+
+    def traced(nodes: Sequence[Node]) -> bool:
+        return tracers.called_for([n.args["data"].array for n in nodes])
+
+    if not traced(nodes) or tracers.called_for([mx.array(0)]):  # the latter without mx.compile
+        return
+    node = next(n for n in nodes if traced([n]))
+    raise TraceError(
+        f"{node.args['name'] or 'an array that the function captures'} is being transformed by "
+        "MLX (grad, vmap, compile or their like), so it is no constant",
+        hint="pass it as an argument",
+        origin=node.origin,
+    )
+
+
 def optimize(
     graph: Graph,
     *,
@@ -146,6 +166,7 @@ def optimize(
       %0: f32[4] = exp(x)
       return %0, %0
     """
+    _refuse_tracers(graph)
     where = as_target(target)
     source = graph
     runs = _chosen(passes, where, budget, tune)

@@ -178,6 +178,8 @@ class Kernel:
         streams: how many it spreads over.
         layout: what it packs; kernels of one layout can share one packed copy.
         left_to_mlx: does what MLX's own op does in a graph, which need not choose it then.
+        mlx_form: the name of the kernel of MLX's own ops that reads the same packed arrays: what
+            MLX's transformations and files take.
     """
 
     name: str = ""
@@ -187,6 +189,10 @@ class Kernel:
     streams: int = 1
     layout: tuple[str, ...] = ()
     left_to_mlx: bool = False
+
+    @property
+    def mlx_form(self) -> str:
+        return self.name
 
     @classmethod
     def tried(cls, problem: Problem) -> Sequence[str]:
@@ -263,6 +269,10 @@ class Wrapper(Kernel):
         self.host = inner.host
         self.streams = inner.streams
         self.layout = (prefix, *inner.layout) if packs else inner.layout
+
+    @property
+    def mlx_form(self) -> str:
+        return self.name.removesuffix(self.inner.name) + self.inner.mlx_form
 
     def narrowed(self, problem: Problem) -> Problem:
         """The problem that the inner kernel sees."""

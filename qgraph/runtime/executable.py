@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import Any
 
 import mlx.core as mx
 
 from ..ir.graph import Graph
 from ..kernels.streams import Streams
+from ..kernels.tracers import Tracers
 from ..target import Target
+from .by_mlx import transformable
 from .interpret import Env, Interpreter
 from .lower import LoweredGraph, Stretch
 from .packing import PackCache, Progress, Staged, pack
@@ -37,6 +40,7 @@ class Executable:
         with self.on_device():
             self.known = pack(graph, self.streams, release=release, cache=cache, progress=progress)
         self._prepare = Staged.of(graph, "prepare")
+        self._tracers = Tracers()
         self.parameters = [v for v in graph.inputs if v.node.args["parameter"]]
         read = {v for n in graph.nodes if n.stage == "run" for v in n.inputs} | set(graph.outputs)
         kept = [v for v in self.parameters if v in read]
@@ -45,12 +49,12 @@ class Executable:
             *sorted(self._prepare.wanted, key=lambda v: (v.node.serial, v.index)),
         )
         self.free = [v for v in graph.inputs if not v.node.args["parameter"]]
-        body = graph.replace(
+        self.body = graph.replace(
             inputs=[*self.prepared, *self.free],
             nodes=[n for n in graph.nodes if n.stage == "run" and n.op != "constant"],
         )
-        self.lowered = LoweredGraph(body, self.known, self.streams)
-        self._take = _direct(self.lowered)
+        self.lowered = LoweredGraph(self.body, self.known, self.streams)
+        self._take = transformable(_direct(self.lowered), self.body, self.known, device)
         self.out_tree = graph.out_tree
         self._device = device
         self._one_result = graph.out_tree is None or graph.out_tree.kind == "leaf"
@@ -90,10 +94,12 @@ class Executable:
     def prepare(self, parameters: Sequence[mx.array]) -> list[mx.array]:
         env: Env = {**self.known, **dict(zip(self.parameters, parameters, strict=True))}
         last_reader = {v: node for node in self._prepare.nodes for v in node.inputs}
+        wait = not self._tracers.among(parameters)  # tracers have no elements to wait for
         with self.on_device():
             for node in self._prepare.nodes:
                 Interpreter(self.streams).run(node, env)
-                mx.eval([env[v] for v in node.outputs])
+                if wait:
+                    mx.eval([env[v] for v in node.outputs])
                 for value in node.inputs:
                     if last_reader[value] is node and value not in self.prepared:
                         env.pop(value, None)
@@ -125,7 +131,7 @@ def _direct(lowered: LoweredGraph) -> Callable[[list[mx.array]], list[mx.array]]
         results = lowered.take(arrays)
         for i, array in enumerate(results):
             if id(array) in taken or id(array) in kept:
-                results[i] = mx.stop_gradient(array)
+                results[i] = copy(array)
             taken.add(id(array))
         return results
 

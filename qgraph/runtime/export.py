@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,14 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import QGraphError
-from ..ir.graph import Graph, Node, Value
+from ..ir.graph import Graph, Node, Value, constant_value
 from ..ir.loops import CONTROL_FLOW
-from ..kernels import kernel, plain
 from ..kernels.chosen import runs_on_host
-from ..kernels.streams import Streams, as_device
+from ..rewrite.contracts import coarsest, difference
 from ..rewrite.rewriter import rewrite_each
+from .by_mlx import by_mlx, run_by_mlx
 from .executable import Executable
-from .interpret import Env, Interpreter, unrolls
-
-
-class _OneStream(Streams):
-    """Streams of a program do not live on in a file: all runs on the device's own."""
-
-    def resolve(self, stream: Any) -> Any:
-        return None if stream is None or isinstance(stream, int) else as_device(stream)
+from .interpret import unrolls
 
 
 def export(executable: Executable, path: str | Path) -> Path:
@@ -31,47 +25,72 @@ def export(executable: Executable, path: str | Path) -> Path:
     place = Path(path)
     if place.suffix != ".mlxfn":
         raise QGraphError(f"{place.name} does not end in .mlxfn", hint="as mx.import_function asks")
-    graph = rewrite_each(executable.graph, _by_mlx, "export")
+    graph = by_mlx(rewrite_each(executable.body, _contiguous, "export"))
     for node in _run_nodes(graph):
         if reason := _why_not(node):
             why, hint = reason
             raise QGraphError(f"{node.op} cannot be exported: {why}", hint=hint, origin=node.origin)
-    weights = dict(executable.known)
-    weights |= {
-        n.output: n.args["data"].array for n in _constants(graph) if n.output not in weights
-    }
+    known = {value: mx.contiguous(array) for value, array in executable.known.items()}
 
     def call(*arrays: mx.array) -> list[mx.array]:
-        env: Env = {**weights, **dict(zip(graph.inputs, arrays, strict=True))}
-        interpreter = Interpreter(_OneStream(executable.streams.device))
-        for node in graph.nodes:
-            if node.stage == "run" and node.op != "constant":
-                interpreter.run(node, env)
-        return [env[v] for v in graph.outputs]
+        return run_by_mlx(graph, known, executable.target.device, arrays)
 
-    examples = [mx.zeros(v.shape, v.dtype) for v in graph.inputs]
+    examples = _examples(graph)
+    # Under another name until it is known to be right: what was there before stays till then.
+    draft = place.with_name(f"{place.stem}.{os.getpid()}.mlxfn")
     with executable.on_device():
+        mx.eval(list(known.values()))
         try:
-            mx.export_function(str(place), call, *examples)
-        except (RuntimeError, ValueError) as error:
+            mx.export_function(str(draft), call, *examples)
+            written: Any = mx.import_function(str(draft))
+            _check(graph, call(*examples), written(*examples))
+            draft.replace(place)
+        except QGraphError:
+            raise
+        except (RuntimeError, ValueError, OSError) as error:
             raise QGraphError(
                 f"MLX cannot export {graph.name}: {error}",
                 hint="program.save writes a folder that qg.load reads",
             ) from None
+        finally:
+            draft.unlink(missing_ok=True)
     return place
 
 
-def _by_mlx(node: Node) -> Sequence[Value] | None:
-    """A file has no place for calls of a library: where the weight is packed as MLX packs it, its
-    own kernel reads it as well."""
-    if node.stage != "run" or not runs_on_host(node.op, node.args):
+def _contiguous(node: Node) -> Sequence[Value] | None:
+    """MLX writes an array's buffer without its strides: a view comes back as other elements."""
+    if node.op != "constant" or node.output.ndim == 0 or node.args["data"].is_released:
         return None
-    if node.op == "decode_attention":
-        return node.replace(args={**node.args, "cores": 0}, kernel="").outputs
-    if kernel(node.args["kernel"]).layout:
-        return None
-    own = plain(node.args["problem"])
-    return node.replace(args={**node.args, "kernel": own}, kernel=own).outputs
+    array = mx.contiguous(node.args["data"].array)
+    mx.eval(array)
+    return [constant_value(array, node.args["name"], node.origin)]
+
+
+def _examples(graph: Graph) -> list[mx.array]:
+    """Arrays to try the file on: of floats some numbers, of integers what divides and indexes."""
+    ops = {node.op for _, node in graph.walk()}
+    integer = int(bool(ops & {"floor_divide", "remainder", "divmod"}))
+    keys = mx.random.split(mx.random.key(0), max(1, len(graph.inputs)))
+    return [
+        mx.random.normal(v.shape, key=key).astype(v.dtype)
+        if mx.issubdtype(v.dtype, mx.inexact)
+        else mx.full(v.shape, integer, v.dtype)
+        for v, key in zip(graph.inputs, keys, strict=False)
+    ]
+
+
+def _check(graph: Graph, wanted: Sequence[mx.array], found: Sequence[mx.array]) -> None:
+    for old, new in zip(wanted, found, strict=True):
+        old, new = _numbers(old), _numbers(new)
+        if error := difference(old, new, "dtype-preserving", coarsest(graph)):
+            raise QGraphError(
+                f"the file that MLX wrote of {graph.name} computes something else: {error}",
+                hint="program.save writes a folder that qg.load reads; please report this",
+            )
+
+
+def _numbers(x: mx.array) -> mx.array:
+    return mx.nan_to_num(x) if mx.issubdtype(x.dtype, mx.floating) else x
 
 
 def _run_nodes(graph: Graph) -> Iterator[Node]:
@@ -80,12 +99,6 @@ def _run_nodes(graph: Graph) -> Iterator[Node]:
             for body in node.bodies:
                 yield from _run_nodes(body)
             yield node  # after what it holds, which may be why it cannot unroll
-
-
-def _constants(graph: Graph) -> Iterator[Node]:
-    """Constants that a call reads: packing may have let the others go."""
-    read = {v for n in graph.nodes if n.stage == "run" for v in n.inputs} | set(graph.outputs)
-    return (n for n in graph.constants() if n.output in read)
 
 
 def _why_not(node: Node) -> tuple[str, str] | None:

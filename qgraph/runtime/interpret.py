@@ -35,7 +35,7 @@ class Interpreter:
 
     def run(self, node: Node, env: Env) -> None:
         """Add the results of `node` to `env`."""
-        if node.op in LOOPS:
+        if node.bodies:
             self._unroll(node, env)
         elif node.op == "constant":
             env[node.output] = node.args["data"].array

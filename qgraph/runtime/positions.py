@@ -73,10 +73,11 @@ class Tables:
         key = (node.op, str(node.output.type), repr(what), *map(id, inputs))
         if key not in self._made:
             result = _run(node, env)
-            self._made[key] = inputs, result
             if result.nbytes <= _MAX_BYTES and all(id(array) in self._known for array in inputs):
+                result = mx.contiguous(result)  # as files want it, see runtime/export
                 mx.eval(result)  # now, and not at each call
                 self._known.add(id(result))
+            self._made[key] = inputs, result
         return self._made[key][1]
 
 

@@ -8,6 +8,7 @@ no further: `cuda/decode_attention.cuh` and, from the host, `cpu/attention.cpp`.
 from __future__ import annotations
 
 import struct
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -164,9 +165,14 @@ def refusal(q: Any, k: Any, v: Any, backend: str) -> str | None:
     return None
 
 
+only_mlx: ContextVar[bool] = ContextVar("only_mlx", default=False)
+"""Set where MLX transforms a graph: it knows no gradient of kernels written for CUDA."""
+
+
 def on_cuda() -> bool:
     """Do kernels for CUDA run on the default device?"""
-    return bool(mx.default_device().type == mx.gpu and mx.cuda.is_available())
+    on_gpu = mx.default_device().type == mx.gpu and mx.cuda.is_available()
+    return bool(on_gpu) and not only_mlx.get()
 
 
 def bits_of(number: float) -> int:

@@ -108,3 +108,16 @@ def as_numpy(array: mx.array) -> npt.NDArray[Any]:
         array = array.astype(mx.float32)
     mx.eval(array)
     return np.asarray(array)
+
+
+def address(array: mx.array) -> int:
+    """Where in memory the first element of an array lies; evaluates it.
+
+    >>> x = mx.ones((2, 3), mx.bfloat16)
+    >>> address(x) == address(x), address(x) == address(x + x)
+    (True, False)
+    """
+    if array.dtype == mx.bfloat16:
+        array = array.view(mx.uint16)  # of the same buffer
+    mx.eval(array)
+    return int(np.asarray(array).__array_interface__["data"][0])

@@ -196,6 +196,7 @@ class Grouped(Gather):
     backends = ("cpu",)
     host = True
     left_to_mlx = False
+    mlx_form = Gather.name
     each: OnHost
 
     def applies(self, problem: Problem) -> str | None:

@@ -118,6 +118,7 @@ class HostBlas(OnHost):
 class DenseHostBlas(HostBlas):
     name = "dense+host-blas"
     layout = ("dense-f32",)
+    mlx_form = "f32+dense"
 
     def extra_bytes(self, problem: Problem) -> int:
         return 4 * problem.weights

@@ -25,6 +25,7 @@ class OnHost(Kernel):
 
     backends = ("cpu",)
     host = True
+    mlx_form = Plain.name
 
     def applies(self, problem: Problem) -> str | None:
         if problem.backend != "cpu":

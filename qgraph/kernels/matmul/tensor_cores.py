@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from ..base import HALF, Kernel, Problem, Streams
 from ..cuda.source import cuda_source
+from .plain import Plain
 
 MOST_ROWS = 32
 START_US = 7.0
@@ -31,6 +32,7 @@ STRIDE = {4: 160, 8: 192}
 class TensorCores(Kernel):
     name = "mma"
     backends = ("cuda",)
+    mlx_form = Plain.name
 
     def applies(self, problem: Problem) -> str | None:
         p = problem
