@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 import qgraph as qg
@@ -257,3 +258,14 @@ def test_views_within_their_array_are_as_in_mlx() -> None:
     verify(graph)
     for a, b in zip(qg.compile(graph, target="cpu")(X), views(X), strict=True):
         assert mx.array_equal(a, b)
+
+
+def test_what_an_earlier_qgraph_saved_still_loads() -> None:
+    """`tests/saved` was written by 0.1.0 before folders had digests: a graph, a program, and what
+    the program gave there."""
+    folder = Path(__file__).parent / "saved"
+    x = mx.random.normal((2, 64), key=mx.random.key(1))
+    wanted = np.load(folder / "result.npy")
+    np.testing.assert_allclose(qg.load(folder / "program")(x), wanted, rtol=1e-5, atol=1e-6)
+    graph = qg.Graph.from_json((folder / "graph.json").read_text())
+    np.testing.assert_allclose(qg.compile(graph, target="cpu")(x), wanted, rtol=1e-5, atol=1e-6)

@@ -27,6 +27,8 @@ from .executable import Executable
 GRAPH, WEIGHTS, ABOUT = "graph.json", "weights.safetensors", "about.json"
 FORMAT = 1
 """Changes when a folder written before can no longer be read."""
+FIRST = "target.txt"
+"""In folders from before there were digests: the backend's name, in the place of `ABOUT`."""
 
 
 def save(executable: Executable, folder: str | Path) -> Path:
@@ -70,14 +72,15 @@ def read(folder: str | Path) -> tuple[Graph, Target]:
         VerifyError: the graph is none that `save` writes; names the node.
     """
     path = Path(folder)
-    missing = [name for name in (GRAPH, WEIGHTS, ABOUT) if not (path / name).is_file()]
+    about = FIRST if (path / FIRST).is_file() and not (path / ABOUT).exists() else ABOUT
+    missing = [name for name in (GRAPH, WEIGHTS, about) if not (path / name).is_file()]
     if missing:
         raise QGraphError(
             f"{path} holds no program: {', '.join(missing)} not found",
             hint="give the folder that program.save(folder) wrote",
         )
     try:
-        target = _target(path)
+        target = _target(path, (path / FIRST).read_text().strip() if about == FIRST else "")
         graph = from_json((path / GRAPH).read_text(), safetensors.read(path / WEIGHTS))
     except (OSError, UnicodeDecodeError) as error:
         raise QGraphError(f"{path} cannot be read: {error}") from None
@@ -86,8 +89,19 @@ def read(folder: str | Path) -> tuple[Graph, Target]:
     return graph, target
 
 
-def _target(path: Path) -> Target:
-    """What the program is for; checks that the files are those that were written."""
+def _target(path: Path, backend: str) -> Target:
+    """What the program is for, a backend by name; without one as the folder says."""
+    backend = backend or _stated_backend(path)
+    there = as_target("cpu")
+    if backend != "cpu" and mx.is_available(mx.Device(mx.gpu, 0)):
+        there = as_target("gpu")
+    if there.backend != backend:
+        raise QGraphError(f"{path} is a program for {backend}, this machine has {there.backend}")
+    return there
+
+
+def _stated_backend(path: Path) -> str:
+    """The backend that the folder names; checks that the files are those that were written."""
     damaged = QGraphError(
         f"{path / ABOUT} does not say what the program is for",
         hint="the folder was damaged, or written by another qgraph: save the program again",
@@ -108,12 +122,7 @@ def _target(path: Path) -> Target:
                 f"{path / name} is not the file that was written",
                 hint="it was cut off, damaged or changed: save the program again",
             )
-    there = as_target("cpu")
-    if backend != "cpu" and mx.is_available(mx.Device(mx.gpu, 0)):
-        there = as_target("gpu")
-    if there.backend != backend:
-        raise QGraphError(f"{path} is a program for {backend}, this machine has {there.backend}")
-    return there
+    return str(backend)
 
 
 def _refuse_stages(graph: Graph, path: Path) -> None:
