@@ -99,3 +99,45 @@ def test_what_leads_to_a_packed_weight_is_computed_once(monkeypatch: pytest.Monk
     assert ran[:2] == ["sin", "quantize"]
     assert not {"sin", "quantize"} & {*ran[2:]}  # shards, where they are the choice
     assert mx.allclose(results[1][1], results[0][0], rtol=1e-4, atol=1e-4)
+
+
+def _shares_a_number(x: Any) -> Any:
+    return qg.fori_loop(0, 3, lambda i, h: h * 2 + qg.quantized_matmul(h, qg.tensor(W) * 2), x)
+
+
+def _in_a_branch(x: Any) -> Any:
+    def true(h: Any) -> Any:
+        return h * 3 + qg.quantized_matmul(h, qg.tensor(W) * 3)
+
+    return qg.cond(qg.sum(x) > 0, true, lambda h: h * 3, x)
+
+
+def _in_nested_loops(x: Any) -> Any:
+    def turn(i: Any, h: Any) -> Any:
+        inner = qg.fori_loop(0, 2, lambda j, g: g * 0.5 + qg.quantized_matmul(g, _half()), h)
+        return inner * 0.5
+
+    return qg.fori_loop(0, 2, turn, x)
+
+
+def _half() -> Any:
+    return qg.tensor(W) * 0.5
+
+
+def _in_a_scan(x: Any) -> Any:
+    def turn(h: Any, s: Any) -> Any:
+        return h * 2 + qg.quantized_matmul(h, qg.tensor(W) * 2) + s, h * 2
+
+    return qg.scan(turn, x, mx.ones((3, 1, SIZE)))
+
+
+@pytest.mark.parametrize("fn", [_shares_a_number, _in_a_branch, _in_nested_loops, _in_a_scan])
+def test_packing_lets_go_of_nothing_that_a_body_reads(fn: Any) -> None:
+    """A copy that was lifted out of a loop is packed; what it was copied of stays in the body."""
+    x = mx.random.normal((1, SIZE), key=mx.random.key(7)) / 100
+    as_written = qg.compile(qg.trace(fn, x), passes=[], target="cpu")
+    expected = qg.tree.flatten(as_written(x))[0]
+    for release in (None, False):
+        actual = qg.tree.flatten(qg.compile(fn, x, target="cpu", release=release)(x))[0]
+        for a, b in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-3, atol=1e-3)

@@ -118,7 +118,9 @@ def pack(
     cache = cache or PackCache()
     staged = Staged.of(graph, "pack")
     kept = run_constants(graph)
-    keep_data = {id(node.args["data"]) for node in kept}
+    # Nodes may share an array: a copy that was lifted out of a loop, and what stays in its body.
+    inside = [n for home, n in graph.walk() if home is not graph and n.op == "constant"]
+    keep_data = {id(node.args["data"]) for node in (*kept, *inside)}
     last_reader = {v: node for node in staged.nodes for v in node.inputs}
     # Another specialisation may as well read the whole of what rows are sliced off.
     held = staged.wanted | {whole(v) for v in staged.wanted}
