@@ -24,7 +24,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qgraph.ir.graph import Graph, Node, Value
+import mlx.core as mx
+
+from qgraph.errors import QGraphError
+from qgraph.ir.graph import Graph, Node, Value, input_value
 from qgraph.ir.kinds import PRODUCTS, SAME_ELEMENTS
 from qgraph.ir.loops import body_inputs
 from qgraph.ir.ops import setting
@@ -34,6 +37,7 @@ from qgraph.quantization.config import Quantize
 from qgraph.rewrite.contracts import ROUNDED_WEIGHTS
 from qgraph.rewrite.ledger import Decision, Entry, record
 from qgraph.tracing.tensor import Tensor
+from qgraph.types import TensorType
 
 from .shared.contraction import as_contraction
 from .shared.indexing import index_of
@@ -89,11 +93,22 @@ class QuantizeWeights:
             _note(value, "kept", "no rule wants it quantized")
         elif value.shape[-1] % (size := answer.settings["group_size"]):
             _note(value, "refused", f"group_size={size} does not divide {value.shape[-1]}")
+        elif (reason := _refusal(value, answer)) is not None:
+            _note(value, "refused", reason)
         elif others:
             _note(value, "refused", f"{', '.join(sorted(others))} reads it too and needs it dense")
         else:
             _note(value, "chosen", f"{answer.bits} bits, groups of {size}, {answer.mode}")
             chosen[value] = answer
+
+
+def _refusal(value: Value, config: Quantize) -> str | None:
+    """Why MLX cannot quantize a weight of this type so, as `nvfp4` of an odd number of groups."""
+    try:
+        quantize(Tensor(value), **config.settings)
+    except QGraphError as error:
+        return error.what
+    return None
 
 
 def _note(value: Value, decision: Decision, reason: str) -> None:
@@ -119,6 +134,8 @@ def _roles(graph: Graph, weight: Value) -> set[str]:
                 pending.append((where, node.output, start, outer))
             elif _fuses(node, value):
                 found.add("head" if outer and _is_result(graph, node) else "product")
+                if node.inputs.count(value) > 1:  # it multiplies itself, or is added too
+                    found.add(node.op)
             elif node.op == "gather_mm" and node.operand("b") is value:
                 found.add("product")
             elif value is start and _is_lookup(node):
@@ -136,12 +153,18 @@ def _fuses(node: Node, value: Value) -> bool:
         return False
     if value.shape[-1] % 16:
         return bool(list(as_contraction(node)))  # no format fits: that is what to tell
-    w, scales = quantize(Tensor(value), mode="nvfp4")
-    trial = dequantize(w, scales, mode="nvfp4", dtype=value.dtype)
-    weights = [
-        resolve(p.weight.value) for p in as_contraction(node.with_inputs({value: trial.value}))
-    ]
+    trial = _packed_like(value)
+    weights = [resolve(p.weight.value) for p in as_contraction(node.with_inputs({value: trial}))]
     return any(isinstance(w, WeightView) and isinstance(as_operand(w), Packed) for w in weights)
+
+
+def _packed_like(value: Value) -> Value:
+    """A `dequantize` of the type of `value`, to ask about; nothing is quantized for it."""
+    *rows, columns = value.shape
+    w = input_value(TensorType((*rows, columns // 8), mx.uint32))
+    scales = input_value(TensorType((*rows, columns // 16), mx.uint8))
+    args = {"w": w, "scales": scales, "group_size": 16, "bits": 4, "mode": "nvfp4"}
+    return Node("dequantize", args, [value.type]).output
 
 
 def _slices(node: Node) -> tuple[Value, ...]:

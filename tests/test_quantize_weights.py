@@ -286,3 +286,25 @@ def test_one_row_of_a_packed_table() -> None:
     assert mx.array_equal(program(token, x), (rows[2] + rows[2]) * x).item()
     dense = [n for n in program.plan.graph.nodes if n.op == "dequantize"]
     assert {n.output.type.shape for n in dense} == {(1, 64)}
+
+
+@pytest.mark.parametrize("where", [None, "*", False, lambda name, shape: False])
+@pytest.mark.parametrize("shape", [(3, 5, 48), (1, 3, 16), (3, 7, 80)])
+def test_convolutions_stay_whatever_their_shape(shape: tuple[int, ...], where: Any) -> None:
+    """No quantized product does what they do; asked without quantizing anything."""
+    w = mx.random.normal(shape, key=mx.random.key(5))
+    x = mx.random.normal((1, 9, shape[-1]), key=mx.random.key(6))
+    config = qg.Quantize(4, where=where if where is not False else (lambda name, shape: False))
+    program = qg.compile(lambda x: qg.conv1d(x, w), x, quantize=config, target="cpu")
+    assert not program.plan.weights()
+    assert mx.allclose(program(x), mx.conv1d(x, w), rtol=1e-5, atol=1e-5)
+
+
+def test_what_mlx_cannot_quantize_is_refused_in_the_ledger() -> None:
+    """`nvfp4` takes an even number of groups in all: mlx 0.32.4 packs two at a time."""
+    w = mx.random.normal((3, 48), key=mx.random.key(5))
+    plan = qg.compile(
+        lambda x: x @ w.T, qg.spec((2, 48)), quantize=qg.Quantize(mode="nvfp4"), target="cpu"
+    ).plan
+    (entry,) = [e for e in plan.ledger() if e.decision == "refused"]
+    assert "Cannot reshape" in entry.reason
