@@ -120,14 +120,22 @@ class Simplify:
 def _without_broadcasts(node: Node) -> Sequence[Value] | None:
     if node.op not in _BROADCASTING or len(node.outputs) > 1:
         return None
-    bare = {
-        value: value.node.operand("a")
-        for value in node.inputs
-        if value.node.op == "broadcast_to" and (node.op != "addmm" or value is node.operand("c"))
-    }
-    # One operand at least gives the shape of the result.
-    for value in list(bare):
-        shapes = [bare.get(v, v).type.shape for v in node.inputs]
-        if node.op != "addmm" and np.broadcast_shapes(*shapes) != node.output.type.shape:
-            del bare[value]
-    return node.with_inputs(bare).outputs if bare else None
+    # By name: of one value that stands in two places, one may need the broadcast.
+    names = ["c"] if node.op == "addmm" else [n for n, a in node.args.items() if _is_value(a)]
+    args = dict(node.args)
+    for name in names:
+        given = node.operand(name)
+        if given.node.op != "broadcast_to":
+            continue
+        bare = {**args, name: given.node.operand("a")}
+        shapes = [a.shape for a in bare.values() if _is_value(a)]
+        # One operand at least gives the shape of the result.
+        if node.op == "addmm" or np.broadcast_shapes(*shapes) == node.output.type.shape:
+            args = bare
+    if all(args[name] is node.args[name] for name in names):
+        return None
+    return node.replace(args=args).outputs
+
+
+def _is_value(arg: Any) -> bool:
+    return isinstance(arg, Value)
