@@ -45,6 +45,8 @@ MORE: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         lambda x, y: [getattr(mx, name)(x, y) for name in (
             "arctan2", "logaddexp", "minimum", "maximum", "power", "floor_divide", "greater_equal",
             "less", "less_equal", "not_equal", "equal")], (X, X.T.reshape(4, 6))),
+    "absolute values of complex numbers": (
+        lambda x: [mx.abs(mx.fft.fft(x)), mx.linalg.norm(mx.fft.rfft(x)), abs(x + 1j) + 1], (X,)),
     "complex": (lambda x: mx.conjugate(mx.fft.fft(x)).real, (X,)),
     "odd inverse": (lambda x: mx.fft.irfftn(mx.fft.rfftn(x), s=[4, 5], axes=[0, 1]), (X,)),
     "array equal": (lambda x: mx.array_equal(x, x * 1, equal_nan=True), (X,)),

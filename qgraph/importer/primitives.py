@@ -134,6 +134,8 @@ def _inverse(i: Sequence[Any], a: Sequence[Any], o: Sequence[TensorType]) -> Any
 
 PRIMITIVES: dict[str, Entry] = {
     **{primitive: _each(name) for primitive, name in ELEMENTWISE.items()},
+    # Of complex numbers MLX's primitive gives complex ones, which `mx.abs` then casts.
+    "Abs": lambda i, a, o: F["astype"](F["abs"](i[0]), o[0].dtype),
     "AddMM": lambda i, a, o: F["addmm"](i[2], i[0], i[1], alpha=a[0], beta=a[1]),
     "Arange": _arange,
     "ArgPartition": lambda i, a, o: F["argpartition"](i[0], a[0], a[1]),
