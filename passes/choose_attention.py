@@ -79,7 +79,8 @@ def _visit(node: Node, target: Target) -> Sequence[Value] | None:
 
 def _last_seen(mask: Value, length: int) -> Value | None:
     """The value `last` if a mask over `length` keys is `arange(length) <= last`."""
-    if mask.shape[-1] != length:  # one number for each batch or head, as many as there are keys
+    # No axes, or one number for each batch or head, as many as there are keys.
+    if mask.shape[-1:] != (length,):
         return None
     node = without_views(mask).node
     if node.op not in ("less_equal", "greater_equal") or node.output.type.size != length:

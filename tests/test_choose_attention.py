@@ -183,3 +183,14 @@ def test_near_misses_on_cpus(length: int, dim: int, dtype: mx.Dtype, why: str) -
 def test_metal_keeps_its_masks() -> None:
     graph = qg.trace(attend(MASKS["arange <= last"]), Q, K, V, mx.array(5))
     assert ChooseAttention(Target(mx.Device(mx.cpu, 0), "metal", "m", 8))(graph) is graph
+
+
+@pytest.mark.parametrize("mask", [True, False, 0.5])
+def test_a_mask_without_axes(mask: Any) -> None:
+    q = mx.random.normal((1, 2, 1, 64), key=mx.random.key(3))
+    k = mx.random.normal((1, 2, 512, 64), key=mx.random.key(4))
+
+    def fn(q: Any, k: Any) -> Any:
+        return qg.fast.scaled_dot_product_attention(q, k, k, scale=0.1, mask=mx.array(mask))
+
+    assert mx.allclose(qg.compile(fn, q, k, target="cpu")(q, k), fn(q, k), equal_nan=True)
