@@ -64,7 +64,7 @@ def refuse_captured(array: mx.array) -> None:
         return
     if now is not None and now.captured(array):
         raise _refusal(known.names.get(id(array), "a captured array"), now)
-    known.values.pop(id(array), None)
+    known.changes(array)
 
 
 def _refusal(what: str, now: Scope) -> TraceError:

@@ -2,7 +2,8 @@
 
 `array + tensor` makes a node as `tensor + array` does: MLX's operators raise on operands they do
 not know instead of returning NotImplemented, so Python never asks the right-hand side.  Inside a
-trace they are wrapped to ask it.  And those that change an array in place are noted.
+trace they are wrapped to ask it.  Those that change an array in place are noted, and so are views:
+`x @ w.T` reads a transpose of the weight `w`, not a new array without a name.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from .constants import trace_constants
 from .in_place import refuse_captured
-from .tensor import Tensor
+from .tensor import Tensor, apply, has_tensor
 
 _OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"),
@@ -25,6 +27,8 @@ _IN_PLACE = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"),
     *("lshift", "rshift"),
 )
+_VIEWS = ("transpose", "swapaxes", "moveaxis", "reshape", "flatten", "squeeze", "astype")
+_TRANSPOSED = {"T": "transpose", "mT": "matrix_transpose"}
 _lock = threading.Lock()
 _depth = 0
 
@@ -44,18 +48,52 @@ def _noting(original: Callable[..., Any]) -> Callable[..., Any]:
     return operator
 
 
+def _viewing(name: str, original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    def method(array: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        result = original(array, *args, **kwargs)
+        if (known := trace_constants.get()) is not None and not kwargs and result is not array:
+            shape = name in ("reshape", "transpose") and args and isinstance(args[0], int)
+            known.note_view(result, array, name, (args,) if shape else args)
+        return result
+
+    return method
+
+
+def _indexed(original: Callable[[mx.array, Any], mx.array]) -> Callable[[mx.array, Any], Any]:
+    def method(array: mx.array, index: Any) -> Any:
+        if has_tensor(index):
+            return apply("getitem", (array, index))
+        result = original(array, index)
+        if (known := trace_constants.get()) is not None and _is_plain(index):
+            known.note_view(result, array, "getitem", (index,))
+        return result
+
+    return method
+
+
+def _is_plain(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(isinstance(part, int | slice | None) or part is ... for part in parts)
+
+
+_properties = {name: vars(mx.array)[name] for name in _TRANSPOSED}
+_methods = {name: getattr(mx.array, name) for name in _VIEWS}
+_getitem = mx.array.__getitem__
 _binary = {f"__{name}__": getattr(mx.array, f"__{name}__") for name in _OPERATORS}
 _in_place = {
     name: getattr(mx.array, name) for name in ("__setitem__", *(f"__i{n}__" for n in _IN_PLACE))
 }
-_originals = {**_binary, **_in_place}
-_wrapped = {
+_originals = {**_binary, **_in_place, **_properties, **_methods, "__getitem__": _getitem}
+_wrapped: dict[str, Any] = {
+    **{name: _viewing(name, original) for name, original in _methods.items()},
+    **{name: property(_viewing(op, _properties[name].fget)) for name, op in _TRANSPOSED.items()},
+    "__getitem__": _indexed(_getitem),
     **{name: _asking(original) for name, original in _binary.items()},
     **{name: _noting(original) for name, original in _in_place.items()},
 }
 
 
-def _install(functions: dict[str, Callable[..., Any]]) -> None:
+def _install(functions: dict[str, Any]) -> None:
     for name, function in functions.items():
         setattr(mx.array, name, function)
 

@@ -16,7 +16,7 @@ from ..ir.ops import ALIASES, OPS, RANDOM, Op
 from ..kernels.streams import as_device
 from ..origin import user_frame
 from ..types import TensorType, type_of
-from .constants import constant_for, trace_constants
+from .constants import constant_for, trace_constants, view_of
 from .fatal import fatal
 from .in_place import own_scope, refuse_outer
 
@@ -356,7 +356,17 @@ def as_tensor(thing: Any) -> Tensor:
         return Tensor(thing)
     if isinstance(thing, _NUMBER):
         return Tensor(constant_value(mx.array(thing), origin=user_frame()))
-    return Tensor(constant_for(thing if isinstance(thing, mx.array) else mx.array(thing)))
+    return Tensor(value_of(thing if isinstance(thing, mx.array) else mx.array(thing)))
+
+
+def value_of(array: mx.array) -> Value:
+    """An array as a value: a constant, or a node where the traced function took it of another."""
+    found = view_of(array)
+    if found is None:
+        return constant_for(array)
+    source, op, args = found
+    made: Tensor = apply(op, (Tensor(value_of(source)), *args))
+    return made.value
 
 
 def beside(thing: Any, like: mx.Dtype) -> mx.array:
@@ -385,11 +395,31 @@ def has_tensor(arg: Any) -> bool:
     return False
 
 
+def _as_index(index: Any) -> Any:
+    """An index in which lists are the arrays that MLX takes them for: `x[[0, 2]]` picks two rows.
+
+    A node keeps lists and tuples alike, and a tuple is an index for each axis.
+    """
+    if isinstance(index, list):
+        if has_tensor(index):
+            return apply("stack", (index,))
+        try:
+            return mx.array(index)
+        except (TypeError, ValueError) as error:
+            raise ShapeError(
+                f"an index holds the list {index}: {error}",
+                hint="a list in an index holds integers",
+            ) from None
+    if isinstance(index, tuple):
+        return tuple(_as_index(part) for part in index)
+    return index
+
+
 def _to_arg(arg: Any) -> Any:
     if isinstance(arg, Tensor):
         return arg.value
     if isinstance(arg, mx.array):
-        return constant_for(arg)
+        return value_of(arg)
     if isinstance(arg, list | tuple):
         return tuple(_to_arg(item) for item in arg)
     if isinstance(arg, np.ndarray):
@@ -478,6 +508,8 @@ def apply(
         return note(op, args, kwargs)
     if isinstance(stream, str) and stream not in ("cpu", "gpu"):
         raise ShapeError(f"{name}: no stream {stream!r}", hint='give "cpu", "gpu" or an mx.Stream')
+    if "index" in op.signature.parameters and len(args) > 1:
+        args = (args[0], _as_index(args[1]), *args[2:])
     if trace_constants.get() is None and not has_tensor(args) and not has_tensor(dict(kwargs)):
         on = {} if stream is None or op.kind == "local" else {"stream": as_device(stream)}
         return op.fn(*args, **kwargs, **on)
