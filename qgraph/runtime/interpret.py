@@ -24,31 +24,49 @@ Env = dict[Value, Any]
 class Interpreter:
     """Calls MLX for nodes, with arrays for the values in an environment.
 
-    Within one interpreter an op with several results runs once for the same arguments.  Tracing
-    several equal ones under `mx.compile` (0.32.4) can fail with "IndexError: _Map_base::at".
+    Args:
+        shares: the same op on the same arrays runs once.  `mx.compile` (0.32.4) merges equal arrays
+            itself, but fails with "IndexError: _Map_base::at" where they come of an op with several
+            results, as of a `quantize` in each turn of a loop that unrolls.
     """
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, *, shares: bool = False) -> None:
+        self._shares = shares
         self._streams = streams
         self._tables = Tables()
-        self._several: dict[Any, tuple[list[mx.array], Sequence[mx.array]]] = {}
+        # The inputs are kept with the results, so that their identities stay theirs.
+        self._made: dict[Any, tuple[list[mx.array], Sequence[mx.array]]] = {}
+        self._settings: dict[Node, str] = {}
 
     def run(self, node: Node, env: Env) -> None:
         """Add the results of `node` to `env`."""
         if node.bodies:
             self._unroll(node, env)
-        elif node.op == "constant":
-            env[node.output] = node.args["data"].array
-        elif len(node.outputs) == 1:
-            result = self._call(node, env)
-            env[node.output] = result if isinstance(result, mx.array) else result[0]
-        else:
-            inputs = [env[v] for v in node.inputs]
-            key = (node.op, repr(node.attrs), repr(node.stream), *map(id, inputs))
-            if key not in self._several:
-                # The inputs are kept with the results, so that their identities stay theirs.
-                self._several[key] = (inputs, self._call(node, env))
-            env.update(zip(node.outputs, self._several[key][1], strict=True))
+            return
+        if node.op == "constant":
+            env[node.output] = self.known(node.args["data"].array)
+            return
+        if not self._shares:
+            env.update(zip(node.outputs, self._results(node, env), strict=True))
+            return
+        inputs = [env[v] for v in node.inputs]
+        if node not in self._settings:
+            self._settings[node] = _settings(node)
+        key = (self._settings[node], *map(id, inputs))
+        if key not in self._made:
+            self._made[key] = inputs, self._results(node, env)
+        env.update(zip(node.outputs, self._made[key][1], strict=True))
+
+    def known(self, array: mx.array) -> mx.array:
+        """An evaluated array; one for all numbers that are the same, as MLX merges those too."""
+        if array.ndim or not self._shares:
+            return array
+        key = f"{array.dtype} {array.item()!r}"
+        return self._made.setdefault(key, ([], [array]))[1][0]
+
+    def _results(self, node: Node, env: Env) -> Sequence[mx.array]:
+        result = self._call(node, env)
+        return [result] if isinstance(result, mx.array) else result
 
     def _call(self, node: Node, env: Env) -> Any:
         op = OPS[node.op]
@@ -81,6 +99,22 @@ class Interpreter:
 
         results = carry_out(node, env.__getitem__, run)
         env.update(zip(node.outputs, results, strict=True))
+
+
+def has_several_results(nodes: Sequence[Node]) -> bool:
+    """Is there an op with several results among nodes, or in their loops?"""
+    return any(
+        any(map(has_several_results, (body.nodes for body in node.bodies)))
+        if node.bodies
+        else len(node.outputs) > 1
+        for node in nodes
+    )
+
+
+def _settings(node: Node) -> str:
+    """All that a node computes with but its inputs, and where it takes those."""
+    args = [(name, map_values(arg, lambda _: ...)) for name, arg in node.args.items()]
+    return f"{node.op} {args} {node.stream!r}"
 
 
 def unrolls(node: Node) -> bool:

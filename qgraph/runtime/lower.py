@@ -18,7 +18,7 @@ from ..kernels import kernel
 from ..kernels.chosen import runs_on_host
 from ..kernels.compiled import Compiled
 from ..kernels.streams import Streams
-from .interpret import Arrays, Env, Interpreter, unrolls
+from .interpret import Arrays, Env, Interpreter, has_several_results, unrolls
 from .positions import expand_ahead
 
 
@@ -148,10 +148,12 @@ class Stretch(Step):
         gives = tuple(v for node in nodes for v in node.outputs if v in wanted)
         captured = {v: known[v] for v in read if v in known}
         expand_ahead(nodes, streams.device)
+        shares = has_several_results(nodes)
 
         def stretch(*arrays: mx.array) -> list[mx.array]:
-            env: Env = {**captured, **dict(zip(needs, arrays, strict=True))}
-            interpreter = Interpreter(streams)
+            interpreter = Interpreter(streams, shares=shares)
+            env: Env = {value: interpreter.known(array) for value, array in captured.items()}
+            env.update(zip(needs, arrays, strict=True))
             for node in nodes:
                 interpreter.run(node, env)
             return [env[v] for v in gives]
