@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..ir.graph import Graph
+from ..kernels.compiled import Compiled
 from ..kernels.streams import Streams
 from ..kernels.tracers import Tracers
 from ..target import Target
@@ -54,18 +55,24 @@ class Executable:
             nodes=[n for n in graph.nodes if n.stage == "run" and n.op != "constant"],
         )
         self.lowered = LoweredGraph(self.body, self.known, self.streams)
-        self._take = transformable(_direct(self.lowered), self.body, self.known, device)
+        take = _direct(self.lowered)
+        self._take = transformable(take, self.body, self.known, device)
+        self._compiled = _single(self.lowered) if self._take is take else None
         self.out_tree = graph.out_tree
         self._device = device
         self._one_result = graph.out_tree is None or graph.out_tree.kind == "leaf"
 
     def __call__(self, arrays: Sequence[mx.array]) -> Any:
         """Run on prepared parameters and inputs; the results in the form the function gave."""
-        return self.consume(list(arrays))
+        if self._compiled is None or mx.default_device() != self._device:
+            return self.consume(list(arrays))
+        return self._in_form(self._compiled.call(*arrays))
 
     def consume(self, arrays: list[mx.array]) -> Any:
         """As a call, on arrays that nobody else holds; empties the list."""
-        results = self.take(arrays)
+        return self._in_form(self.take(arrays))
+
+    def _in_form(self, results: list[mx.array]) -> Any:
         if self._one_result:
             return results[0]
         assert self.out_tree is not None
@@ -106,6 +113,15 @@ class Executable:
         return [env[v] for v in self.prepared]
 
 
+def _single(lowered: LoweredGraph) -> Compiled | None:
+    """The compiled function of a graph that is one stretch in the graph's order, else None."""
+    if len(lowered.steps) == 1 and isinstance(lowered.steps[0], Stretch):
+        step = lowered.steps[0]
+        if step.needs == lowered.inputs and step.gives == lowered.outputs:
+            return step.function
+    return None
+
+
 def _direct(lowered: LoweredGraph) -> Callable[[list[mx.array]], list[mx.array]]:
     """Run on a list of arrays, which is emptied; skips the environment around a single stretch.
 
@@ -113,17 +129,15 @@ def _direct(lowered: LoweredGraph) -> Callable[[list[mx.array]], list[mx.array]]
     twice.  Whoever writes into a result must not write into those: each gets an array of its own,
     over the same buffer.
     """
-    if len(lowered.steps) == 1 and isinstance(lowered.steps[0], Stretch):
-        step = lowered.steps[0]
-        if step.needs == lowered.inputs and step.gives == lowered.outputs:
-            function = step.function
+    function = _single(lowered)
+    if function is not None:
 
-            def at_once(arrays: list[mx.array]) -> list[mx.array]:
-                results = function.call(*arrays)
-                arrays.clear()
-                return results
+        def at_once(arrays: list[mx.array]) -> list[mx.array]:
+            results = function.call(*arrays)
+            arrays.clear()
+            return results
 
-            return at_once
+        return at_once
     kept = frozenset(map(id, lowered.constants()))
 
     def run(arrays: list[mx.array]) -> list[mx.array]:
