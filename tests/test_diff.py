@@ -139,3 +139,22 @@ def test_matching_keeps_repeated_layers_apart() -> None:
 def test_colour_is_only_colour() -> None:
     diff = plan(loop, HoistQuantize()).diff(0)
     assert re.sub(r"\x1b\[\d+m", "", diff.format(colour=True)) == str(diff)
+
+
+@pytest.mark.parametrize("fn", [layers, loop])
+def test_a_graph_read_twice_is_the_same(fn: Any) -> None:
+    text = qg.optimize(qg.trace(fn, qg.spec((1, 64))), target="cpu").graph.to_json()
+    found = diff_graphs(qg.Graph.from_json(text), qg.Graph.from_json(text))
+    assert found.is_empty
+    assert found.summary() == "nothing changed"
+
+
+def test_other_elements_under_one_name_are_another_constant() -> None:
+    def graph(w: mx.array) -> qg.Graph:
+        text = qg.trace(lambda x: qg.tanh(x @ qg.tensor(w, "w")), qg.spec((1, 64)), name="f")
+        return qg.Graph.from_json(text.to_json())
+
+    other = mx.array(W)
+    other[3, 5] = 2
+    assert diff_graphs(graph(W), graph(W)).is_empty
+    assert not diff_graphs(graph(W), graph(other)).is_empty

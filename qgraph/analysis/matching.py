@@ -6,9 +6,13 @@ reads was, is found again by its op, settings, types, user line and the pass tha
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+import mlx.core as mx
+import numpy as np
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.loops import CONTROL_FLOW
@@ -38,7 +42,8 @@ def match(before: Graph, after: Graph) -> dict[Node, Node]:
     new = [node for node, _ in in_order(after)]
     there = set(new)
     found = {node: node for node in old if node in there}
-    waiting = _Waiting(node for node in old if node not in found)
+    key = _Keys(old, new)
+    waiting = _Waiting((node for node in old if node not in found), key)
     # Which value before a value after is.
     back = {v: v for node in found for v in node.outputs}
     back.update(zip(after.inputs, before.inputs, strict=False))
@@ -58,13 +63,14 @@ def match(before: Graph, after: Graph) -> dict[Node, Node]:
 class _Waiting:
     """Nodes before that are not found yet, by what they are and what they read."""
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
+    def __init__(self, nodes: Iterable[Node], key: _Keys) -> None:
+        self._key = key
         self._alike: dict[Any, dict[Node, None]] = defaultdict(dict)
         self._exact: dict[Any, dict[Node, None]] = defaultdict(dict)
         self._readers: dict[Any, list[Node]] = defaultdict(list)
         self._places: dict[Node, int] = {}
         for i, node in enumerate(nodes):
-            key = _key(node)
+            key = self._key(node)
             self._places[node] = i
             self._alike[key][node] = None
             self._exact[(key, tuple(map(_read, node.inputs)))][node] = None
@@ -73,7 +79,7 @@ class _Waiting:
 
     def take(self, node: Node, back: dict[Value, Value], strict: bool) -> Node | None:
         """The node that `node` is: it reads the same or, if not strict, most of the same."""
-        key = _key(node)
+        key = self._key(node)
         reads = tuple(_read(back.get(v, v)) for v in node.inputs)
         if strict:
             pick = next(iter(self._exact.get((key, reads), ())), None)
@@ -100,13 +106,42 @@ def _read(value: Value) -> Any:
     return (node.args["name"], str(value.type)) if node.op == "input" else value
 
 
-def _key(node: Node) -> Any:
-    where = (node.origin.file, node.origin.line, node.origin.label, node.origin.made_by)
-    if node.op in CONTROL_FLOW:  # hoisting makes a loop anew, with more operands
-        return (node.op, *where[:-1])
-    types = tuple(str(v.type) for v in node.outputs)
-    if node.op == "constant":
-        return (node.op, types, id(node.args["data"]))
-    if node.op == "input":
-        return (node.op, types, node.args["name"])
-    return (node.op, repr(node.attrs), types, *where)
+class _Keys:
+    """What makes nodes alike: op, settings, types and where they come from.
+
+    Constants are alike if they hold one array.  Graphs that were read from files share none: there
+    it is the name and the elements, looked at where both graphs have a constant so named.
+    """
+
+    def __init__(self, old: Sequence[Node], new: Sequence[Node]) -> None:
+        sides = [[n for n in nodes if n.op == "constant"] for nodes in (old, new)]
+        before, after = ({id(n.args["data"]) for n in side} for side in sides)
+        self._shared = before & after
+        before_names, after_names = (set(map(_name, side)) for side in sides)
+        self._in_both = before_names & after_names
+
+    def __call__(self, node: Node) -> Any:
+        where = (node.origin.file, node.origin.line, node.origin.label, node.origin.made_by)
+        if node.op in CONTROL_FLOW:  # hoisting makes a loop anew, with more operands
+            return (node.op, *where[:-1])
+        types = tuple(str(v.type) for v in node.outputs)
+        if node.op == "constant":
+            return (node.op, types, self._constant(node))
+        if node.op == "input":
+            return (node.op, types, node.args["name"])
+        return (node.op, repr(node.attrs), types, *where)
+
+    def _constant(self, node: Node) -> Any:
+        data, name = node.args["data"], _name(node)
+        if id(data) in self._shared or name not in self._in_both or data.is_released:
+            return id(data)
+        return name, _digest(data.array)
+
+
+def _name(node: Node) -> tuple[str, str]:
+    return node.args["name"], str(node.output.type)
+
+
+def _digest(array: mx.array) -> bytes:
+    flat = mx.contiguous(array).reshape(-1)
+    return hashlib.sha256(np.asarray(flat.view(mx.uint8)).tobytes()).digest()
