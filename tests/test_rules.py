@@ -184,3 +184,39 @@ def test_simplify_of_three_axes() -> None:
     plan = qg.optimize(qg.trace(fn, x), passes=[Simplify(), EliminateDeadCode()])
     assert ops(plan.graph) == ["transpose"]
     assert np.array_equal(run(plan, x), to_numpy(x).transpose(1, 2, 0).transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("number", [0.1, -1e-3, 3, 2.5])
+def test_a_number_is_what_its_dtype_makes_of_it(number: float, dtype: mx.Dtype) -> None:
+    rule = Rule("scaled", lambda x: x * number, lambda x: qg.negative(x))
+    plan = plan_of(lambda x: qg.exp(x) * number, rule, args=(X.astype(dtype),))
+    assert ops(plan.graph) == ["exp", "negative"]
+    near = plan_of(lambda x: qg.exp(x) * (number * 1.25), rule, args=(X.astype(dtype),))
+    assert ops(near.graph) == ["exp", "multiply"]
+
+
+@pytest.mark.parametrize("number", [0.5, 2**40])
+def test_an_integer_is_no_other_number(number: float) -> None:
+    rule = Rule("plus", lambda x: x + number, lambda x: x)
+    for other in (0, 1, 2):
+        plan = plan_of(lambda x, n=other: qg.abs(x) + n, rule, args=(mx.array([1, 2]),))
+        assert ops(plan.graph) == ["abs", "add"]
+
+
+def test_settings_of_an_import_are_rounded_as_mlx_keeps_them() -> None:
+    weight = mx.ones(4)
+    rule = Rule("norm", lambda x, w: qg.fast.rms_norm(x, w, 1e-5), lambda x, w: qg.negative(x) * w)
+    graph = qg.from_mlx(lambda x: mx.fast.rms_norm(x, weight, 1e-5), X)
+    graph = qg.optimize(graph, target="cpu").graph
+    assert "fast.rms_norm" in ops(graph)
+    assert "negative" in ops(ApplyRules((rule,))(graph))
+
+
+def test_a_variable_used_twice_is_one_number() -> None:
+    """In a graph as it is written, each 0.1 is a constant of its own."""
+    rule = Rule("both", lambda x, y, a: x * a + y * a, lambda x, y, a: (x + y) * a)
+    plan = plan_of(lambda x: qg.exp(x) * 0.1 + qg.abs(x) * 0.1, rule)
+    assert ops(plan.graph) == ["exp", "abs", "add", "multiply"]
+    near = plan_of(lambda x: qg.exp(x) * 0.1 + qg.abs(x) * 0.2, rule)
+    assert ops(near.graph).count("multiply") == 2

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..ir.graph import Node, Value, is_scalar
 from ..ir.ops import Op, setting
-from ..tracing.tensor import Tensor, pattern_reader
+from ..tracing.tensor import Tensor, beside, pattern_reader
 
 COMMUTATIVE = frozenset({"add", "multiply", "maximum", "minimum", "equal", "logical_or"})
 """Ops of `a` and `b` that match with their operands either way round."""
@@ -158,19 +158,39 @@ def _match_items(
 
 
 def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Value) or isinstance(b, Value):
-        return a is b
-    return bool(a == b)
+    if a is b:
+        return True
+    if isinstance(a, Value) and isinstance(b, Value):
+        numbers = [_number(v) for v in (a, b)]
+        return a.type == b.type and None not in numbers and numbers[0] == numbers[1]
+    return not isinstance(a, Value) and not isinstance(b, Value) and bool(a == b)
 
 
 def _is_literal(wanted: Any, arg: Any) -> bool:
-    if not isinstance(arg, Value):
-        return type(wanted) is type(arg) and bool(wanted == arg)
-    if not is_scalar(arg) or not isinstance(wanted, int | float):
+    if isinstance(arg, Value):
+        return isinstance(wanted, int | float | complex) and _stands_for(wanted, arg)
+    if isinstance(wanted, float) and isinstance(arg, float):  # MLX keeps settings in float32
+        return bool(np.float32(wanted) == np.float32(arg))
+    return type(wanted) is type(arg) and bool(wanted == arg)
+
+
+def _stands_for(wanted: complex, value: Value) -> bool:
+    """Is the constant what MLX makes of `wanted` beside a tensor of its dtype?
+
+    0.1 is another number in float16, float32 and bfloat16.
+    """
+    number = _number(value)
+    if number is None:
         return False
-    data = arg.node.args["data"]
-    if data.is_released:
+    try:
+        made = beside(wanted, value.dtype)
+    except ValueError:  # an integer that the dtype does not hold
         return False
-    number = data.array.item()
-    negative_zero = number == 0 and bool(np.signbit([number.real, number.imag]).any())  # no 0
-    return bool(number == wanted) and not negative_zero
+    return made.dtype == value.dtype and made.item() == number
+
+
+def _number(value: Value) -> Any:
+    """The number that a constant without axes holds; None for all else."""
+    if not is_scalar(value) or value.node.args["data"].is_released:
+        return None
+    return value.node.args["data"].array.item()
