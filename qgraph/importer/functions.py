@@ -11,7 +11,8 @@ from mlx.nn.layers.base import Module
 
 from ..errors import UnsupportedError
 from ..ir.graph import Graph, input_value
-from ..tracing.tensor import Tensor, as_tensor, placeholder
+from ..tracing.constants import trace_constants
+from ..tracing.tensor import Tensor, as_tensor, has_tensor, placeholder
 from ..tracing.trace import argument_paths, in_program_order, parameter_names, tracing
 from ..tree import Tree, flatten
 from ..types import Spec, TensorType, type_of
@@ -61,7 +62,8 @@ def from_mlx(
 def call(fn: Callable[..., Any], *tensors: Any, **keywords: Any) -> Any:
     """Call an MLX function or module on tensors of a graph being built.
 
-    It is imported for their types, so that a module can be the body of a loop.
+    It is imported for their types, so that a module can be the body of a loop.  On arrays alone,
+    outside of a trace, it is called as it is.
 
     >>> import mlx.core as mx, mlx.nn as nn, qgraph as qg
     >>> layer = nn.Linear(4, 4)
@@ -70,6 +72,8 @@ def call(fn: Callable[..., Any], *tensors: Any, **keywords: Any) -> Any:
     >>> graph.nodes[-1].op
     'fori_loop'
     """
+    if trace_constants.get() is None and not has_tensor((tensors, keywords)):
+        return fn(*tensors, **keywords)
     leaves, tree = flatten((tensors, keywords), static=True)
     given = [as_tensor(leaf) for leaf in leaves]
     outputs, form = _import(fn, given, [placeholder(t.value.type) for t in given], tree)

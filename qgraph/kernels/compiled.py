@@ -41,3 +41,10 @@ class Compiled(threading.local):
 
         mx.compile(traced)(_PURGE)  # freed at once, which erases all there is under its address
         self.call: Callable[..., list[mx.array]] = mx.compile(traced)
+
+
+class Uncompiled:
+    """A function that is called as it is, where MLX could not compile it."""
+
+    def __init__(self, function: Callable[..., list[mx.array]]) -> None:
+        self.call = function

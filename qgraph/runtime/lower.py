@@ -16,10 +16,11 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.loops import CONTROL_FLOW, LOOPS, Body, bodies, carry_out
 from ..kernels import kernel
 from ..kernels.chosen import runs_on_host
-from ..kernels.compiled import Compiled
+from ..kernels.compiled import Compiled, Uncompiled
 from ..kernels.streams import Streams
 from .interpret import Arrays, Env, Interpreter, has_several_results, unrolls
 from .positions import expand_ahead
+from .uncompiled import breaks_compile
 
 
 def captured_constants(nodes: Sequence[Node]) -> dict[Value, mx.array]:
@@ -132,7 +133,7 @@ class Stretch(Step):
 
     needs: tuple[Value, ...]
     gives: tuple[Value, ...]
-    function: Compiled
+    function: Compiled | Uncompiled
 
     @property
     def reads(self) -> Sequence[Value]:
@@ -158,6 +159,9 @@ class Stretch(Step):
                 interpreter.run(node, env)
             return [env[v] for v in gives]
 
+        on_cpu = streams.device.type == mx.cpu
+        if on_cpu and breaks_compile(nodes, captured.values()):
+            return Stretch(needs, gives, Uncompiled(stretch))
         return Stretch(needs, gives, Compiled(stretch))
 
     def run(self, env: Env) -> None:

@@ -164,16 +164,16 @@ def scan(
     (array(6, dtype=float32), array([0, 1, 3], dtype=float32))
     """
     leaves, xs_form = flatten(xs)
-    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    lengths = {leaf.shape[0] if getattr(leaf, "ndim", 0) else None for leaf in leaves}
     if length is not None:
         lengths.add(length)
-    if len(lengths) != 1 or None in lengths:
+    if len(lengths) != 1 or None in lengths or (length is not None and length < 0):
         raise ControlFlowError(
             f"scan: first axes differ or are missing: {sorted(map(str, lengths))}",
             hint="all of xs share their first axis; without xs give length=",
         )
     count = int(lengths.pop() or 0)
-    if _is_eager(init, xs) and count:
+    if _is_eager(init, xs):
         return _eager_scan(f, init, leaves, xs_form, count, reverse)
     with tracing():
         carried, form = _carried("scan", init)
@@ -218,12 +218,15 @@ def _eager_scan(
     reverse: bool,
 ) -> Any:
     collected: list[list[Any]] = []
-    ys_form = None
+    if not count:  # a turn that nothing reads tells what ys would be
+        _, y = f(_own(carry), form.build([mx.zeros(x.shape[1:], x.dtype) for x in leaves]))
+        parts, ys_form = flatten(y)
+        types = [as_tensor(part).value.type for part in parts]
+        return carry, ys_form.build([mx.zeros((0, *t.shape), t.dtype) for t in types])
     for i in turn_order(count, reverse):
         carry, y = f(_own(carry), form.build([leaf[i] for leaf in leaves]))
         parts, ys_form = flatten(y)
-        collected.append(parts)
-    assert ys_form is not None
+        collected.append([mx.array(part) for part in parts])
     if reverse:
         collected.reverse()
     return carry, ys_form.build([mx.stack(list(part)) for part in zip(*collected, strict=True)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -449,8 +449,12 @@ def _with_constants(op: Op, given: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: constant(name, arg) for name, arg in given.items()}
 
 
-def infer(op: Op, args: Mapping[str, Any]) -> tuple[list[TensorType], bool]:
-    """Types of the op's outputs, by MLX itself, and whether MLX returns a sequence of them."""
+Several = Callable[[Iterable[Any]], Any] | None
+"""What MLX returns several results in, `list` or `tuple`; None for one result."""
+
+
+def infer(op: Op, args: Mapping[str, Any]) -> tuple[list[TensorType], Several]:
+    """Types of the op's outputs, by MLX itself, and what MLX returns them in."""
     if (reason := fatal(op.name, args)) is not None:
         raise ShapeError(f"{op.name}: {reason}", hint=f"its parameters are {op}")
     symbolic = {n: map_values(a, lambda v: placeholder(v.type)) for n, a in args.items()}
@@ -465,8 +469,9 @@ def infer(op: Op, args: Mapping[str, Any]) -> tuple[list[TensorType], bool]:
             f"{op.name} cannot take {', '.join(types)}: {words}",
             hint=f"its parameters are {op}",
         ) from None
-    many = isinstance(result, list | tuple)
-    return [type_of(array) for array in (result if many else [result])], many
+    if isinstance(result, mx.array):
+        return [type_of(result)], None
+    return [type_of(array) for array in result], list if isinstance(result, list) else tuple
 
 
 def _values(arg: Any) -> list[Value]:
@@ -477,13 +482,13 @@ def _values(arg: Any) -> list[Value]:
 
 def make_node(
     name: str, args: Mapping[str, Any], *, stream: StreamLike = None, **fields: Any
-) -> tuple[Node, bool]:
-    """A node for values in their places; the flag says whether the op returns a sequence."""
-    types, many = infer(OPS[name], args)
+) -> tuple[Node, Several]:
+    """A node for values in their places, and what MLX returns its results in."""
+    types, several = infer(OPS[name], args)
     fields.setdefault("origin", user_frame())
     if isinstance(stream, mx.DeviceType):  # mx.cpu, of which nodes know one spelling
         stream = mx.Device(stream, 0)
-    return Node(name, args, types, stream=stream, **fields), many
+    return Node(name, args, types, stream=stream, **fields), several
 
 
 PatternReader = Callable[[Op, tuple[Any, ...], Mapping[str, Any]], Any]
@@ -529,6 +534,6 @@ def apply(
     except (TypeError, ValueError) as error:
         words = str(error).splitlines()[0]
         raise ShapeError(f"{name}: {words}", hint=f"its parameters are {op}") from None
-    node, many = make_node(op.name, converted, stream=stream)
+    node, several = make_node(op.name, converted, stream=stream)
     outputs = [Tensor(value) for value in node.outputs]
-    return outputs if many else outputs[0]
+    return outputs[0] if several is None else several(outputs)
