@@ -117,7 +117,7 @@ def jit(
             graph, target=where, quantize=quantize, passes=passes, budget=budget, tune=tune
         )
 
-    return Program(specialise, progress=progress, cache=cache, donate=donate)
+    return Program(specialise, parameters=parameters, progress=progress, cache=cache, donate=donate)
 
 
 def _cache_of(share: Program | None) -> PackCache:

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ..errors import InputError, QGraphError
 from ..runtime.executable import Executable
-from ..runtime.packing import PackCache, Prepared, Progress, whole
+from ..runtime.packing import PackCache, Prepared, PreparedOnDemand, Progress, whole
 from ..tree import Tree, flatten
 from .plan import Plan
 from .signature import Signature, as_arrays, plain_form
@@ -58,8 +58,11 @@ class Program:
         progress: Progress | None = None,
         cache: PackCache | None = None,
         donate: Sequence[int] = (),
+        parameters: Sequence[int] = (),
     ) -> None:
         self._specialise = specialise
+        self._parameters = tuple(sorted(set(parameters)))
+        self._owner = object()  # of what is prepared for specialisations to come
         self._donate = tuple(donate)
         self.cache = cache or PackCache()
         self._lock = threading.Lock()
@@ -147,6 +150,11 @@ class Program:
         """
         if any(isinstance(leaf, Prepared) for leaf in leaves):
             return self._find_prepared(args, kwargs)
+        found, arrays = self._specialisation(leaves, form)
+        return found, found.split(arrays) if found.parameters else arrays
+
+    def _specialisation(self, leaves: list[Any], form: Tree) -> tuple[Executable, list[mx.array]]:
+        """The executable for arguments of this form, and the arrays in the order of its inputs."""
         arrays = as_arrays(leaves)
         key = _path_key(form, [(a.shape, a.dtype) for a in arrays])
         if key not in self._by_path and self._specialise is not None:
@@ -155,14 +163,16 @@ class Program:
                     self._add(self._specialise(*form.build(arrays)), release=False)
         found = self._by_path.get(key, self._last)
         assert found is not None
-        arrays = Signature.of(found.graph).arrange(form, arrays)
-        return found, found.split(arrays) if found.parameters else arrays
+        return found, Signature.of(found.graph).arrange(form, arrays)
 
     def _find_prepared(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Executable, list[mx.array]]:
         prepared = [a for a in (*args, *kwargs.values()) if isinstance(a, Prepared)]
-        found = next((e for e in self.executables if e.owner is prepared[0].owner), None)
+        first = prepared[0]
+        if isinstance(first, PreparedOnDemand) and first.owner is self._owner:
+            return self._find_on_demand(first, args, kwargs)
+        found = next((e for e in self.executables if e.owner is first.owner), None)
         if found is None or len(prepared) != 1:
             raise InputError(
                 "prepared parameters of another program were given",
@@ -176,7 +186,23 @@ class Program:
             static=True,
         )
         free = Signature.of(found.graph).halves()[1].arrange(form, as_arrays(leaves))
-        return found, [*prepared[0].arrays, *free]
+        return found, [*first.arrays, *free]
+
+    def _find_on_demand(
+        self, prepared: PreparedOnDemand, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Executable, list[mx.array]]:
+        """With the parameters put back in their places, whose types choose the specialisation."""
+        whole = [a for a in args if a is not prepared]
+        for place, argument in zip(self._parameters, prepared.arguments, strict=True):
+            whole.insert(place, argument)
+        named = {n: a for n, a in kwargs.items() if a is not prepared}
+        leaves, form = flatten((tuple(whole), named), static=True)
+        found, arrays = self._specialisation(leaves, form)
+        given = dict(zip(found.graph.inputs, arrays, strict=True))
+        packed = prepared.packed(
+            found.owner, lambda: found.prepare([given[v] for v in found.parameters])
+        )
+        return found, [*packed.arrays, *(given[v] for v in found.free)]
 
     def profile(self, *args: Any, repeats: int = 5, **kwargs: Any) -> Profile:
         """Time the program node by node and as it runs; print the result.
@@ -246,6 +272,9 @@ class Program:
     def prepare(self, *parameters: Any, **keywords: Any) -> Prepared:
         """Pack parameters once; pass the result in place of all of them.
 
+        The result of a program made by `jit` fits all input types, also before its first call: it
+        is packed when types are met, and the parameters are kept for those to come.
+
         Args:
             parameters, keywords: the arguments that were declared parameters, in order.
 
@@ -259,6 +288,8 @@ class Program:
         >>> program(packed, mx.ones((1, 64))).shape
         (1, 64)
         """
+        if self._specialise is not None and self._parameters:
+            return self._prepare_on_demand(parameters, keywords)
         if self._last is None or not self._last.parameters:
             raise InputError("this program has no parameters", hint="compile with parameters=[…]")
         executable = self._last
@@ -266,6 +297,21 @@ class Program:
         wanted = Signature.of(executable.graph).halves()[0]
         arrays = replace(wanted, name="prepare").arrange(form, as_arrays(leaves))
         return Prepared(executable.prepare(arrays), executable.owner)
+
+    def _prepare_on_demand(
+        self, parameters: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> PreparedOnDemand:
+        wanted = len(self._parameters)
+        if len(parameters) != wanted or keywords:
+            given = ", ".join([str(len(parameters)), *keywords])
+            raise InputError(
+                f"prepare: it takes the {wanted} positional arguments {list(self._parameters)} of "
+                f"the function, got {given}",
+                hint="give each argument that was declared a parameter, in order",
+            )
+        leaves, form = flatten(parameters, static=True)
+        arrays = as_arrays(leaves)
+        return PreparedOnDemand(form.build(arrays), arrays, self._owner)
 
 
 def _path_key(form: Tree, types: Sequence[Any]) -> Key:

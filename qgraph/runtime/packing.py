@@ -180,3 +180,21 @@ class Prepared:
 
     def __repr__(self) -> str:
         return f"Prepared({len(self.arrays)} arrays, {self.nbytes / 2**20:.1f} MiB)"
+
+
+class PreparedOnDemand(Prepared):
+    """Parameters of a program that compiles per input types, packed for each when it is met.
+
+    The arguments are kept, as the types to come may want them in another form.
+    """
+
+    def __init__(self, arguments: Sequence[Any], arrays: Sequence[mx.array], owner: object) -> None:
+        super().__init__(arrays, owner)
+        self.arguments = tuple(arguments)
+        self._packed: dict[object, Prepared] = {}
+
+    def packed(self, key: object, pack: Callable[[], Sequence[mx.array]]) -> Prepared:
+        """What `pack` gives, once for each specialisation, which `key` stands for."""
+        if key not in self._packed:
+            self._packed[key] = Prepared(pack(), key)
+        return self._packed[key]
