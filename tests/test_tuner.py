@@ -2,12 +2,13 @@
 
 import json
 import math
+import warnings
 
 import mlx.core as mx
 import pytest
 
 from qgraph.kernels import Problem, kernel
-from qgraph.kernels.choice.cache import Cache, device_key
+from qgraph.kernels.choice.cache import Cache, _digest, device_key
 from qgraph.kernels.choice.cost import CostTable, problem_key
 from qgraph.kernels.choice.tuner import choose, estimate, measure
 from qgraph.target import as_target
@@ -62,7 +63,8 @@ def test_cache_survives_the_process_and_keeps_others(cache):
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "\x00\xff", '{"format": 99}', '{"format": 1, "devices": [1]}', "null"],
+    ["{", "[]", "\x00\xff", '{"format": 99}', '{"format": 2, "devices": [1]}', "null", "[" * 99999],
+    ids=range(7),
 )
 def test_unreadable_cache_is_ignored_with_a_word(tmp_path, text):
     path = tmp_path / "kernels.json"
@@ -72,7 +74,26 @@ def test_unreadable_cache_is_ignored_with_a_word(tmp_path, text):
     assert cache.get(problem()) == {}
     with pytest.warns(UserWarning, match="is ignored"):
         cache.put(problem(), {"qmm": 1.0})
-    assert json.loads(path.read_text())["format"] == 1
+    assert json.loads(path.read_text())["format"] == 2
+
+
+def test_a_cache_that_was_damaged_is_ignored_and_made_again(cache):
+    """Every byte in turn, in steps: a time that was changed would choose another kernel."""
+    p = problem()
+    cache.put(p, {"qmm": 12.5, "host-blas": 3.25})
+    whole = cache.path.read_bytes()
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        cache.path.write_bytes(damaged)
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            assert Cache(cache.path).get(p) in ({}, {"qmm": 12.5, "host-blas": 3.25})
+    with pytest.warns(UserWarning, match="is ignored"):
+        Cache(cache.path)
+    with pytest.warns(UserWarning, match="is ignored"):
+        cache.put(p, {"qmm": 1.0})
+    assert Cache(cache.path).get(p) == {"qmm": 1.0}
 
 
 def test_other_devices_and_nonsense_times_are_not_used(cache):
@@ -84,6 +105,7 @@ def test_other_devices_and_nonsense_times_are_not_used(cache):
     assert [word.split()[0] for word in versions] == ["mlx", "numpy", "qgraph"]
     data = json.loads(cache.path.read_text())
     data["devices"] = {"another machine": data["devices"][device_key(p)]}
+    data["sha256"] = _digest(data["devices"])
     cache.path.write_text(json.dumps(data))
     assert Cache(cache.path).get(p) == {}
 

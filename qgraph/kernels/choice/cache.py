@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -21,7 +22,8 @@ from ...version import __version__
 from ..base import Problem
 from .cost import problem_key
 
-FORMAT = 1
+FORMAT = 2
+"""Changes when a file written before can no longer be read; 2 has a digest."""
 
 
 def device_key(problem: Problem) -> str:
@@ -41,7 +43,8 @@ def _versions(backend: str) -> str:
 class Cache:
     """Measured microseconds by device, problem and kernel, in one JSON file.
 
-    A file that cannot be read is ignored with a warning and replaced at the next `put`.
+    It carries a digest of what it holds.  A file that cannot be read, or was damaged, is ignored
+    with a warning and replaced at the next `put`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,7 +71,8 @@ class Cache:
             with tempfile.NamedTemporaryFile(
                 "w", dir=self.path.parent, suffix=".json", delete=False
             ) as file:
-                json.dump({"format": FORMAT, "devices": self._devices}, file, indent=1)
+                whole = {"format": FORMAT, "sha256": _digest(self._devices)}
+                json.dump(whole | {"devices": self._devices}, file, indent=1)
             os.replace(file.name, self.path)
         except OSError as error:
             warnings.warn(f"measurements were not saved: {error}", stacklevel=3)
@@ -78,13 +82,15 @@ class Cache:
             data = json.loads(self.path.read_text())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, RecursionError, ValueError) as error:
             return self._ignored(f"cannot be read ({error})")
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             return self._ignored(f"is not of format {FORMAT}")
         devices = data.get("devices")
         if not isinstance(devices, dict) or not all(map(_is_device, devices.values())):
             return self._ignored("does not hold measurements")
+        if data.get("sha256") != _digest(devices):
+            return self._ignored("is not as it was written")
         return devices
 
     def _ignored(self, why: str) -> dict[str, Any]:
@@ -92,9 +98,13 @@ class Cache:
         return {}
 
 
+def _digest(devices: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(devices, sort_keys=True).encode()).hexdigest()
+
+
 def _is_device(entry: Any) -> bool:
     return isinstance(entry, dict) and all(isinstance(row, dict) for row in entry.values())
 
 
 def _is_time(us: Any) -> bool:
-    return isinstance(us, int | float) and 0 < us < math.inf
+    return type(us) in (int, float) and 0 < us < math.inf
