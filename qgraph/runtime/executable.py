@@ -117,8 +117,9 @@ def _single(lowered: LoweredGraph) -> Compiled | None:
     """The compiled function of a graph that is one stretch in the graph's order, else None."""
     if len(lowered.steps) == 1 and isinstance(lowered.steps[0], Stretch):
         step = lowered.steps[0]
-        if step.needs == lowered.inputs and step.gives == lowered.outputs:
-            return step.function
+        function, ordered = step.function, step.needs == lowered.inputs
+        if isinstance(function, Compiled) and ordered and step.gives == lowered.outputs:
+            return function
     return None
 
 
