@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module
 
 from ..compiler.plan import Plan
 from ..compiler.program import Program
 from ..errors import InputError, QGraphError
+from ..importer import from_mlx
 from ..ir.graph import Graph
 from ..origin import NOWHERE
 from ..tracing.trace import trace
@@ -86,7 +88,7 @@ def find(where: str, specs: Sequence[str] = ()) -> Graph | Plan | Program:
             return made
     given = [parse_spec(text) for text in specs]
     _refuse_misfit(where, found, given)
-    return trace(found, *given)
+    return from_mlx(found, *given) if isinstance(found, Module) else trace(found, *given)
 
 
 def load_file(path: Path) -> Graph | Program:

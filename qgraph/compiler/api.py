@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module
 
 from ..errors import InputError, QGraphError, TraceError
+from ..importer import from_mlx
 from ..ir.graph import Graph, reachable
 from ..quantization.config import Quantize
 from ..rewrite.history import Pass
@@ -17,6 +19,7 @@ from ..runtime import artefact
 from ..runtime.executable import Executable
 from ..runtime.packing import PackCache, Progress
 from ..target import Target, as_target
+from ..tracing.captured import Captured
 from ..tracing.tensor import Tensor, set_evaluator
 from ..tracing.trace import sharing, trace
 from .pipeline import Tune, optimize
@@ -42,7 +45,7 @@ def compile(
     """Optimize, pack and lower a graph, or a function for arguments of the given types.
 
     Args:
-        fn: a graph, or a function to trace on `specs`.
+        fn: a graph, a function to trace on `specs`, or an `mlx.nn.Module`, which is imported.
         specs, keywords: as for `trace`.
         target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
         quantize: which float weights to quantize, and how.
@@ -71,7 +74,7 @@ def compile(
     else:
         # What is shared is held; without that, float weights go once they are packed.
         with nullcontext() if share is None else sharing(cache.constants):
-            graph = trace(fn, *specs, parameters=parameters, **keywords)
+            graph = _graph_of(fn, specs, keywords, parameters)
         release = release is not False and share is None
     plan = optimize(
         graph, target=target, quantize=quantize, passes=passes, budget=budget, tune=tune
@@ -98,7 +101,7 @@ def jit(
     one packed copy of the weights, also with another program: one for a prompt, one that decodes.
 
     Args:
-        fn: takes and returns trees of arrays.
+        fn: takes and returns trees of arrays; an `mlx.nn.Module` is imported.
         target, quantize, passes, budget, tune, parameters, donate, share, progress: as for
             `compile`.
 
@@ -110,14 +113,34 @@ def jit(
     where = as_target(target)
     cache = _cache_of(share)
 
+    captured = Captured(fn)
+
     def specialise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        captured.check()
         with sharing(cache.constants):
-            graph = trace(fn, *args, parameters=parameters, **kwargs)
+            graph = _graph_of(fn, args, kwargs, parameters)
         return optimize(
             graph, target=where, quantize=quantize, passes=passes, budget=budget, tune=tune
         )
 
     return Program(specialise, parameters=parameters, progress=progress, cache=cache, donate=donate)
+
+
+def _graph_of(
+    fn: Callable[..., Any],
+    specs: Sequence[Any],
+    keywords: dict[str, Any],
+    parameters: Sequence[int],
+) -> Graph:
+    """The graph of a function, or of an `mlx.nn.Module`, which calls MLX and so is imported."""
+    if not isinstance(fn, Module):
+        return trace(fn, *specs, parameters=parameters, **keywords)
+    if parameters:
+        raise InputError(
+            "parameters= is not for a module, whose weights are constants",
+            hint="write a function that takes the weights, with qg.call(module, x) for its parts",
+        )
+    return from_mlx(fn, *specs, **keywords)
 
 
 def _cache_of(share: Program | None) -> PackCache:

@@ -51,7 +51,12 @@ def from_mlx(
     leaves, tree = flatten((examples, keywords), static=True)
     paths = argument_paths(tree, parameter_names(_signature(fn), examples))
     arrays = [_example(leaf, path) for leaf, path in zip(leaves, paths, strict=True)]
-    inputs = [input_value(type_of(a), path) for a, path in zip(arrays, paths, strict=True)]
+    inputs = [
+        input_value(type_of(a), leaf.name or path, leaf.parameter)
+        if isinstance(leaf, Spec)
+        else input_value(type_of(a), path)
+        for a, leaf, path in zip(arrays, leaves, paths, strict=True)
+    ]
     with tracing():
         outputs, out_tree = _import(fn, [Tensor(v) for v in inputs], arrays, tree)
         values = [as_tensor(t).value for t in outputs]

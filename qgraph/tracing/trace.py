@@ -14,8 +14,9 @@ from ..errors import TraceError
 from ..ir.graph import Graph, Value, input_value, reachable
 from ..tree import Tree, flatten
 from ..types import Spec, TensorType, type_of
+from .captured import name_captured
 from .constants import Constants, constant_for, trace_constants
-from .in_place import own_scope, scope
+from .in_place import scope
 from .left_operand import left_operands
 from .misuse import explained, refuse_leaks
 from .tensor import Tensor, as_tensor
@@ -152,38 +153,6 @@ def trace(
     nodes = in_program_order(values, inputs)
     refuse_leaks(nodes, start)
     return Graph(called, inputs, nodes, values, in_tree=tree, out_tree=out_tree)
-
-
-def name_captured(fn: Callable[..., Any]) -> None:
-    """Name the arrays that `fn` can see, so that prints call them as the user does.
-
-    An array is called after its variable, one in a dict or a module by its path in there.
-    """
-    known = trace_constants.get()
-    assert known is not None
-    try:
-        seen = inspect.getclosurevars(inspect.unwrap(fn))
-    except (TypeError, ValueError):
-        return
-    found = [*seen.nonlocals.items(), *seen.globals.items()]
-    found.append(("", getattr(fn, "__self__", None)))
-    for name, thing in found:
-        _name_arrays(thing, name, known.names)
-        for attribute, inner in getattr(thing, "__dict__", {}).items():
-            if not inspect.ismodule(thing):
-                _name_arrays(inner, attribute, known.names)
-
-
-def _name_arrays(thing: Any, name: str, names: dict[int, str]) -> None:
-    if isinstance(thing, mx.array | dict | list | tuple):
-        leaves, form = flatten(thing)
-        for leaf, path in zip(
-            leaves, form.paths("" if isinstance(thing, dict) else name), strict=True
-        ):
-            if isinstance(leaf, mx.array):
-                names.setdefault(id(leaf), path)
-                if (now := own_scope.get()) is not None:
-                    now.captures(leaf)
 
 
 def output_value(leaf: Any, fn: Callable[..., Any]) -> Value:
