@@ -3,10 +3,13 @@
 // The weight is the left operand of the tensor cores, x the right one, so what a block computes is a
 // tile of y transposed: 64 rows of W for each of WN warpgroups, by COLUMNS rows of x.  Both come
 // through STAGES slots of shared memory, filled by asynchronous copies some turns ahead.  Words of W
-// lie as a lane needs them: one read of 16 bytes holds what it multiplies next.  Their bits become
-// 16-bit floats without conversions: set below those of OFFSET (128 in bfloat16, 1024 in float16) a
-// number q reads as OFFSET + q; less OFFSET it is exact, and one fused multiply-add by scale and
-// bias rounds it once.  Sums are float32.
+// lie as a lane needs them: one read of 16 bytes holds what it multiplies next.
+//
+// Bits of W become 16-bit floats without conversions, and one fused multiply-add by scale and bias
+// rounds them once.  A bfloat16 whose bits are an integer q up to 255 is q 2^-133, below and at the
+// smallest exponent alike, so scale times 2^101 makes q scale 2^-32; the sums are multiplied by 2^32
+// at the end, and all is exact within 2^+-90.  The exponents of float16 are too few for that: there
+// q is set below the bits of 1024, which is then subtracted.  Sums are float32.
 //
 // On sm_90a `wgmma` reads x from shared memory itself; elsewhere `mma.sync` of each warp does the
 // same work on the same fragments.  WK warpgroups share the columns of a stage, and with `parts`
@@ -27,8 +30,7 @@ struct Half;
 template <>
 struct Half<__nv_bfloat16> {
   static constexpr bool bfloat = true;
-  static constexpr unsigned magic = 0x43004300, less = 0xc300c300, one = 0x3f803f80,
-                            sixteen = 0x41804180;
+  static constexpr float unit = 0x1p32f;  // of the sums
   static __device__ __forceinline__ unsigned fma(unsigned a, unsigned b, unsigned c) {
     unsigned d;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
@@ -39,14 +41,20 @@ struct Half<__nv_bfloat16> {
 template <>
 struct Half<__half> {
   static constexpr bool bfloat = false;
-  static constexpr unsigned magic = 0x64006400, less = 0xe400e400, one = 0x3c003c00,
-                            sixteen = 0x4c004c00;
+  static constexpr float unit = 1;
   static __device__ __forceinline__ unsigned fma(unsigned a, unsigned b, unsigned c) {
     unsigned d;
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
     return d;
   }
 };
+
+constexpr unsigned NEGATIVE_ZERO = 0x80008000;
+
+template <typename T>
+__device__ __forceinline__ unsigned times(unsigned a, unsigned b) {
+  return Half<T>::fma(a, b, NEGATIVE_ZERO);
+}
 
 template <typename T>
 __device__ __forceinline__ unsigned bits(T v) {
@@ -109,9 +117,10 @@ __device__ __forceinline__ unsigned field(const unsigned* plane, unsigned rest) 
   return masked<AT % EACH * P - LOW, MASK | MASK << 16>(plane[AT / EACH], rest);
 }
 
-// Scale, and bias of affine numbers, of two rows, twice in a word each.
+// Scale, and bias of affine numbers, of two rows, twice in a word each; `higher` is the scale of
+// numbers that stand four bits higher.
 struct Scale {
-  unsigned scale[2], bias[2];
+  unsigned scale[2], higher[2], bias[2];
 };
 
 template <typename T, Mode MODE>
@@ -119,8 +128,16 @@ __device__ __forceinline__ Scale read_scale(const char* from, int row) {
   Scale s;
   if constexpr (MODE == AFFINE) {
     const uint2 both = *reinterpret_cast<const uint2*>(from + 4 * row);
-    s.scale[0] = __byte_perm(both.x, 0, 0x1010), s.bias[0] = __byte_perm(both.x, 0, 0x3232);
-    s.scale[1] = __byte_perm(both.y, 0, 0x1010), s.bias[1] = __byte_perm(both.y, 0, 0x3232);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      s.scale[r] = __byte_perm(r ? both.y : both.x, 0, 0x1010);
+      s.bias[r] = __byte_perm(r ? both.y : both.x, 0, 0x3232);
+      if constexpr (Half<T>::bfloat) {
+        s.higher[r] = times<T>(s.scale[r], 0x70007000);  // 2^97
+        s.scale[r] = times<T>(s.scale[r], 0x72007200);   // 2^101
+        s.bias[r] = times<T>(s.bias[r], 0x2f802f80);     // 2^-32
+      }
+    }
   } else {
     const unsigned both = *reinterpret_cast<const unsigned short*>(from + row);
 #pragma unroll
@@ -133,7 +150,8 @@ __device__ __forceinline__ Scale read_scale(const char* from, int row) {
       } else {  // e8m0: an exponent; 0 is 2^-127
         value = __uint_as_float(byte == 0 ? 1u << 22 : byte == 255 ? 0x7fc00000u : byte << 23);
       }
-      s.scale[r] = s.bias[r] = pair<T>(value, value);
+      if constexpr (Half<T>::bfloat) value *= MODE == MXFP8 ? 0x1p88f : 0x1p94f;
+      s.scale[r] = pair<T>(value, value);
     }
   }
   return s;
@@ -145,33 +163,25 @@ __device__ __forceinline__ unsigned decoded(const unsigned (&words)[BITS], const
   using H = Half<T>;
   using B = Planes<BITS>;
   constexpr int r = AT % 2;
-  constexpr unsigned NEGATIVE_ZERO = 0x80008000u;
   if constexpr (MODE == AFFINE) {
-    unsigned q;
-    if constexpr (BITS == 8 && H::bfloat) {  // 8 bits do not fit below those of 128
-      const unsigned low = masked<AT % 2 * 8, 0x000f000f>(words[AT / 2], H::magic);
-      const unsigned high = masked<AT % 2 * 8 + 4, 0x000f000f>(words[AT / 2], H::magic);
-      q = H::fma(H::fma(high, H::one, H::less), H::sixteen, H::fma(low, H::one, H::less));
-    } else {
-      q = field<B::first, AT, 0>(words, H::magic);
-      if constexpr (B::second > 0) q = field<B::second, AT, B::first>(words + B::first, q);
-      q = H::fma(q, H::one, H::less);
-    }
-    return H::fma(q, s.scale[r], s.bias[r]);
-  } else if constexpr (BITS == 4) {  // e2m1: the bits of a float with another exponent
-    constexpr int UP = H::bfloat ? 6 : 9, SHIFT = AT % 4 * 4;
-    const unsigned sign = masked<SHIFT - 12, 0x80008000u>(words[AT / 4], 0);
-    constexpr unsigned MASK = 7u << UP;
-    const unsigned v = masked<SHIFT - UP, MASK | MASK << 16>(words[AT / 4], sign);
-    constexpr unsigned POWER = H::bfloat ? 0x7e807e80u : 0x74007400u;  // 2^126, 2^14
-    return H::fma(H::fma(v, POWER, NEGATIVE_ZERO), s.scale[r], NEGATIVE_ZERO);
-  } else {  // e4m3
-    constexpr int UP = H::bfloat ? 4 : 7, SHIFT = AT % 2 * 8;
-    const unsigned sign = masked<SHIFT - 8, 0x80008000u>(words[AT / 2], 0);
-    constexpr unsigned MASK = 127u << UP;
-    const unsigned v = masked<SHIFT - UP, MASK | MASK << 16>(words[AT / 2], sign);
-    constexpr unsigned POWER = H::bfloat ? 0x7b807b80u : 0x5c005c00u;  // 2^120, 2^8
-    return H::fma(H::fma(v, POWER, NEGATIVE_ZERO), s.scale[r], NEGATIVE_ZERO);
+    // Numbers of up to four bits that stand in the upper half of a byte stay there.
+    constexpr int LOW = BITS <= 4 && AT % (16 / B::first) * B::first % 8 >= 4 ? 4 : 0;
+    unsigned q = field<B::first, AT, LOW>(words, H::bfloat ? 0 : 0x64006400);
+    if constexpr (B::second > 0) q = field<B::second, AT, LOW + B::first>(words + B::first, q);
+    if constexpr (H::bfloat)
+      return H::fma(q, LOW ? s.higher[r] : s.scale[r], s.bias[r]);
+    else  // less 1024
+      return H::fma(LOW ? H::fma(q, 0x2c002c00, 0xd400d400) : H::fma(q, 0x3c003c00, 0xe400e400),
+                    s.scale[r], s.bias[r]);
+  } else {
+    // e2m1 and e4m3 are the bits of a float with another exponent.
+    constexpr int EACH = 16 / BITS, SHIFT = AT % EACH * BITS;
+    constexpr int UP = BITS == 4 ? (H::bfloat ? 6 : 9) : (H::bfloat ? 4 : 7);
+    constexpr unsigned MASK = ((1u << (BITS - 1)) - 1) << UP;
+    const unsigned sign = masked<SHIFT + BITS - 16, 0x80008000>(words[AT / EACH], 0);
+    const unsigned v = masked<SHIFT - UP, MASK | MASK << 16>(words[AT / EACH], sign);
+    if constexpr (H::bfloat) return times<T>(v, s.scale[r]);
+    return times<T>(times<T>(v, BITS == 4 ? 0x74007400 : 0x5c005c00), s.scale[r]);  // 2^14, 2^8
   }
 }
 
@@ -303,10 +313,14 @@ __device__ __forceinline__ void show_copies() {}
 
 // ---- copies
 
-// Starts to copy 16 bytes into shared memory; zeros where `inside` is false.
+// Starts to copy 16 bytes into shared memory; zeros where `inside` is false, unless SURELY.
+template <bool SURELY>
 __device__ __forceinline__ void copy_16(unsigned to, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(inside ? 16 : 0));
+  if constexpr (SURELY)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));
+  else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(inside ? 16 : 0));
 }
 
 // The same at once, of eight numbers at any address.
@@ -328,77 +342,107 @@ struct Place {
   size_t tile;
 };
 
-// WN and WK warpgroups along rows of W and along columns, COLUMNS rows of x, STAGES stages of
-// DEPTH columns; BATCH times 16 columns are decoded before they are multiplied.
-template <typename T, Mode MODE, int BITS, int GROUP, int WN, int WK, int COLUMNS, int DEPTH,
-          int STAGES, int BATCH>
+// WN and WK warpgroups along rows of W and along columns, MT tiles of 64 rows each, COLUMNS rows
+// of x, STAGES stages of DEPTH columns; BATCH times 16 columns are decoded before they are
+// multiplied.
+template <typename T, Mode MODE, int BITS, int GROUP, int WN, int WK, int MT, int COLUMNS,
+          int DEPTH, int STAGES, int BATCH>
 struct Product {
   static constexpr int THREADS = 128 * WN * WK;
-  static constexpr int TILES = DEPTH / 64;                     // of 64 columns, in a stage
+  static constexpr int TILES = DEPTH / 64;  // of 64 columns, in a stage
   static constexpr int GROUPS = DEPTH < GROUP ? 1 : DEPTH / GROUP;
-  static constexpr int SCALE_BYTES = MODE == AFFINE ? 4 : 1;
-  static constexpr int X_BYTES = COLUMNS * DEPTH * 2;
-  static constexpr int W_TILE = 512 * BITS, W_BYTES = WN * TILES * W_TILE;
-  static constexpr int S_TILE = GROUPS * 64 * SCALE_BYTES, S_BYTES = WN * S_TILE;
-  static constexpr int OWN = TILES / WK;                       // tiles of a stage for a warpgroup
-  static_assert(TILES % WK == 0 && OWN * 4 / BATCH % 2 == 0, "registers alternate by batches");
+  static constexpr int ROW_TILES = WN * MT;
+  // Bytes of a stage, and the turns in which the threads copy them, 16 bytes each.
+  static constexpr int X_BYTES = COLUMNS * DEPTH * 2, X_TURNS = (X_BYTES / 16 - 1) / THREADS + 1;
+  static constexpr int W_TILE = 512 * BITS, W_ROW = TILES * W_TILE, W_BYTES = ROW_TILES * W_ROW;
+  static constexpr int W_TURNS = (W_BYTES / 16 - 1) / THREADS + 1;
+  static constexpr int S_GROUP = MODE == AFFINE ? 256 : 64, S_ROW = GROUPS * S_GROUP;
+  static constexpr int S_BYTES = ROW_TILES * S_ROW, S_TURNS = (S_BYTES / 16 - 1) / THREADS + 1;
+  static constexpr int OWN = TILES / WK;  // tiles of a stage that are a warpgroup's
+  static constexpr int BATCHES = OWN * 4 / BATCH;
+  static_assert(TILES % WK == 0 && BATCHES == 2, "one batch is decoded while the other is multiplied");
   static_assert(STAGES >= 3, "a stage that is read, one before it, and one under way");
+  static_assert(DEPTH % GROUP == 0 || GROUP % DEPTH == 0, "a scale serves a whole stage or less");
 
   const T* x;
   const char *w, *scales;
-  int k, tiles, groups, n_tiles;  // of a row: columns, tiles of 64, groups; tiles of 64 rows
+  int k, n_tiles;
   Place place;
-  int first, last;                // stages that this block adds up
-  const int* order;               // rows of x, if they are not in order
+  const int* order;  // rows of x, if they are not in order
   bool aligned;
 
-  float c[COLUMNS / 2] = {};
+  // Where this thread's copies of the first stage begin, in 16 bytes, turn by turn.
+  unsigned x_from[X_TURNS], w_from[W_TURNS], s_from[S_TURNS];
+  float c[MT][COLUMNS / 2] = {};
 
-  __device__ __forceinline__ void fetch(unsigned shared, int stage, int slot) const {
+  __device__ __forceinline__ int tiles() const { return (k + 63) / 64; }
+  __device__ __forceinline__ int groups() const { return tiles() * 64 / GROUP; }
+
+  __device__ __forceinline__ void prepare() {
+    const int last = min(ROW_TILES, n_tiles) - 1;  // copied again for tiles beyond it
+#pragma unroll
+    for (int t = 0; t < X_TURNS; t++) {
+      const int i = t * THREADS + threadIdx.x, row = min(i / 8 % COLUMNS, place.rows - 1);
+      const size_t at = place.row + row;
+      x_from[t] = (order ? order[at] : at) * (k / 8) + i / 8 / COLUMNS * 8 + i % 8;
+    }
+#pragma unroll
+    for (int t = 0; t < W_TURNS; t++) {
+      const int i = t * THREADS + threadIdx.x, row = min(i / (W_ROW / 16), last);
+      w_from[t] = (place.tile + row) * tiles() * (W_TILE / 16) + i % (W_ROW / 16);
+    }
+#pragma unroll
+    for (int t = 0; t < S_TURNS; t++) {
+      const int i = t * THREADS + threadIdx.x, row = min(i / (S_ROW / 16), last);
+      s_from[t] = (place.tile + row) * groups() * (S_GROUP / 16) + i % (S_ROW / 16);
+    }
+  }
+
+  // Copies a stage; WHOLE if all its columns are there, else zeros stand for the others.
+  template <bool WHOLE>
+  __device__ __forceinline__ void copy(unsigned shared, int stage, int slot) const {
+    const unsigned to = shared + threadIdx.x * 16;
+    const int tile = stage * TILES, group = stage * DEPTH / GROUP;
+#pragma unroll
+    for (int t = 0; t < W_TURNS; t++) {
+      const int i = t * THREADS + threadIdx.x;
+      if (W_BYTES / 16 % THREADS != 0 && i >= W_BYTES / 16) break;
+      const bool inside = WHOLE || tile + i % (W_ROW / 16) / (W_TILE / 16) < tiles();
+      const char* from = w + size_t(w_from[t] + tile * (W_TILE / 16)) * 16;
+      copy_16<WHOLE>(to + STAGES * X_BYTES + slot * W_BYTES + t * THREADS * 16,
+                     inside ? from : w, inside);
+    }
+#pragma unroll
+    for (int t = 0; t < S_TURNS; t++) {
+      const int i = t * THREADS + threadIdx.x;
+      if (S_BYTES / 16 % THREADS != 0 && i >= S_BYTES / 16) break;
+      const bool inside = WHOLE || group + i % (S_ROW / 16) / (S_GROUP / 16) < groups();
+      const char* from = scales + size_t(s_from[t] + group * (S_GROUP / 16)) * 16;
+      copy_16<WHOLE>(to + STAGES * (X_BYTES + W_BYTES) + slot * S_BYTES + t * THREADS * 16,
+                     inside ? from : scales, inside);
+    }
+    // In rows of 128 bytes whose pieces are swizzled; THREADS / 8 rows are whole swizzles.
+    const int piece = threadIdx.x % 8, swizzled = piece ^ threadIdx.x / 8 % 8;
+    const unsigned to_x = to + slot * X_BYTES + (swizzled - piece) * 16;
+#pragma unroll
+    for (int t = 0; t < X_TURNS; t++) {
+      const int i = t * THREADS + threadIdx.x;
+      if (X_BYTES / 16 % THREADS != 0 && i >= X_BYTES / 16) break;
+      const bool inside = WHOLE || stage * DEPTH + i / 8 / COLUMNS * 64 + i % 8 * 8 < k;
+      const T* from = inside ? x + size_t(x_from[t] + stage * (DEPTH / 8)) * 8 : x;
+      if (WHOLE || aligned)
+        copy_16<WHOLE>(to_x + t * THREADS * 16, from, inside);
+      else
+        copy_unaligned(to_x + t * THREADS * 16, from, inside);
+    }
+  }
+
+  __device__ __forceinline__ void fetch(unsigned shared, int stage, int slot, int last) const {
     if (stage < last) {
-      const int thread = threadIdx.x;
-      const unsigned to_x = shared + slot * X_BYTES;
-      const unsigned to_w = shared + STAGES * X_BYTES + slot * W_BYTES;
-      const unsigned to_s = shared + STAGES * (X_BYTES + W_BYTES) + slot * S_BYTES;
-#pragma unroll
-      for (int turn = 0; turn < (W_BYTES / 16 + THREADS - 1) / THREADS; turn++) {
-        const int i = turn * THREADS + thread;
-        if ((W_BYTES / 16) % THREADS != 0 && i >= W_BYTES / 16) break;
-        const int part = i / (TILES * W_TILE / 16), piece = i % (TILES * W_TILE / 16);
-        const int tile = stage * TILES + piece / (W_TILE / 16);
-        const size_t row = place.tile + min(part, n_tiles - 1);
-        const bool inside = tile < tiles;
-        const char* from = w + (row * tiles + (inside ? stage * TILES : 0)) * W_TILE +
-                           (inside ? piece * 16 : 0);
-        copy_16(to_w + i * 16, from, inside);
-      }
-#pragma unroll
-      for (int turn = 0; turn < (S_BYTES / 16 + THREADS - 1) / THREADS; turn++) {
-        const int i = turn * THREADS + thread;
-        if ((S_BYTES / 16) % THREADS != 0 && i >= S_BYTES / 16) break;
-        const int part = i / (S_TILE / 16), piece = i % (S_TILE / 16);
-        const int group = stage * DEPTH / GROUP, of = piece * 16 / (64 * SCALE_BYTES);
-        const size_t row = place.tile + min(part, n_tiles - 1);
-        const bool inside = group + of < groups;
-        const char* from = scales + (row * groups + (inside ? group : 0)) * 64 * SCALE_BYTES +
-                           (inside ? piece * 16 : 0);
-        copy_16(to_s + i * 16, from, inside);
-      }
-#pragma unroll
-      for (int turn = 0; turn < (X_BYTES / 16 + THREADS - 1) / THREADS; turn++) {
-        const int i = turn * THREADS + thread;
-        if ((X_BYTES / 16) % THREADS != 0 && i >= X_BYTES / 16) break;
-        const int row = i / 8 % COLUMNS, piece = i % 8, tile = i / 8 / COLUMNS;
-        const int column = stage * DEPTH + tile * 64 + piece * 8;
-        const bool inside = row < place.rows && column < k;
-        const size_t at = inside ? place.row + row : place.row;
-        const T* from = x + (order ? order[at] : at) * k + (inside ? column : 0);
-        const unsigned to = to_x + (tile * COLUMNS + row) * 128 + (piece ^ row % 8) * 16;
-        if (aligned)
-          copy_16(to, from, inside);
-        else
-          copy_unaligned(to, from, inside);
-      }
+      if (aligned && (stage + 1) * DEPTH <= k)
+        copy<true>(shared, stage, slot);
+      else
+        copy<false>(shared, stage, slot);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   }
@@ -409,72 +453,87 @@ struct Product {
                                               Scale& s) const {
     constexpr int EACH = GROUP >= 64 ? 4 : GROUP / 16;  // steps of a group in a tile
     if constexpr (STEP % EACH == 0) {
-      const int group = (tile * 64 + STEP * 16) / GROUP;
-      s = read_scale<T, MODE>(own_scales + group * 64 * SCALE_BYTES, row);
+      const int group = DEPTH < GROUP ? 0 : (tile * 64 + STEP * 16) / GROUP;
+      s = read_scale<T, MODE>(own_scales + group * S_GROUP, row);
     }
     decode<T, MODE, BITS, STEP>(a, words, s);
   }
 
-  // All of a stage that is this warpgroup's.
-  __device__ __forceinline__ void add(const char* stages, unsigned shared, int slot) {
+  // Steps FIRST to FIRST + BATCH of a tile, into left[FIRST % BATCH ...].
+  template <int FIRST, int... I>
+  __device__ __forceinline__ void decode_batch(unsigned (&left)[BATCH][4],
+                                               const unsigned (&words)[BITS],
+                                               const char* own_scales, int tile, int row,
+                                               Scale& s) const {
+    decode_step<FIRST>(left[0], words, own_scales, tile, row, s);
+    if constexpr (BATCH >= 2) decode_step<FIRST + 1>(left[1], words, own_scales, tile, row, s);
+    if constexpr (BATCH >= 4) {
+      decode_step<FIRST + 2>(left[2], words, own_scales, tile, row, s);
+      decode_step<FIRST + 3>(left[3], words, own_scales, tile, row, s);
+    }
+  }
+
+  // All of a stage that is this warpgroup's; calls `meanwhile` when the first batch is begun.
+  template <typename F>
+  __device__ __forceinline__ void add(const char* stages, unsigned shared, int slot,
+                                      F meanwhile) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-    const int group = threadIdx.x / 128, wn = group % WN, wk = group / WN;
-    const char* own_w = stages + STAGES * X_BYTES + slot * W_BYTES + wn * TILES * W_TILE;
-    const char* own_s = stages + STAGES * (X_BYTES + W_BYTES) + slot * S_BYTES + wn * S_TILE;
-    unsigned a[2][BATCH][4];
+    const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);  // the same in a warp
+    const int wn = WK > 1 ? group % WN : group, wk = WK > 1 ? group / WN : 0;
+    const int row = warp * 16 + lane / 4 * 2;
+    const char* own_w = stages + STAGES * X_BYTES + slot * W_BYTES + wn * MT * W_ROW;
+    const char* own_s = stages + STAGES * (X_BYTES + W_BYTES) + slot * S_BYTES + wn * MT * S_ROW;
+    unsigned left[BATCHES][MT][BATCH][4];
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
       const int tile = wk * OWN + i;
-      unsigned words[BITS];
-      read_words<BITS>(words, reinterpret_cast<const unsigned*>(own_w + tile * W_TILE) +
-                       warp * 32 * BITS, lane);
       const auto right = operand(shared + slot * X_BYTES + tile * COLUMNS * 128);
-      Scale s;
-      const int row = warp * 16 + lane / 4 * 2;
+      unsigned words[MT][BITS];
+      Scale s[MT];
+#pragma unroll
+      for (int r = 0; r < MT; r++)
+        read_words<BITS>(words[r], reinterpret_cast<const unsigned*>(own_w + r * W_ROW +
+                         tile * W_TILE) + warp * 32 * BITS, lane);
 #pragma unroll
       for (int j = 0; j < 4 / BATCH; j++) {
-        auto& left = a[(i * 4 / BATCH + j) % 2];
-        if constexpr (BATCH == 4) {
-          decode_step<0>(left[0], words, own_s, tile, row, s);
-          decode_step<1>(left[1], words, own_s, tile, row, s);
-          decode_step<2>(left[2], words, own_s, tile, row, s);
-          decode_step<3>(left[3], words, own_s, tile, row, s);
-        } else if constexpr (BATCH == 2) {
-          if (j == 0) {
-            decode_step<0>(left[0], words, own_s, tile, row, s);
-            decode_step<1>(left[1], words, own_s, tile, row, s);
-          } else {
-            decode_step<2>(left[0], words, own_s, tile, row, s);
-            decode_step<3>(left[1], words, own_s, tile, row, s);
+        auto& mine = left[i * 4 / BATCH + j];
+#pragma unroll
+        for (int r = 0; r < MT; r++) {
+          const char* at = own_s + r * S_ROW;
+          if (j == 0) decode_batch<0>(mine[r], words[r], at, tile, row, s[r]);
+          if constexpr (BATCH <= 2)
+            if (j == 1) decode_batch<BATCH>(mine[r], words[r], at, tile, row, s[r]);
+          if constexpr (BATCH == 1) {
+            if (j == 2) decode_batch<2>(mine[r], words[r], at, tile, row, s[r]);
+            if (j == 3) decode_batch<3>(mine[r], words[r], at, tile, row, s[r]);
           }
-        } else {
-          if (j == 0) decode_step<0>(left[0], words, own_s, tile, row, s);
-          if (j == 1) decode_step<1>(left[0], words, own_s, tile, row, s);
-          if (j == 2) decode_step<2>(left[0], words, own_s, tile, row, s);
-          if (j == 3) decode_step<3>(left[0], words, own_s, tile, row, s);
         }
         begin();
 #pragma unroll
         for (int b = 0; b < BATCH; b++)
-          multiply<T, COLUMNS>(c, left[b], at_columns(right, j * BATCH + b));
+#pragma unroll
+          for (int r = 0; r < MT; r++)
+            multiply<T, COLUMNS>(c[r], mine[r][b], at_columns(right, j * BATCH + b));
         commit();
         wait<1>();  // what was begun before is over, and its registers are free
+        if (i == 0 && j == 0) meanwhile();
       }
     }
   }
 
-  __device__ __forceinline__ void run(const char* stages) {
+  // Adds up stages `first` to `last`.
+  __device__ __forceinline__ void run(const char* stages, int first, int last) {
     const unsigned shared = __cvta_generic_to_shared(stages);
-    for (int s = 0; s < STAGES - 2; s++) fetch(shared, first + s, s);
     if (first >= last) return;
+    prepare();
+    for (int s = 0; s < STAGES - 2; s++) fetch(shared, first + s, s, last);
     int stage = first, slot = 0, free = STAGES - 2;
     do {
       asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 3) : "memory");
       show_copies();
       __syncthreads();
       // The stage before may still be multiplied; the one before that is free.
-      fetch(shared, stage + STAGES - 2, free);
-      add(stages, shared, slot);
+      add(stages, shared, slot, [&] { fetch(shared, stage + STAGES - 2, free, last); });
       slot = slot + 1 == STAGES ? 0 : slot + 1;
       free = free + 1 == STAGES ? 0 : free + 1;
     } while (++stage < last);
@@ -485,47 +544,51 @@ struct Product {
   __device__ __forceinline__ void join(char* stages) {
     if constexpr (WK > 1) {
       asm volatile("cp.async.wait_all;" ::: "memory");
-      __syncthreads();
-      float* shared = reinterpret_cast<float*>(stages);
       const int group = threadIdx.x / 128, wn = group % WN, wk = group / WN;
-      const int lane = threadIdx.x % 128;
+      float* own = reinterpret_cast<float*>(stages) + wn * MT * COLUMNS / 2 * 128 +
+                   threadIdx.x % 128;
+      float* sums = &c[0][0];
 #pragma unroll
       for (int from = 1; from < WK; from++) {
+        __syncthreads();
         if (wk == from) {
 #pragma unroll
-          for (int i = 0; i < COLUMNS / 2; i++) shared[(wn * COLUMNS / 2 + i) * 128 + lane] = c[i];
+          for (int i = 0; i < MT * COLUMNS / 2; i++) own[i * 128] = sums[i];
         }
         __syncthreads();
         if (wk == 0) {
 #pragma unroll
-          for (int i = 0; i < COLUMNS / 2; i++) c[i] += shared[(wn * COLUMNS / 2 + i) * 128 + lane];
+          for (int i = 0; i < MT * COLUMNS / 2; i++) sums[i] += own[i * 128];
         }
-        __syncthreads();
       }
     }
   }
 
   // Rows of a tile lie so that a lane holds two neighbours of y, which are one word if ALIGNED.
   template <bool ALIGNED, typename Y>
-  __device__ __forceinline__ void write(Y* y, int n, int first_row) const {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-    const int group = threadIdx.x / 128, wn = group % WN;
-    const int out = first_row + wn * 64 + warp * 16 + lane / 4 * 2;
-    if (group / WN > 0 || out >= n) return;
+  __device__ __forceinline__ void write(Y* y, int n) const {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128;
+    if (group / WN > 0) return;
 #pragma unroll
-    for (int i = 0; i < COLUMNS / 2; i += 2) {
-      const int row = i / 4 * 8 + lane % 4 * 2 + i / 2 % 2;
-      if (row < place.rows) {
-        const size_t at = place.row + row;
-        Y* to = y + (order ? order[at] : at) * n + out;
-        const float low = c[i / 4 * 4 + i / 2 % 2], high = c[i / 4 * 4 + i / 2 % 2 + 2];
-        if constexpr (!ALIGNED) {
-          to[0] = Y(low);
-          if (out + 1 < n) to[1] = Y(high);
-        } else if constexpr (sizeof(Y) == 4) {
-          *reinterpret_cast<float2*>(to) = make_float2(low, high);
-        } else {
-          *reinterpret_cast<unsigned*>(to) = pair<Y>(low, high);
+    for (int r = 0; r < MT; r++) {
+      const int out = (blockIdx.y * ROW_TILES + group * MT + r) * 64 + warp * 16 + lane / 4 * 2;
+      if (out >= n) return;
+#pragma unroll
+      for (int i = 0; i < COLUMNS / 2; i += 2) {
+        const int row = i / 4 * 8 + lane % 4 * 2 + i / 2 % 2;
+        if (row < place.rows) {
+          const size_t at = place.row + row;
+          Y* to = y + (order ? order[at] : at) * n + out;
+          const int e = i / 4 * 4 + i / 2 % 2;
+          const float low = c[r][e] * Half<T>::unit, high = c[r][e + 2] * Half<T>::unit;
+          if constexpr (!ALIGNED) {
+            to[0] = Y(low);
+            if (out + 1 < n) to[1] = Y(high);
+          } else if constexpr (sizeof(Y) == 4) {
+            *reinterpret_cast<float2*>(to) = make_float2(low, high);
+          } else {
+            *reinterpret_cast<unsigned*>(to) = pair<Y>(low, high);
+          }
         }
       }
     }
@@ -534,22 +597,20 @@ struct Product {
 
 // y = x W^T, or with PARTS > 1 its parts in float32, one after the other.  N is the number of rows
 // of W where they do not fill their tiles, else 0.
-template <typename T, Mode MODE, int BITS, int GROUP, int N, int WN, int WK, int COLUMNS, int DEPTH,
-          int STAGES, int BATCH, int PARTS, typename Y>
+template <typename T, Mode MODE, int BITS, int GROUP, int N, int WN, int WK, int MT, int COLUMNS,
+          int DEPTH, int STAGES, int BATCH, int PARTS, typename Y>
 __device__ void product(const T* x, const unsigned* w, const void* scales, Y* y, int m, int k,
                         int n_tiles) {
   extern __shared__ __align__(1024) char stages[];
-  using P = Product<T, MODE, BITS, GROUP, WN, WK, COLUMNS, DEPTH, STAGES, BATCH>;
-  const int n = N > 0 ? N : n_tiles * 64, tiles = (k + 63) / 64;
-  const int all = (tiles + P::TILES - 1) / P::TILES;
+  using P = Product<T, MODE, BITS, GROUP, WN, WK, MT, COLUMNS, DEPTH, STAGES, BATCH>;
+  const int n = N > 0 ? N : n_tiles * 64, all = (k + DEPTH - 1) / DEPTH;
   const int each = (all + PARTS - 1) / PARTS, part = PARTS > 1 ? blockIdx.z : 0;
-  const int row = blockIdx.x * COLUMNS, tile = blockIdx.y * WN;
-  P p{x, reinterpret_cast<const char*>(w), static_cast<const char*>(scales), k, tiles,
-      tiles * 64 / GROUP, n_tiles - tile, Place{row, m - row, size_t(tile)}, part * each,
-      min(all, (part + 1) * each), nullptr, reinterpret_cast<size_t>(x) % 16 == 0};
-  p.run(stages);
+  const int row = blockIdx.x * COLUMNS, tile = blockIdx.y * P::ROW_TILES;
+  P p{x, reinterpret_cast<const char*>(w), static_cast<const char*>(scales), k, n_tiles - tile,
+      Place{row, m - row, size_t(tile)}, nullptr, reinterpret_cast<size_t>(x) % 16 == 0};
+  p.run(stages, part * each, min(all, (part + 1) * each));
   p.join(stages);
-  p.template write<N % 2 == 0>(y + size_t(part) * m * n, n, tile * 64);
+  p.template write<N % 2 == 0>(y + size_t(part) * m * n, n);
 }
 
 // The sum of float32 parts, in T.

@@ -32,6 +32,7 @@ class Block:
     stages: int
     batch: int
     parts: int = 1
+    tiles: int = 1
 
     @property
     def threads(self) -> int:
@@ -41,8 +42,9 @@ class Block:
         scale = 4 if p.mode == "affine" else 1
         groups = max(1, self.depth // p.group_size)
         x = self.columns * self.depth * 2
-        w = self.rows * self.depth // TILE * 512 * p.bits
-        return self.stages * (x + w + self.rows * groups * TILE * scale)
+        rows = self.rows * self.tiles
+        w = rows * self.depth // TILE * 512 * p.bits
+        return self.stages * (x + w + rows * groups * TILE * scale)
 
 
 BLOCKS = {
@@ -93,7 +95,7 @@ def block(p: Problem) -> Block:
 
 def product(x: mx.array, packed: Sequence[mx.array], p: Problem, b: Block) -> mx.array:
     tiles = -(-p.n // TILE)
-    grid = (-(-p.m // b.columns), -(-tiles // b.rows), b.parts)
+    grid = (-(-p.m // b.columns), -(-tiles // (b.rows * b.tiles)), b.parts)
     out = (p.m, p.n) if b.parts == 1 else (b.parts, p.m, p.n)
     dtype = p.dtype if b.parts == 1 else mx.float32
     (y,) = _product(b.shared_memory(p))(
@@ -106,6 +108,7 @@ def product(x: mx.array, packed: Sequence[mx.array], p: Problem, b: Block) -> mx
             ("N", p.n if p.n % TILE else 0),
             ("WN", b.rows),
             ("WK", b.split),
+            ("MT", b.tiles),
             ("COLUMNS", b.columns),
             ("DEPTH", b.depth),
             ("STAGES", b.stages),
@@ -131,18 +134,21 @@ def product(x: mx.array, packed: Sequence[mx.array], p: Problem, b: Block) -> mx
 
 
 def _header() -> str:
+    import os
     from pathlib import Path
+    if os.environ.get("QG_DEFS"):
+        return "".join(f"#define {d}\n" for d in os.environ["QG_DEFS"].split(",")) + f'#include "{Path(__file__).parent / "tiled.cuh"}"\n'
     return f'#include "{Path(__file__).parent / "tiled.cuh"}"\n'
 
 
 @cache
 def _product(shared_memory: int) -> Any:
     return mx.fast.cuda_kernel(
-        name=f"qgraph_tiled_{shared_memory}",
+        name=f"qgraph_tiled_{shared_memory}" + __import__("os").environ.get("QG_DEFS", ""),
         input_names=["x", "w", "scales"],
         output_names=["y"],
         header=_header(),
-        source="qgraph::tiled::product<T, qgraph::tiled::Mode(MODE), BITS, GROUP, N, WN, WK, COLUMNS,"
+        source="qgraph::tiled::product<T, qgraph::tiled::Mode(MODE), BITS, GROUP, N, WN, WK, MT, COLUMNS,"
         " DEPTH, STAGES, BATCH, PARTS>(x, w, scales, y, x_shape[0], x_shape[1], w_shape[0]);",
         shared_memory=shared_memory,
     )
