@@ -218,8 +218,8 @@ def _carried_out(node: Node, product: Product, choice: Choice) -> Sequence[Value
             packed = _as_stored(packed)
             problem = problem.replace(scales_dtype=packed[1].dtype)
     static = {"problem": problem, "kernel": choice.kernel}
-    if chosen.layout:
-        packed = apply("pack_weight", (packed,), static)
+    if chosen.layout:  # whatever the rows: plans for one and for many share what is packed
+        packed = apply("pack_weight", (packed,), static | {"problem": problem.replace(m=1)})
     if node.op == "gather_qmm":
         y = apply("packed_gather", (x, packed), static | indices_of(node))
     else:

@@ -29,10 +29,12 @@ from .matmul.plain import Plain
 from .matmul.sharded import Sharded
 from .matmul.simd import Simd
 from .matmul.tensor_cores import TensorCores
+from .matmul.tiled import Tiled, TiledGather
 
 KERNELS: tuple[type[Kernel], ...] = (
     Plain,
     TensorCores,
+    Tiled,
     Padded,
     Chunked,
     Dequantized,
@@ -44,6 +46,7 @@ KERNELS: tuple[type[Kernel], ...] = (
     DenseHostBlas,
     Gather,
     SortedGather,
+    TiledGather,
     DequantizedGather,
     Float32Gather,
     GroupedSimd,

@@ -7,7 +7,6 @@ float32; the source is `cuda/tensor_cores.cuh`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..base import HALF, Kernel, Problem, Streams
+from ..cuda.arch import capability
 from ..cuda.source import cuda_source
 from .plain import Plain
 
@@ -38,7 +38,7 @@ class TensorCores(Kernel):
         p = problem
         if p.backend != "cuda":
             return "written for CUDA"
-        if _capability(p.arch) < 80:
+        if capability(p.arch) < 80:
             return f"tensor cores for bfloat16 begin with sm_80, this is {p.arch}"
         if p.mode != "affine" or p.bits not in (4, 8) or not p.transpose:
             return "takes affine weights of 4 or 8 bits, transposed"
@@ -90,12 +90,6 @@ def _block(problem: Problem) -> tuple[int, int]:
     if problem.m > 8 or problem.n > 800 * ROWS:
         return 4, 4
     return (16, 2) if problem.k >= 32 * columns else (8, 2)
-
-
-def _capability(arch: str) -> int:
-    """90 of "sm_90" or "sm_90a"; 0 where there is no number."""
-    found = re.search(r"\d+", arch)
-    return int(found.group()) if found else 0
 
 
 @cache

@@ -62,19 +62,24 @@ def packed_rows(tiles: mx.array, bits: int, n: int, k: int) -> mx.array:
     return _packed(q, bits)
 
 
-def tiled_scales(parts: Sequence[mx.array]) -> mx.array:
+def padded(size: int) -> int:
+    """N or K filled up to whole tiles."""
+    return -(-size // TILE) * TILE
+
+
+def tiled_scales(parts: Sequence[mx.array], group_size: int) -> mx.array:
     """Scales, and biases if there are any, (…, N, G), as (…, N/64, G', 64).
 
-    G' are groups of K filled up to a multiple of 64; the caller fills them.
+    G' are the groups of K filled up to a multiple of 64.
     """
+    both = parts[0]
     if len(parts) == 2:
         low, high = (part.view(mx.uint16).astype(mx.uint32) for part in parts)
         both = low | high << 16
-    else:
-        both = parts[0]
     *experts, n, groups = both.shape
-    both = mx.pad(both, [(0, 0)] * (both.ndim - 2) + [(0, -n % TILE), (0, 0)])
-    return mx.contiguous(both.reshape(*experts, -1, TILE, groups).swapaxes(-1, -2))
+    fill = padded(groups * group_size) // group_size - groups
+    both = mx.pad(both, [(0, 0)] * len(experts) + [(0, -n % TILE), (0, fill)])
+    return mx.contiguous(both.reshape(*experts, -1, TILE, groups + fill).swapaxes(-1, -2))
 
 
 def scales_of(tiles: mx.array, dtype: mx.Dtype, n: int, groups: int) -> list[mx.array]:

@@ -336,28 +336,31 @@ __device__ __forceinline__ void copy_unaligned(unsigned to, const T* from, bool 
 
 // ---- the product
 
-// What a block computes: rows `row` to `row + rows` of x, by the matrix at `weight` times 64 rows.
+// What a block computes: `rows` rows from `row` by the rows of W that begin at `tile` times 64.
 struct Place {
   int row, rows;
   size_t tile;
 };
 
-// WN and WK warpgroups along rows of W and along columns, MT tiles of 64 rows each, COLUMNS rows
-// of x, STAGES stages of DEPTH columns; BATCH times 16 columns are decoded before they are
-// multiplied.
-template <typename T, Mode MODE, int BITS, int GROUP, int WN, int WK, int MT, int COLUMNS,
+// Where rows lie in x and in y, if they are not in order there.
+struct Order {
+  const unsigned *in_x, *in_y;
+};
+
+// WN and WK warpgroups along rows of W and along columns, COLUMNS rows of x, STAGES stages of
+// DEPTH columns; BATCH times 16 columns are decoded before they are multiplied.
+template <typename T, Mode MODE, int BITS, int GROUP, int WN, int WK, int COLUMNS,
           int DEPTH, int STAGES, int BATCH>
 struct Product {
   static constexpr int THREADS = 128 * WN * WK;
   static constexpr int TILES = DEPTH / 64;  // of 64 columns, in a stage
   static constexpr int GROUPS = DEPTH < GROUP ? 1 : DEPTH / GROUP;
-  static constexpr int ROW_TILES = WN * MT;
   // Bytes of a stage, and the turns in which the threads copy them, 16 bytes each.
   static constexpr int X_BYTES = COLUMNS * DEPTH * 2, X_TURNS = (X_BYTES / 16 - 1) / THREADS + 1;
-  static constexpr int W_TILE = 512 * BITS, W_ROW = TILES * W_TILE, W_BYTES = ROW_TILES * W_ROW;
+  static constexpr int W_TILE = 512 * BITS, W_ROW = TILES * W_TILE, W_BYTES = WN * W_ROW;
   static constexpr int W_TURNS = (W_BYTES / 16 - 1) / THREADS + 1;
   static constexpr int S_GROUP = MODE == AFFINE ? 256 : 64, S_ROW = GROUPS * S_GROUP;
-  static constexpr int S_BYTES = ROW_TILES * S_ROW, S_TURNS = (S_BYTES / 16 - 1) / THREADS + 1;
+  static constexpr int S_BYTES = WN * S_ROW, S_TURNS = (S_BYTES / 16 - 1) / THREADS + 1;
   static constexpr int OWN = TILES / WK;  // tiles of a stage that are a warpgroup's
   static constexpr int BATCHES = OWN * 4 / BATCH;
   static_assert(TILES % WK == 0 && BATCHES == 2, "one batch is decoded while the other is multiplied");
@@ -368,23 +371,23 @@ struct Product {
   const char *w, *scales;
   int k, n_tiles;
   Place place;
-  const int* order;  // rows of x, if they are not in order
+  Order order;
   bool aligned;
 
   // Where this thread's copies of the first stage begin, in 16 bytes, turn by turn.
   unsigned x_from[X_TURNS], w_from[W_TURNS], s_from[S_TURNS];
-  float c[MT][COLUMNS / 2] = {};
+  float c[COLUMNS / 2] = {};
 
   __device__ __forceinline__ int tiles() const { return (k + 63) / 64; }
   __device__ __forceinline__ int groups() const { return tiles() * 64 / GROUP; }
 
   __device__ __forceinline__ void prepare() {
-    const int last = min(ROW_TILES, n_tiles) - 1;  // copied again for tiles beyond it
+    const int last = min(WN, n_tiles) - 1;  // copied again for tiles beyond it
 #pragma unroll
     for (int t = 0; t < X_TURNS; t++) {
       const int i = t * THREADS + threadIdx.x, row = min(i / 8 % COLUMNS, place.rows - 1);
       const size_t at = place.row + row;
-      x_from[t] = (order ? order[at] : at) * (k / 8) + i / 8 / COLUMNS * 8 + i % 8;
+      x_from[t] = (order.in_x ? order.in_x[at] : at) * (k / 8) + i / 8 / COLUMNS * 8 + i % 8;
     }
 #pragma unroll
     for (int t = 0; t < W_TURNS; t++) {
@@ -459,15 +462,15 @@ struct Product {
     decode<T, MODE, BITS, STEP>(a, words, s);
   }
 
-  // Steps FIRST to FIRST + BATCH of a tile, into left[FIRST % BATCH ...].
-  template <int FIRST, int... I>
+  // A batch of steps of a tile.
+  template <int FIRST>
   __device__ __forceinline__ void decode_batch(unsigned (&left)[BATCH][4],
                                                const unsigned (&words)[BITS],
                                                const char* own_scales, int tile, int row,
                                                Scale& s) const {
     decode_step<FIRST>(left[0], words, own_scales, tile, row, s);
-    if constexpr (BATCH >= 2) decode_step<FIRST + 1>(left[1], words, own_scales, tile, row, s);
-    if constexpr (BATCH >= 4) {
+    decode_step<FIRST + 1>(left[1], words, own_scales, tile, row, s);
+    if constexpr (BATCH == 4) {
       decode_step<FIRST + 2>(left[2], words, own_scales, tile, row, s);
       decode_step<FIRST + 3>(left[3], words, own_scales, tile, row, s);
     }
@@ -481,39 +484,28 @@ struct Product {
     const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);  // the same in a warp
     const int wn = WK > 1 ? group % WN : group, wk = WK > 1 ? group / WN : 0;
     const int row = warp * 16 + lane / 4 * 2;
-    const char* own_w = stages + STAGES * X_BYTES + slot * W_BYTES + wn * MT * W_ROW;
-    const char* own_s = stages + STAGES * (X_BYTES + W_BYTES) + slot * S_BYTES + wn * MT * S_ROW;
-    unsigned left[BATCHES][MT][BATCH][4];
+    const char* own_w = stages + STAGES * X_BYTES + slot * W_BYTES + wn * W_ROW;
+    const char* own_s = stages + STAGES * (X_BYTES + W_BYTES) + slot * S_BYTES + wn * S_ROW;
+    unsigned left[BATCHES][BATCH][4];
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
       const int tile = wk * OWN + i;
       const auto right = operand(shared + slot * X_BYTES + tile * COLUMNS * 128);
-      unsigned words[MT][BITS];
-      Scale s[MT];
-#pragma unroll
-      for (int r = 0; r < MT; r++)
-        read_words<BITS>(words[r], reinterpret_cast<const unsigned*>(own_w + r * W_ROW +
-                         tile * W_TILE) + warp * 32 * BITS, lane);
+      unsigned words[BITS];
+      read_words<BITS>(words, reinterpret_cast<const unsigned*>(own_w + tile * W_TILE) +
+                       warp * 32 * BITS, lane);
+      Scale s;
 #pragma unroll
       for (int j = 0; j < 4 / BATCH; j++) {
         auto& mine = left[i * 4 / BATCH + j];
-#pragma unroll
-        for (int r = 0; r < MT; r++) {
-          const char* at = own_s + r * S_ROW;
-          if (j == 0) decode_batch<0>(mine[r], words[r], at, tile, row, s[r]);
-          if constexpr (BATCH <= 2)
-            if (j == 1) decode_batch<BATCH>(mine[r], words[r], at, tile, row, s[r]);
-          if constexpr (BATCH == 1) {
-            if (j == 2) decode_batch<2>(mine[r], words[r], at, tile, row, s[r]);
-            if (j == 3) decode_batch<3>(mine[r], words[r], at, tile, row, s[r]);
-          }
-        }
+        if (j == 0)
+          decode_batch<0>(mine, words, own_s, tile, row, s);
+        else
+          decode_batch<BATCH % 4>(mine, words, own_s, tile, row, s);
         begin();
 #pragma unroll
         for (int b = 0; b < BATCH; b++)
-#pragma unroll
-          for (int r = 0; r < MT; r++)
-            multiply<T, COLUMNS>(c[r], mine[r][b], at_columns(right, j * BATCH + b));
+          multiply<T, COLUMNS>(c, mine[b], at_columns(right, j * BATCH + b));
         commit();
         wait<1>();  // what was begun before is over, and its registers are free
         if (i == 0 && j == 0) meanwhile();
@@ -545,20 +537,18 @@ struct Product {
     if constexpr (WK > 1) {
       asm volatile("cp.async.wait_all;" ::: "memory");
       const int group = threadIdx.x / 128, wn = group % WN, wk = group / WN;
-      float* own = reinterpret_cast<float*>(stages) + wn * MT * COLUMNS / 2 * 128 +
-                   threadIdx.x % 128;
-      float* sums = &c[0][0];
+      float* own = reinterpret_cast<float*>(stages) + wn * COLUMNS / 2 * 128 + threadIdx.x % 128;
 #pragma unroll
       for (int from = 1; from < WK; from++) {
         __syncthreads();
         if (wk == from) {
 #pragma unroll
-          for (int i = 0; i < MT * COLUMNS / 2; i++) own[i * 128] = sums[i];
+          for (int i = 0; i < COLUMNS / 2; i++) own[i * 128] = c[i];
         }
         __syncthreads();
         if (wk == 0) {
 #pragma unroll
-          for (int i = 0; i < MT * COLUMNS / 2; i++) sums[i] += own[i * 128];
+          for (int i = 0; i < COLUMNS / 2; i++) c[i] += own[i * 128];
         }
       }
     }
@@ -568,27 +558,22 @@ struct Product {
   template <bool ALIGNED, typename Y>
   __device__ __forceinline__ void write(Y* y, int n) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128;
-    if (group / WN > 0) return;
+    const int out = (blockIdx.y * WN + group) * 64 + warp * 16 + lane / 4 * 2;
+    if (group >= WN || out >= n) return;
 #pragma unroll
-    for (int r = 0; r < MT; r++) {
-      const int out = (blockIdx.y * ROW_TILES + group * MT + r) * 64 + warp * 16 + lane / 4 * 2;
-      if (out >= n) return;
-#pragma unroll
-      for (int i = 0; i < COLUMNS / 2; i += 2) {
-        const int row = i / 4 * 8 + lane % 4 * 2 + i / 2 % 2;
-        if (row < place.rows) {
-          const size_t at = place.row + row;
-          Y* to = y + (order ? order[at] : at) * n + out;
-          const int e = i / 4 * 4 + i / 2 % 2;
-          const float low = c[r][e] * Half<T>::unit, high = c[r][e + 2] * Half<T>::unit;
-          if constexpr (!ALIGNED) {
-            to[0] = Y(low);
-            if (out + 1 < n) to[1] = Y(high);
-          } else if constexpr (sizeof(Y) == 4) {
-            *reinterpret_cast<float2*>(to) = make_float2(low, high);
-          } else {
-            *reinterpret_cast<unsigned*>(to) = pair<Y>(low, high);
-          }
+    for (int i = 0; i < COLUMNS / 2; i += 2) {
+      const int row = i / 4 * 8 + lane % 4 * 2 + i / 2 % 2, e = i / 4 * 4 + i / 2 % 2;
+      if (row < place.rows) {
+        const size_t at = place.row + row;
+        Y* to = y + (order.in_y ? order.in_y[at] : at) * n + out;
+        const float low = c[e] * Half<T>::unit, high = c[e + 2] * Half<T>::unit;
+        if constexpr (!ALIGNED) {
+          to[0] = Y(low);
+          if (out + 1 < n) to[1] = Y(high);
+        } else if constexpr (sizeof(Y) == 4) {
+          *reinterpret_cast<float2*>(to) = make_float2(low, high);
+        } else {
+          *reinterpret_cast<unsigned*>(to) = pair<Y>(low, high);
         }
       }
     }
@@ -597,20 +582,69 @@ struct Product {
 
 // y = x W^T, or with PARTS > 1 its parts in float32, one after the other.  N is the number of rows
 // of W where they do not fill their tiles, else 0.
-template <typename T, Mode MODE, int BITS, int GROUP, int N, int WN, int WK, int MT, int COLUMNS,
+template <typename T, Mode MODE, int BITS, int GROUP, int N, int WN, int WK, int COLUMNS,
           int DEPTH, int STAGES, int BATCH, int PARTS, typename Y>
 __device__ void product(const T* x, const unsigned* w, const void* scales, Y* y, int m, int k,
                         int n_tiles) {
   extern __shared__ __align__(1024) char stages[];
-  using P = Product<T, MODE, BITS, GROUP, WN, WK, MT, COLUMNS, DEPTH, STAGES, BATCH>;
+  using P = Product<T, MODE, BITS, GROUP, WN, WK, COLUMNS, DEPTH, STAGES, BATCH>;
   const int n = N > 0 ? N : n_tiles * 64, all = (k + DEPTH - 1) / DEPTH;
   const int each = (all + PARTS - 1) / PARTS, part = PARTS > 1 ? blockIdx.z : 0;
-  const int row = blockIdx.x * COLUMNS, tile = blockIdx.y * P::ROW_TILES;
+  const int row = blockIdx.x * COLUMNS, tile = blockIdx.y * WN;
   P p{x, reinterpret_cast<const char*>(w), static_cast<const char*>(scales), k, n_tiles - tile,
-      Place{row, m - row, size_t(tile)}, nullptr, reinterpret_cast<size_t>(x) % 16 == 0};
+      Place{row, m - row, size_t(tile)}, {}, reinterpret_cast<size_t>(x) % 16 == 0};
   p.run(stages, part * each, min(all, (part + 1) * each));
   p.join(stages);
   p.template write<N % 2 == 0>(y + size_t(part) * m * n, n);
+}
+
+// The BLOCK-th portion of up to COLUMNS rows, where those of each expert begin anew; none has 0
+// rows.  Rows of expert e are `starts[e]` to `starts[e + 1]`.
+template <int COLUMNS>
+__device__ __forceinline__ Place portion(int block, const int* starts, int experts, int& expert) {
+  const int lane = threadIdx.x % 32;
+  for (int from = 0, before = 0; from < experts; from += 32) {
+    const int mine = from + lane;
+    const int start = starts[min(mine, experts)], rows = starts[min(mine + 1, experts)] - start;
+    const int own = (rows + COLUMNS - 1) / COLUMNS;
+    int sum = own;
+#pragma unroll
+    for (int i = 1; i < 32; i *= 2) {
+      const int other = __shfl_up_sync(0xffffffff, sum, i);
+      if (lane >= i) sum += other;
+    }
+    const int at = block - before - (sum - own);
+    const unsigned found = __ballot_sync(0xffffffff, at >= 0 && at < own);
+    if (found) {
+      const int source = __ffs(found) - 1;
+      expert = from + source;
+      return {__shfl_sync(0xffffffff, start + at * COLUMNS, source),
+              __shfl_sync(0xffffffff, rows - at * COLUMNS, source), 0};
+    }
+    before += __shfl_sync(0xffffffff, sum, 31);
+  }
+  return {0, 0, 0};
+}
+
+// Rows of y = rows of x by the matrices of their experts; rows are in the order of experts, and
+// `order` says where they lie.
+template <typename T, Mode MODE, int BITS, int GROUP, int N, int WN, int WK, int COLUMNS,
+          int DEPTH, int STAGES, int BATCH>
+__device__ void gathered_product(const T* x, const unsigned* w, const void* scales,
+                                 const int* starts, Order order, T* y, int k, int n_tiles,
+                                 int experts) {
+  extern __shared__ __align__(1024) char stages[];
+  using P = Product<T, MODE, BITS, GROUP, WN, WK, COLUMNS, DEPTH, STAGES, BATCH>;
+  int expert = 0;
+  Place place = portion<COLUMNS>(blockIdx.x, starts, experts, expert);
+  if (place.rows <= 0) return;
+  const int tile = blockIdx.y * WN;
+  place.tile = size_t(expert) * n_tiles + tile;
+  P p{x, reinterpret_cast<const char*>(w), static_cast<const char*>(scales), k, n_tiles - tile,
+      place, order, reinterpret_cast<size_t>(x) % 16 == 0};
+  p.run(stages, 0, (k + DEPTH - 1) / DEPTH);
+  p.join(stages);
+  p.template write<N % 2 == 0>(y, N > 0 ? N : n_tiles * 64);
 }
 
 // The sum of float32 parts, in T.

@@ -1,29 +1,48 @@
 """`tiled`: on CUDA, a kernel of our own for any number of rows, on a weight laid out in tiles.
 
-The layout is `tile_layout.py`, the source `tiled.cuh`.
+Products of some rows are far from the tensor cores' speed in MLX 0.32: its format makes them decode
+with many small reads, and it decodes the weight again for every 16 rows.  Here the weight is laid
+out once, when it is packed, as the tensor cores want it (`tile_layout.py`); the source is
+`tiled.cuh`, and `docs/decisions/0014-a-weight-laid-out-in-tiles.md` says what was measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import mlx.core as mx
 
-from qgraph.kernels.base import HALF, Kernel, Packed, Problem, Streams
-from qgraph.kernels.tensor_cores import _capability
-
-from .tile_layout import TILE, tiled_scales, tiled_weight
+from ..base import HALF, Kernel, Packed, Problem, Streams
+from ..cuda.arch import capability, shared_memory
+from ..cuda.rates import BANDWIDTH
+from ..cuda.source import cuda_source
+from .gather import Gather, Indices, broadcast_indices
+from .tile_layout import TILE, padded, tiled_scales, tiled_weight
 
 SMS = 132
 """Multiprocessors of an H100 and of an H200."""
+MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
+"""In the order of the source."""
+CONTRACT = "the weight is rounded to the dtype of x, sums are float32 in another order"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Block:
-    """How the work of a product is cut up; see the source."""
+    """How a product is cut up among blocks of threads.
+
+    Attributes:
+        rows: warpgroups along the rows of the weight, 64 each.
+        split: warpgroups that share the columns of a stage.
+        columns: rows of x.
+        depth: columns of the weight in a stage.
+        stages: in shared memory.
+        batch: how many times 16 columns are decoded before they are multiplied.
+        step_us: what 64 columns take.
+        parts: blocks that share the columns of the weight.
+    """
 
     rows: int
     split: int
@@ -31,125 +50,251 @@ class Block:
     depth: int
     stages: int
     batch: int
+    step_us: float = 0.0
     parts: int = 1
-    tiles: int = 1
 
     @property
     def threads(self) -> int:
         return 128 * self.rows * self.split
 
-    def shared_memory(self, p: Problem) -> int:
-        scale = 4 if p.mode == "affine" else 1
+    def stage_bytes(self, p: Problem) -> int:
+        """Shared memory of a stage."""
         groups = max(1, self.depth // p.group_size)
-        x = self.columns * self.depth * 2
-        rows = self.rows * self.tiles
-        w = rows * self.depth // TILE * 512 * p.bits
-        return self.stages * (x + w + rows * groups * TILE * scale)
+        scale = 4 if p.mode == "affine" else 1
+        w = self.rows * (self.depth * TILE * p.bits // 8 + groups * TILE * scale)
+        return self.columns * self.depth * 2 + w
+
+    def shared_memory(self, p: Problem) -> int:
+        return self.stages * self.stage_bytes(p)
+
+    def count(self, p: Problem) -> int:
+        """Blocks of one part."""
+        return -(-p.m // self.columns) * -(-_tiles(p.n) // self.rows)
 
 
-BLOCKS = {
-    8: Block(2, 1, 8, 128, 8, 4),
-    16: Block(2, 1, 16, 128, 8, 4),
-    32: Block(2, 1, 32, 128, 6, 4),
-    64: Block(2, 1, 64, 128, 4, 4),
-    128: Block(2, 1, 128, 64, 5, 2),
-    256: Block(2, 1, 256, 64, 5, 2),
-}
+BLOCKS = (
+    Block(1, 2, 8, 256, 6, 4, 0.09),
+    Block(2, 2, 16, 256, 5, 4, 0.19),
+    Block(2, 2, 32, 256, 4, 4, 0.22),
+    Block(2, 1, 64, 128, 4, 4, 0.31),
+    Block(2, 1, 128, 128, 4, 4, 0.44),
+    Block(2, 1, 192, 64, 6, 2, 0.60),
+    Block(2, 1, 256, 64, 5, 2, 0.75),
+)
+"""Those that were fastest on an H100, of some 40; times are of 128 rows of the weight."""
+START_US = 5.0
+PARTS_US = 3.0
+"""Before the first byte, and for adding parts up."""
+READ = 0.65 * BANDWIDTH
+"""Bytes of the weight a microsecond."""
 
 
 class Tiled(Kernel):
     name = "tiled"
+    backends = ("cuda",)
     layout = ("tiled",)
 
     def applies(self, problem: Problem) -> str | None:
         p = problem
         if p.backend != "cuda":
             return "written for CUDA"
-        if _capability(p.arch) < 80:
+        if capability(p.arch) < 80:
             return f"tensor cores for bfloat16 begin with sm_80, this is {p.arch}"
-        if p.dtype not in HALF or p.out_dtype != p.dtype:
+        if p.dtype not in HALF or p.scales_dtype not in (p.dtype, mx.uint8):
             return "takes half precision, scales in the dtype of x"
         if not p.transpose:
             return "takes a transposed weight"
         return None
 
     def contract(self, problem: Problem) -> str:
-        return "sums in float32 in another order"
+        return CONTRACT
+
+    def extra_bytes(self, problem: Problem) -> int:
+        """What fills tiles up: all plans of a program read the weight in tiles."""
+        p = problem.replace(n=padded(problem.n), k=padded(problem.k))
+        return p.packed_bytes - problem.packed_bytes
+
+    def modelled(self, problem: Problem) -> float | None:
+        """By the time of a stage or of reading the weight, as measured on an H100."""
+        if capability(problem.arch) != 90:
+            return None
+        b = block(problem)
+        waves = -(-b.count(problem) * b.parts * b.rows // (2 * SMS))
+        steps = waves * b.step_us * -(-problem.k // (TILE * b.parts)) * 2 / b.rows
+        added = PARTS_US + 8 * b.parts * problem.m * problem.n / BANDWIDTH
+        return START_US + max(problem.moved_bytes / READ, steps) + (added if b.parts > 1 else 0)
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
         w, *scales = parts
-        per_tile = max(1, TILE // problem.group_size)
-        fill = -scales[0].shape[-1] % per_tile
-        scales = [mx.pad(s, [(0, 0)] * (s.ndim - 1) + [(0, fill)]) for s in scales]
-        return tiled_weight(w, problem.bits), tiled_scales(scales)
+        return tiled_weight(w, problem.bits), tiled_scales(scales, problem.group_size)
 
     def run(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams
     ) -> mx.array:
-        return product(x, packed, problem, block(problem))
+        p, b = problem, block(problem)
+        size = (p.m, p.n)
+        results: list[mx.array] = _product(b.shared_memory(p))(
+            inputs=[x, *packed],
+            template=[*_template(p, b), ("PARTS", b.parts)],
+            grid=(-(-p.m // b.columns) * b.threads, -(-_tiles(p.n) // b.rows), b.parts),
+            threadgroup=(b.threads, 1, 1),
+            output_shapes=[size if b.parts == 1 else (b.parts, *size)],
+            output_dtypes=[p.dtype if b.parts == 1 else mx.float32],
+        )
+        if b.parts > 1:
+            results = _add_parts()(
+                inputs=results,
+                template=[("T", p.dtype)],
+                grid=(-(-p.m * p.n // 4), 1, 1),
+                threadgroup=(256, 1, 1),
+                output_shapes=[size],
+                output_dtypes=[p.dtype],
+            )
+        return results[0]
+
+
+class TiledGather(Gather):
+    """All experts in one launch: rows sorted by expert, each read and written where it lies."""
+
+    name = "group+tiled"
+    backends = ("cuda",)
+    left_to_mlx = False
+    layout = ("tiled",)
+
+    def applies(self, problem: Problem) -> str | None:
+        return Tiled().applies(problem) or super().applies(problem)
+
+    def contract(self, problem: Problem) -> str:
+        return CONTRACT
+
+    def extra_bytes(self, problem: Problem) -> int:
+        return Tiled().extra_bytes(problem)
+
+    def estimate(self, problem: Problem, machine: Any) -> float | None:
+        if (us := machine.measured(self.name, problem)) is not None:
+            return float(us)
+        if capability(problem.arch) != 90:
+            return None
+        b = _gathered_block(problem)
+        blocks = _portions(problem, b) * -(-_tiles(problem.n) // b.rows)
+        steps = -(-blocks * b.rows // (2 * SMS)) * b.step_us * -(-problem.k // TILE) * 2 / b.rows
+        return SORT_US + START_US + max(problem.moved_bytes / READ, steps)
+
+    def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
+        return Tiled().pack(parts, problem)
+
+    def run(
+        self,
+        x: mx.array,
+        packed: Sequence[mx.array],
+        problem: Problem,
+        streams: Streams,
+        lhs: Indices = None,
+        rhs: Indices = None,
+    ) -> mx.array:
+        p, b, each = problem, _gathered_block(problem), x.shape[-2]
+        lhs, rhs = broadcast_indices(x, problem, lhs, rhs)
+        experts = rhs.flatten()
+        order = mx.argsort(experts)
+        first = mx.arange(p.experts + 1, dtype=mx.uint32)[:, None]
+        starts = (experts < first).sum(axis=1) * each
+        in_x, in_y = (_rows(i, each) for i in (lhs.flatten()[order], order))
+        y: mx.array = _gathered_product(b.shared_memory(p))(
+            inputs=[x.reshape(-1, p.k), *packed, starts, in_x, in_y],
+            template=_template(p, b),
+            grid=(_portions(p, b) * b.threads, -(-_tiles(p.n) // b.rows), 1),
+            threadgroup=(b.threads, 1, 1),
+            output_shapes=[(p.m, p.n)],
+            output_dtypes=[p.dtype],
+        )[0]
+        return y.reshape(*rhs.shape, each, p.n)
+
+
+SORT_US = 30.0
+"""Sorting rows by expert: some small operations."""
 
 
 def block(p: Problem) -> Block:
-    return next((b for c, b in BLOCKS.items() if p.m <= c), BLOCKS[256])
+    """How a product is cut up: the fewest columns that hold all rows of x, else those with the
+    fewest to spare; into parts where blocks would be too few for the GPU."""
+    fitting = [b for b in (_fitted(b, p) for b in BLOCKS) if b is not None]
+    b = next((b for b in fitting if b.columns >= p.m), None)
+    b = b or min(reversed(fitting[-2:]), key=lambda b: -(-p.m // b.columns) * b.columns)
+    deep = -(-p.k // (4 * b.depth))  # four stages a part at least
+    return replace(b, parts=max(1, min(SMS // b.count(p), deep, 8)))
 
 
-def product(x: mx.array, packed: Sequence[mx.array], p: Problem, b: Block) -> mx.array:
-    tiles = -(-p.n // TILE)
-    grid = (-(-p.m // b.columns), -(-tiles // (b.rows * b.tiles)), b.parts)
-    out = (p.m, p.n) if b.parts == 1 else (b.parts, p.m, p.n)
-    dtype = p.dtype if b.parts == 1 else mx.float32
-    (y,) = _product(b.shared_memory(p))(
-        inputs=[x, *packed],
-        template=[
-            ("T", p.dtype),
-            ("MODE", ["affine", "mxfp4", "nvfp4", "mxfp8"].index(p.mode)),
-            ("BITS", p.bits),
-            ("GROUP", p.group_size),
-            ("N", p.n if p.n % TILE else 0),
-            ("WN", b.rows),
-            ("WK", b.split),
-            ("MT", b.tiles),
-            ("COLUMNS", b.columns),
-            ("DEPTH", b.depth),
-            ("STAGES", b.stages),
-            ("BATCH", b.batch),
-            ("PARTS", b.parts),
-        ],
-        grid=(grid[0] * b.threads, grid[1], grid[2]),
-        threadgroup=(b.threads, 1, 1),
-        output_shapes=[out],
-        output_dtypes=[dtype],
-    )
-    if b.parts == 1:
-        return y
-    size = p.m * p.n
-    return _add_parts()(
-        inputs=[y],
-        template=[("T", p.dtype)],
-        grid=(-(-size // 4), 1, 1),
-        threadgroup=(256, 1, 1),
-        output_shapes=[(p.m, p.n)],
-        output_dtypes=[p.dtype],
-    )[0]
+def _fitted(b: Block, p: Problem) -> Block | None:
+    """A block with as many stages as the GPU has shared memory for; None if those are too few."""
+    if capability(p.arch) != 90 and b.columns > 64:
+        return None  # what mma.sync reads of x takes registers too
+    stages = min(b.stages, shared_memory(p.arch) // b.stage_bytes(p))
+    return replace(b, stages=stages) if stages >= 3 else None
 
 
-def _header() -> str:
-    import os
-    from pathlib import Path
-    if os.environ.get("QG_DEFS"):
-        return "".join(f"#define {d}\n" for d in os.environ["QG_DEFS"].split(",")) + f'#include "{Path(__file__).parent / "tiled.cuh"}"\n'
-    return f'#include "{Path(__file__).parent / "tiled.cuh"}"\n'
+def _gathered_block(p: Problem) -> Block:
+    """For twice the rows that an expert has on average, as they are not spread evenly."""
+    return replace(block(p.replace(m=-(-2 * p.m // p.experts), experts=0)), parts=1)
+
+
+def _portions(p: Problem, b: Block) -> int:
+    """Into how many portions rows fall at most, where those of an expert begin a new one."""
+    return -(-p.m // b.columns) + min(p.m, p.experts)
+
+
+def _rows(matrices: mx.array, each: int) -> mx.array:
+    """Rows of matrices of `each` rows."""
+    if each == 1:
+        return matrices.astype(mx.uint32)
+    rows = matrices[:, None].astype(mx.uint32) * each + mx.arange(each, dtype=mx.uint32)
+    return rows.flatten()
+
+
+def _tiles(n: int) -> int:
+    return -(-n // TILE)
+
+
+def _template(p: Problem, b: Block) -> list[tuple[str, Any]]:
+    return [
+        ("T", p.dtype),
+        ("MODE", MODES.index(p.mode)),
+        ("BITS", p.bits),
+        ("GROUP", p.group_size),
+        ("N", p.n if p.n % TILE else 0),
+        ("WN", b.rows),
+        ("WK", b.split),
+        ("COLUMNS", b.columns),
+        ("DEPTH", b.depth),
+        ("STAGES", b.stages),
+        ("BATCH", b.batch),
+    ]
+
+
+_ARGUMENTS = "T, qgraph::tiled::Mode(MODE), BITS, GROUP, N, WN, WK, COLUMNS, DEPTH, STAGES, BATCH"
 
 
 @cache
 def _product(shared_memory: int) -> Any:
     return mx.fast.cuda_kernel(
-        name=f"qgraph_tiled_{shared_memory}" + __import__("os").environ.get("QG_DEFS", ""),
+        name="qgraph_tiled",
         input_names=["x", "w", "scales"],
         output_names=["y"],
-        header=_header(),
-        source="qgraph::tiled::product<T, qgraph::tiled::Mode(MODE), BITS, GROUP, N, WN, WK, MT, COLUMNS,"
-        " DEPTH, STAGES, BATCH, PARTS>(x, w, scales, y, x_shape[0], x_shape[1], w_shape[0]);",
+        header=cuda_source("matmul", "tiled"),
+        source=f"qgraph::tiled::product<{_ARGUMENTS}, PARTS>(x, w, scales, y, x_shape[0], "
+        "x_shape[1], w_shape[0]);",
+        shared_memory=shared_memory,
+    )
+
+
+@cache
+def _gathered_product(shared_memory: int) -> Any:
+    return mx.fast.cuda_kernel(
+        name="qgraph_tiled_gather",
+        input_names=["x", "w", "scales", "starts", "in_x", "in_y"],
+        output_names=["y"],
+        header=cuda_source("matmul", "tiled"),
+        source=f"qgraph::tiled::gathered_product<{_ARGUMENTS}>(x, w, scales, starts, {{in_x, in_y}}"
+        ", y, x_shape[1], w_shape[1], w_shape[0]);",
         shared_memory=shared_memory,
     )
 
@@ -160,7 +305,7 @@ def _add_parts() -> Any:
         name="qgraph_add_parts",
         input_names=["parts"],
         output_names=["y"],
-        header=_header(),
+        header=cuda_source("matmul", "tiled"),
         source="qgraph::tiled::add_parts<T>(parts, y, parts_shape[0],"
         " size_t(parts_shape[1]) * parts_shape[2]);",
     )

@@ -1,0 +1,25 @@
+"""What a kernel asks about the GPU it is compiled for."""
+
+from __future__ import annotations
+
+import re
+
+
+def capability(arch: str) -> int:
+    """The compute capability in an architecture's name; 0 where there is no number.
+
+    >>> capability("sm_90a"), capability("apple")
+    (90, 0)
+    """
+    found = re.search(r"\d+", arch)
+    return int(found.group()) if found else 0
+
+
+def shared_memory(arch: str) -> int:
+    """Bytes of shared memory that one block may have (CUDA C++ Programming Guide, appendix 20.1).
+
+    >>> shared_memory("sm_90") // 1024
+    227
+    """
+    known = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
+    return known.get(capability(arch), 99) * 1024

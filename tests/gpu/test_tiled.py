@@ -1,0 +1,87 @@
+"""Products on a weight laid out in tiles, on a GPU against float64: skipped without one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from qgraph.kernels import Problem, carry_out, kernel
+from qgraph.kernels.choice.tuner import random_operands
+from qgraph.kernels.streams import Streams
+
+from .test_kernels import GPU, exactly, make
+
+pytestmark = pytest.mark.skipif(not mx.is_available(GPU), reason="needs a GPU")
+
+FORMATS = [("affine", bits, 64) for bits in (2, 3, 4, 5, 6, 8)]
+FORMATS += [("affine", 4, 32), ("affine", 4, 128), ("affine", 8, 32), ("affine", 6, 128)]
+FORMATS += [("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)]
+ROUNDED = {mx.bfloat16: 3e-3, mx.float16: 6e-4}
+"""Of the weight and of the result, each within half a unit of the last place."""
+
+
+def product(p: Problem, x: mx.array, parts: list[mx.array]) -> mx.array:
+    packed = kernel("tiled").pack(parts, p)
+    return carry_out(kernel("tiled"), x, packed, p, Streams(GPU))
+
+
+def error(y: mx.array, want: Any) -> float:
+    got = np.array(y.astype(mx.float32), np.float64)
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f"{f[0]}{f[1]}g{f[2]}")
+def test_formats(form: tuple[str, int, int], dtype: mx.Dtype) -> None:
+    for m, n, k in [(5, 192, 640), (40, 130, 1152)]:
+        p = make(m, n, k, dtype, form)
+        x, parts = random_operands(p, seed=m)
+        assert error(product(p, x, parts), exactly(p, x, parts)) < ROUNDED[dtype], p
+
+
+@pytest.mark.parametrize("m", [1, 8, 9, 31, 64, 65, 150, 200, 300])
+def test_rows_and_columns_that_divide_nothing(m: int) -> None:
+    for n, k, group in [(64, 64, 32), (1, 32, 32), (500, 96, 32), (333, 4096, 128)]:
+        p = make(m, n, k, mx.bfloat16, ("affine", 4, group))
+        x, parts = random_operands(p, seed=m)
+        y = product(p, x, parts)
+        assert error(y, exactly(p, x, parts)) < ROUNDED[mx.bfloat16], p
+        shifted = mx.concatenate([mx.zeros((1,), p.dtype), x.reshape(-1)])
+        mx.eval(shifted)
+        assert mx.array_equal(y, product(p, shifted[1:].reshape(m, k), parts)).item()
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+def test_what_is_not_finite(dtype: mx.Dtype) -> None:
+    """NaN and infinities reach what MLX lets them reach, and no other row."""
+    p = make(24, 128, 256, dtype, ("affine", 4, 64))
+    x, parts = random_operands(p)
+    x[3, 7], x[5, 9], x[6, 1] = mx.nan, mx.inf, -mx.inf
+    plain = mx.quantized_matmul(x, *parts, transpose=True, **p.settings)
+    y = product(p, x, parts)
+    for of in (mx.isnan, mx.isposinf, mx.isneginf):
+        assert mx.array_equal(of(y), of(plain)).item()
+
+
+@pytest.mark.parametrize("each", [1, 3])
+@pytest.mark.parametrize(("experts", "rows"), [(5, 4), (5, 64), (40, 300), (3, 600)])
+def test_experts(experts: int, rows: int, each: int) -> None:
+    p = make(rows * each, 200, 512, mx.bfloat16, ("affine", 4, 64)).replace(experts=experts)
+    x, parts = random_operands(p)
+    rhs = np.random.default_rng(1).integers(0, experts, rows)
+    lhs = np.random.default_rng(2).integers(0, rows, rows)
+    left = x.reshape(rows, each, p.k)
+    with mx.stream(mx.cpu):
+        scales = [s.astype(mx.float32) for s in parts[1:]]
+        w = np.array(mx.dequantize(parts[0], *scales, **p.settings), np.float64)
+        dense = np.array(left.astype(mx.float32), np.float64)
+    chosen = kernel("group+tiled")
+    packed = chosen.pack(parts, p)
+    indices = [mx.array(i, mx.uint32) for i in (lhs, rhs)]
+    y = chosen.run(left, packed, p, Streams(GPU), *indices)
+    want = dense[lhs] @ w.swapaxes(-1, -2)[rhs]
+    assert y.shape == want.shape
+    assert error(y, want) < ROUNDED[mx.bfloat16]
