@@ -72,16 +72,19 @@ class Bench:
 
     Attributes:
         limit: seconds; a candidate predicted to take longer for one call is not run.
+        only: the kernels to measure; all that apply if there are none.
     """
 
     target: Target
     limit: float
     repeats: int
     rates: tuple[float, float]
+    only: frozenset[str] = frozenset()
     before: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def row(self, problem: Problem) -> dict[str, Any]:
         names = candidates(problem, budget=UNLIMITED)
+        names = [name for name in names if not self.only or name in self.only]
         expected = {name: seconds * problem.m / m for name, (m, seconds) in self.before.items()}
         limit = max(self.limit, 2 * min(expected.values(), default=0))
         predicted = {name: 1e6 * s for name, s in expected.items() if s > limit}
@@ -187,6 +190,7 @@ def main(
     repeats: int = 5,
     limit: Annotated[float, typer.Option(help="seconds one call may take")] = 1.0,
     table: Annotated[Path | None, typer.Option(help="add to this table of the package")] = None,
+    only: Annotated[str, typer.Option(help="for a table: the kernels to measure anew")] = "",
     name: Annotated[str, typer.Option(help="of the file of results")] = "kernels",
 ) -> None:
     """Measure the kernels and what qgraph chooses among them."""
@@ -202,7 +206,7 @@ def main(
     found = []
     columns = list(grid.problems(target))
     for column in track(columns, "measuring", console=Console(stderr=True)):
-        bench = Bench(target, limit, repeats, rates)
+        bench = Bench(target, limit, repeats, rates, frozenset(only.split(",")) - {""})
         found += [bench.row(problem) for problem in column]
     machine = {**describe(target), "bandwidth": rates[0], "rate": rates[1]}
     if table is None:

@@ -1,4 +1,4 @@
-"""A quantized weight laid out in tiles, so that a tensor core's lane loads whole what it multiplies.
+"""A quantized weight laid out in tiles: a lane of a tensor core loads whole what it multiplies.
 
 A tile is 64 rows by 64 columns, and tiles lie in rows of tiles.  In a tile the four warps of a
 warpgroup hold 16 rows each.  For every 16 columns a lane of a warp holds eight numbers, four words

@@ -17,7 +17,6 @@ import mlx.core as mx
 
 from ..base import HALF, Kernel, Packed, Problem, Streams
 from ..cuda.arch import capability, shared_memory
-from ..cuda.rates import BANDWIDTH
 from ..cuda.source import cuda_source
 from .gather import Gather, Indices, broadcast_indices
 from .tile_layout import TILE, padded, tiled_scales, tiled_weight
@@ -26,6 +25,7 @@ SMS = 132
 """Multiprocessors of an H100 and of an H200."""
 MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
 """In the order of the source."""
+SOURCES = ("tiled_instructions", "tiled_formats", "tiled")
 CONTRACT = "the weight is rounded to the dtype of x, sums are float32 in another order"
 
 
@@ -40,7 +40,7 @@ class Block:
         depth: columns of the weight in a stage.
         stages: in shared memory.
         batch: how many times 16 columns are decoded before they are multiplied.
-        step_us: what 64 columns take.
+        step_us: what 64 columns of the weight take.
         parts: blocks that share the columns of the weight.
     """
 
@@ -73,20 +73,30 @@ class Block:
 
 
 BLOCKS = (
-    Block(1, 2, 8, 256, 6, 4, 0.09),
-    Block(2, 2, 16, 256, 5, 4, 0.19),
-    Block(2, 2, 32, 256, 4, 4, 0.22),
-    Block(2, 1, 64, 128, 4, 4, 0.31),
-    Block(2, 1, 128, 128, 4, 4, 0.44),
-    Block(2, 1, 192, 64, 6, 2, 0.60),
+    Block(1, 2, 8, 256, 6, 4, 0.098),
+    Block(1, 4, 8, 512, 6, 2, 0.078),
+    Block(2, 2, 16, 256, 5, 4, 0.15),
+    Block(1, 4, 16, 512, 5, 2, 0.094),
+    Block(2, 2, 32, 256, 4, 4, 0.20),
+    Block(2, 1, 64, 128, 4, 4, 0.30),
+    Block(2, 1, 128, 128, 4, 4, 0.43),
+    Block(2, 1, 192, 64, 6, 2, 0.59),
     Block(2, 1, 256, 64, 5, 2, 0.75),
 )
-"""Those that were fastest on an H100, of some 40; times are of 128 rows of the weight."""
-START_US = 5.0
-PARTS_US = 3.0
-"""Before the first byte, and for adding parts up."""
-READ = 0.65 * BANDWIDTH
-"""Bytes of the weight a microsecond."""
+"""Those that were fastest for some size on an H100, of some 40."""
+PARTS = (1, 2, 3, 4, 6, 8)
+START_US = 4.0
+RAMP_US = 2.0
+"""Before the first byte and after the last, and between waves of blocks."""
+OVERLAP = 0.8
+"""Of the time of blocks one after the other, where two share a multiprocessor."""
+READ, CACHED = 2.8e6, 6.3e6
+"""Bytes a microsecond: of what is read once, and of what blocks read again from the cache."""
+PARTS_US = 4.0
+SUMMED = 1.0e7
+"""To add parts up: the launch, and their bytes a microsecond, written and read in the cache."""
+SORT_US = 30.0
+"""Sorting rows by expert: some small operations."""
 
 
 class Tiled(Kernel):
@@ -116,13 +126,7 @@ class Tiled(Kernel):
 
     def modelled(self, problem: Problem) -> float | None:
         """By the time of a stage or of reading the weight, as measured on an H100."""
-        if capability(problem.arch) != 90:
-            return None
-        b = block(problem)
-        waves = -(-b.count(problem) * b.parts * b.rows // (2 * SMS))
-        steps = waves * b.step_us * -(-problem.k // (TILE * b.parts)) * 2 / b.rows
-        added = PARTS_US + 8 * b.parts * problem.m * problem.n / BANDWIDTH
-        return START_US + max(problem.moved_bytes / READ, steps) + (added if b.parts > 1 else 0)
+        return _us(block(problem), problem) if capability(problem.arch) == 90 else None
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
         w, *scales = parts
@@ -135,7 +139,7 @@ class Tiled(Kernel):
         size = (p.m, p.n)
         results: list[mx.array] = _product(b.shared_memory(p))(
             inputs=[x, *packed],
-            template=[*_template(p, b), ("PARTS", b.parts)],
+            template=[*_template(p, b), ("PARTS", b.parts > 1)],
             grid=(-(-p.m // b.columns) * b.threads, -(-_tiles(p.n) // b.rows), b.parts),
             threadgroup=(b.threads, 1, 1),
             output_shapes=[size if b.parts == 1 else (b.parts, *size)],
@@ -176,9 +180,10 @@ class TiledGather(Gather):
         if capability(problem.arch) != 90:
             return None
         b = _gathered_block(problem)
-        blocks = _portions(problem, b) * -(-_tiles(problem.n) // b.rows)
-        steps = -(-blocks * b.rows // (2 * SMS)) * b.step_us * -(-problem.k // TILE) * 2 / b.rows
-        return SORT_US + START_US + max(problem.moved_bytes / READ, steps)
+        # As many rows as if each portion were full.
+        rows = _portions(problem, b) * b.columns
+        steps = _us(b, problem.replace(m=rows, experts=0))
+        return SORT_US + max(START_US + problem.moved_bytes / READ, steps)
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
         return Tiled().pack(parts, problem)
@@ -210,18 +215,25 @@ class TiledGather(Gather):
         return y.reshape(*rhs.shape, each, p.n)
 
 
-SORT_US = 30.0
-"""Sorting rows by expert: some small operations."""
-
-
+@cache
 def block(p: Problem) -> Block:
-    """How a product is cut up: the fewest columns that hold all rows of x, else those with the
-    fewest to spare; into parts where blocks would be too few for the GPU."""
+    """How a product is cut up: in the way that the model takes for the fastest."""
     fitting = [b for b in (_fitted(b, p) for b in BLOCKS) if b is not None]
-    b = next((b for b in fitting if b.columns >= p.m), None)
-    b = b or min(reversed(fitting[-2:]), key=lambda b: -(-p.m // b.columns) * b.columns)
-    deep = -(-p.k // (4 * b.depth))  # four stages a part at least
-    return replace(b, parts=max(1, min(SMS // b.count(p), deep, 8)))
+    cuts = [replace(b, parts=n) for b in fitting for n in PARTS if n == 1 or p.k >= 2 * n * b.depth]
+    return min(cuts, key=lambda b: _us(b, p))
+
+
+def _us(b: Block, p: Problem) -> float:
+    """Microseconds of a product: to read from memory, or from the cache, or the work of blocks."""
+    blocks = b.count(p) * b.parts
+    rounds = -(-blocks // SMS)
+    together = max(1, shared_memory(p.arch) // b.shared_memory(p))
+    overlap = OVERLAP if min(rounds, together) > 1 else 1.0
+    work = rounds * overlap * b.step_us * -(-p.k // (TILE * b.parts))
+    again = b.count(p) * (b.rows * TILE * p.bits // 8 + 2 * b.columns) * p.k / CACHED
+    added = 0.0 if b.parts == 1 else PARTS_US + 8 * b.parts * p.m * p.n / SUMMED
+    ramps = START_US + RAMP_US * ((rounds - 1) // together)
+    return ramps + max(p.moved_bytes / READ, again, work) + added
 
 
 def _fitted(b: Block, p: Problem) -> Block | None:
@@ -270,6 +282,10 @@ def _template(p: Problem, b: Block) -> list[tuple[str, Any]]:
     ]
 
 
+def _header() -> str:
+    return "".join(cuda_source("matmul", name) for name in SOURCES)
+
+
 _ARGUMENTS = "T, qgraph::tiled::Mode(MODE), BITS, GROUP, N, WN, WK, COLUMNS, DEPTH, STAGES, BATCH"
 
 
@@ -279,7 +295,7 @@ def _product(shared_memory: int) -> Any:
         name="qgraph_tiled",
         input_names=["x", "w", "scales"],
         output_names=["y"],
-        header=cuda_source("matmul", "tiled"),
+        header=_header(),
         source=f"qgraph::tiled::product<{_ARGUMENTS}, PARTS>(x, w, scales, y, x_shape[0], "
         "x_shape[1], w_shape[0]);",
         shared_memory=shared_memory,
@@ -292,7 +308,7 @@ def _gathered_product(shared_memory: int) -> Any:
         name="qgraph_tiled_gather",
         input_names=["x", "w", "scales", "starts", "in_x", "in_y"],
         output_names=["y"],
-        header=cuda_source("matmul", "tiled"),
+        header=_header(),
         source=f"qgraph::tiled::gathered_product<{_ARGUMENTS}>(x, w, scales, starts, {{in_x, in_y}}"
         ", y, x_shape[1], w_shape[1], w_shape[0]);",
         shared_memory=shared_memory,
@@ -305,7 +321,7 @@ def _add_parts() -> Any:
         name="qgraph_add_parts",
         input_names=["parts"],
         output_names=["y"],
-        header=cuda_source("matmul", "tiled"),
+        header=_header(),
         source="qgraph::tiled::add_parts<T>(parts, y, parts_shape[0],"
         " size_t(parts_shape[1]) * parts_shape[2]);",
     )

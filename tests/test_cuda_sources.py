@@ -1,0 +1,58 @@
+"""The CUDA sources compile, where there is a compiler; on GPUs `tests/gpu` runs them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qgraph.kernels.cuda.source import cuda_source
+from qgraph.kernels.matmul.tiled import SOURCES
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+
+PRODUCTS = {
+    "few": "__nv_bfloat16, AFFINE, 4, 64, 0, 1, 2, 8, 256, 6, 4, false",
+    "parts": "__nv_bfloat16, AFFINE, 3, 32, 70, 2, 1, 64, 128, 4, 4, true",
+    "many": "__half, NVFP4, 4, 16, 0, 2, 1, 256, 64, 5, 2, false",
+}
+KERNEL = """
+extern "C" __global__ void {name}(const {x}* x, const unsigned* w, const void* s, {y}* y, int m,
+                                  int k, int tiles) {{
+  product<{template}>(x, w, s, y, m, k, tiles);
+}}
+"""
+GATHERED = """
+extern "C" __global__ void gathered(const __half* x, const unsigned* w, const void* s, const int* e,
+                                    const unsigned* from, const unsigned* to, __half* y, int k) {
+  gathered_product<__half, MXFP8, 8, 32, 0, 2, 2, 16, 256, 5, 4>(x, w, s, e, {from, to}, y, k, 1,
+                                                                9);
+  add_parts<__half>(nullptr, y, 2, 3);
+}
+"""
+
+
+def source() -> str:
+    text = "".join(cuda_source("matmul", name) for name in SOURCES)
+    text += "using namespace qgraph::tiled;\n"
+    for name, template in PRODUCTS.items():
+        x = template.split(",")[0]
+        y = "float" if template.endswith("true") else x
+        text += KERNEL.format(name=name, x=x, y=y, template=template)
+    return text + GATHERED
+
+
+@pytest.mark.parametrize("arch", ["80", "90a"])
+def test_products_in_tiles_compile(arch: str, tmp_path: Path) -> None:
+    """With no word of the assembler that it makes the tensor cores wait, or that registers lack."""
+    (tmp_path / "products.cu").write_text(source())
+    made = subprocess.run(
+        ["nvcc", "-std=c++17", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin",
+         "-Xptxas", "-v", "-o", tmp_path / "products.cubin", tmp_path / "products.cu"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert "serialized" not in made.stderr
+    assert made.stderr.count("0 bytes spill stores, 0 bytes spill loads") == len(PRODUCTS) + 1
