@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from qgraph.kernels.cuda.source import cuda_source
-from qgraph.kernels.matmul.tiled import SOURCES
+from qgraph.kernels.matmul.tiled import BLOCKS, SOURCES
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
-PRODUCTS = {
-    "few": "__nv_bfloat16, AFFINE, 4, 64, 0, 1, 2, 8, 256, 6, 4, false",
-    "parts": "__nv_bfloat16, AFFINE, 3, 32, 70, 2, 1, 64, 128, 4, 4, true",
-    "many": "__half, NVFP4, 4, 16, 0, 2, 1, 256, 64, 5, 2, false",
+FORMS = {
+    "parts": "__nv_bfloat16, AFFINE, 3, 32, 70, 2, 1, 64, 128, 4, true",
+    "halves": "__half, NVFP4, 4, 16, 0, 2, 1, 256, 64, 5, false",
 }
 KERNEL = """
 extern "C" __global__ void {name}(const {x}* x, const unsigned* w, const void* s, {y}* y, int m,
@@ -27,17 +26,27 @@ extern "C" __global__ void {name}(const {x}* x, const unsigned* w, const void* s
 GATHERED = """
 extern "C" __global__ void gathered(const __half* x, const unsigned* w, const void* s, const int* e,
                                     const unsigned* from, const unsigned* to, __half* y, int k) {
-  gathered_product<__half, MXFP8, 8, 32, 0, 2, 2, 16, 256, 5, 4>(x, w, s, e, {from, to}, y, k, 1,
+  gathered_product<__half, MXFP8, 8, 32, 0, 2, 2, 16, 256, 5>(x, w, s, e, {from, to}, y, k, 1,
                                                                 9);
   add_parts<__half>(nullptr, y, 2, 3);
 }
 """
 
 
+def products() -> dict[str, str]:
+    """Every way of cutting a product up, and other formats."""
+    cuts = {}
+    for b in BLOCKS:
+        numbers = (b.rows, b.split, b.columns, b.depth, b.stages)
+        name = "_".join(map(str, ("cut", *numbers)))
+        cuts[name] = f"__nv_bfloat16, AFFINE, 4, 64, 0, {str(numbers)[1:-1]}, false"
+    return cuts | FORMS
+
+
 def source() -> str:
     text = "".join(cuda_source("matmul", name) for name in SOURCES)
     text += "using namespace qgraph::tiled;\n"
-    for name, template in PRODUCTS.items():
+    for name, template in products().items():
         x = template.split(",")[0]
         y = "float" if template.endswith("true") else x
         text += KERNEL.format(name=name, x=x, y=y, template=template)
@@ -55,4 +64,4 @@ def test_products_in_tiles_compile(arch: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert "serialized" not in made.stderr
-    assert made.stderr.count("0 bytes spill stores, 0 bytes spill loads") == len(PRODUCTS) + 1
+    assert made.stderr.count("0 bytes spill stores, 0 bytes spill loads") == len(products()) + 1

@@ -24,9 +24,10 @@ struct Order {
 };
 
 // WN and WK warpgroups along rows of W and along columns, COLUMNS rows of x, STAGES stages of
-// DEPTH columns; BATCH times 16 columns are decoded before they are multiplied.
+// DEPTH columns.
 template <typename T, Mode MODE, int BITS, int GROUP, int WN, int WK, int COLUMNS,
-          int DEPTH, int STAGES, int BATCH>
+          int DEPTH,
+          int STAGES>
 struct Product {
   static constexpr int THREADS = 128 * WN * WK;
   static constexpr int TILES = DEPTH / 64;  // of 64 columns, in a stage
@@ -38,8 +39,10 @@ struct Product {
   static constexpr int S_GROUP = MODE == AFFINE ? 256 : 64, S_ROW = GROUPS * S_GROUP;
   static constexpr int S_BYTES = WN * S_ROW, S_TURNS = (S_BYTES / 16 - 1) / THREADS + 1;
   static constexpr int OWN = TILES / WK;  // tiles of a stage that are a warpgroup's
-  static constexpr int BATCHES = OWN * 4 / BATCH;
-  static_assert(TILES % WK == 0 && BATCHES == 2, "one batch is decoded while the other is multiplied");
+  // In two batches of so many times 16 columns: one is decoded while the other is multiplied.  With
+  // more, the assembler makes the tensor cores wait.
+  static constexpr int BATCH = OWN * 2;
+  static_assert(OWN * WK == TILES && OWN <= 2, "a batch is of one tile");
   static_assert(STAGES >= 3, "a stage that is read, one before it, and one under way");
   static_assert(DEPTH % GROUP == 0 || GROUP % DEPTH == 0, "a scale serves a whole stage or less");
 
@@ -162,7 +165,7 @@ struct Product {
     const int row = warp * 16 + lane / 4 * 2;
     const char* own_w = stages + STAGES * X_BYTES + slot * W_BYTES + wn * W_ROW;
     const char* own_s = stages + STAGES * (X_BYTES + W_BYTES) + slot * S_BYTES + wn * S_ROW;
-    unsigned left[BATCHES][BATCH][4];
+    unsigned left[2][BATCH][4];
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
       const int tile = wk * OWN + i;
@@ -173,7 +176,7 @@ struct Product {
       Scale s;
 #pragma unroll
       for (int j = 0; j < 4 / BATCH; j++) {
-        auto& mine = left[i * 4 / BATCH + j];
+        auto& mine = left[i + j];
         if (j == 0)
           decode_batch<0>(mine, words, own_s, tile, row, s);
         else
@@ -259,11 +262,11 @@ struct Product {
 // y = x W^T, or if PARTS as many parts of it as the grid has layers, in float32, one after the other.
 // N is the number of rows of W where they do not fill their tiles, else 0.
 template <typename T, Mode MODE, int BITS, int GROUP, int N, int WN, int WK, int COLUMNS, int DEPTH,
-          int STAGES, int BATCH, bool PARTS, typename Y>
+          int STAGES, bool PARTS, typename Y>
 __device__ void product(const T* x, const unsigned* w, const void* scales, Y* y, int m, int k,
                         int n_tiles) {
   extern __shared__ __align__(1024) char stages[];
-  using P = Product<T, MODE, BITS, GROUP, WN, WK, COLUMNS, DEPTH, STAGES, BATCH>;
+  using P = Product<T, MODE, BITS, GROUP, WN, WK, COLUMNS, DEPTH, STAGES>;
   const int n = N > 0 ? N : n_tiles * 64, all = (k + DEPTH - 1) / DEPTH;
   const int each = PARTS ? (all + gridDim.z - 1) / gridDim.z : all, part = PARTS ? blockIdx.z : 0;
   const int row = blockIdx.x * COLUMNS, tile = blockIdx.y * WN;
@@ -305,12 +308,13 @@ __device__ __forceinline__ Place portion(int block, const int* starts, int exper
 // Rows of y = rows of x by the matrices of their experts; rows are in the order of experts, and
 // `order` says where they lie.
 template <typename T, Mode MODE, int BITS, int GROUP, int N, int WN, int WK, int COLUMNS,
-          int DEPTH, int STAGES, int BATCH>
+          int DEPTH,
+          int STAGES>
 __device__ void gathered_product(const T* x, const unsigned* w, const void* scales,
                                  const int* starts, Order order, T* y, int k, int n_tiles,
                                  int experts) {
   extern __shared__ __align__(1024) char stages[];
-  using P = Product<T, MODE, BITS, GROUP, WN, WK, COLUMNS, DEPTH, STAGES, BATCH>;
+  using P = Product<T, MODE, BITS, GROUP, WN, WK, COLUMNS, DEPTH, STAGES>;
   int expert = 0;
   Place place = portion<COLUMNS>(blockIdx.x, starts, experts, expert);
   if (place.rows <= 0) return;

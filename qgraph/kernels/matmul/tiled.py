@@ -39,7 +39,6 @@ class Block:
         columns: rows of x.
         depth: columns of the weight in a stage.
         stages: in shared memory.
-        batch: how many times 16 columns are decoded before they are multiplied.
         step_us: what 64 columns of the weight take.
         parts: blocks that share the columns of the weight.
     """
@@ -49,7 +48,6 @@ class Block:
     columns: int
     depth: int
     stages: int
-    batch: int
     step_us: float = 0.0
     parts: int = 1
 
@@ -73,15 +71,15 @@ class Block:
 
 
 BLOCKS = (
-    Block(1, 2, 8, 256, 6, 4, 0.098),
-    Block(1, 4, 8, 512, 6, 2, 0.078),
-    Block(2, 2, 16, 256, 5, 4, 0.15),
-    Block(1, 4, 16, 512, 5, 2, 0.094),
-    Block(2, 2, 32, 256, 4, 4, 0.20),
-    Block(2, 1, 64, 128, 4, 4, 0.30),
-    Block(2, 1, 128, 128, 4, 4, 0.43),
-    Block(2, 1, 192, 64, 6, 2, 0.59),
-    Block(2, 1, 256, 64, 5, 2, 0.75),
+    Block(1, 2, 8, 256, 6, 0.098),
+    Block(1, 4, 8, 512, 6, 0.078),
+    Block(2, 2, 16, 256, 5, 0.15),
+    Block(1, 4, 16, 512, 5, 0.094),
+    Block(2, 2, 32, 256, 4, 0.20),
+    Block(2, 1, 64, 128, 4, 0.30),
+    Block(2, 1, 128, 128, 4, 0.43),
+    Block(2, 1, 192, 64, 6, 0.59),
+    Block(2, 1, 256, 64, 5, 0.75),
 )
 """Those that were fastest for some size on an H100, of some 40."""
 PARTS = (1, 2, 3, 4, 6, 8)
@@ -218,7 +216,8 @@ class TiledGather(Gather):
 @cache
 def block(p: Problem) -> Block:
     """How a product is cut up: in the way that the model takes for the fastest."""
-    fitting = [b for b in (_fitted(b, p) for b in BLOCKS) if b is not None]
+    narrow = (b for b in BLOCKS if b.columns < 2 * max(p.m, BLOCKS[0].columns))
+    fitting = [b for b in (_fitted(b, p) for b in narrow) if b is not None]
     cuts = [replace(b, parts=n) for b in fitting for n in PARTS if n == 1 or p.k >= 2 * n * b.depth]
     return min(cuts, key=lambda b: _us(b, p))
 
@@ -278,7 +277,6 @@ def _template(p: Problem, b: Block) -> list[tuple[str, Any]]:
         ("COLUMNS", b.columns),
         ("DEPTH", b.depth),
         ("STAGES", b.stages),
-        ("BATCH", b.batch),
     ]
 
 
@@ -286,7 +284,7 @@ def _header() -> str:
     return "".join(cuda_source("matmul", name) for name in SOURCES)
 
 
-_ARGUMENTS = "T, qgraph::tiled::Mode(MODE), BITS, GROUP, N, WN, WK, COLUMNS, DEPTH, STAGES, BATCH"
+_ARGUMENTS = "T, qgraph::tiled::Mode(MODE), BITS, GROUP, N, WN, WK, COLUMNS, DEPTH, STAGES"
 
 
 @cache
