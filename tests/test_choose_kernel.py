@@ -80,6 +80,15 @@ def test_numbers_and_places(forced: str) -> None:
     assert forced in entry.reason
 
 
+def test_plans_of_many_rows_share_what_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, "shard2+qmm")
+    model = qg.jit(lambda x: qg.quantized_matmul(x, *Q, group_size=32), target="cpu", passes=PASSES)
+    for rows in (1, 5, 7):
+        assert model(X[:1] if rows == 1 else mx.ones((rows, 64))).shape == (rows, 96)
+        assert [n.kernel for n in model.plan.graph.nodes if n.op == "packed_matmul"]
+    assert model.weight_bytes == sum(part.nbytes for part in Q)
+
+
 def test_float_weights_are_packed_from_their_quantize(forced: str) -> None:
     made = plan(lambda x: qg.quantized_matmul(x, W, group_size=32), X)
     stages = {n.op: n.stage for n in made.graph.nodes if n.op != "constant"}

@@ -7,7 +7,7 @@ import warnings
 import mlx.core as mx
 import pytest
 
-from qgraph.kernels import Problem, kernel
+from qgraph.kernels import Problem, candidates, kernel
 from qgraph.kernels.choice.cache import Cache, _digest, device_key
 from qgraph.kernels.choice.cost import CostTable, problem_key
 from qgraph.kernels.choice.tuner import choose, estimate, measure
@@ -190,13 +190,14 @@ def test_hopper_decodes_each_weight_once_for_few_rows(cache, m):
         m, 14336, 4096, mx.bfloat16, "affine", 4, 64, True, mx.bfloat16, "cuda", "sm_90", 16
     )
     choice = choose(p, cache=cache)
-    assert choice.kernel == "mma"
+    assert choice.kernel == "tiled"
     assert estimate("qmm", p) > 2 * choice.estimate_us
     odd = choose(p.replace(n=14335), cache=cache)
-    assert (odd.kernel, odd.source) == ("mma", "model")
+    assert (odd.kernel, odd.source) == ("tiled", "model")
     fp4 = choose(p.replace(mode="mxfp4", group_size=32, scales_dtype=mx.uint8), cache=cache)
-    assert fp4.kernel.startswith("pad")
-    assert fp4.source == "table"
+    assert fp4.kernel == "tiled"
+    assert "mma" not in candidates(p)  # it would need a second copy of the weight
+    assert "mma" in candidates(p.replace(arch="sm_80"))
     assert kernel("qmm").modelled(p) > 2 * kernel("pad8+qmm").modelled(p)
 
 
@@ -208,11 +209,13 @@ def test_prompts_of_many_lengths_share_measurements(cache):
     assert choose(problem(65), names=names, cache=cache).source != "cache"
 
 
-def test_hopper_dequantizes_for_prefill(cache):
+def test_hopper_reads_one_copy_of_a_weight_for_any_rows(cache):
     p = Problem(
         2048, 14336, 4096, mx.bfloat16, "affine", 4, 64, True, mx.bfloat16, "cuda", "sm_90", 16
     )
-    assert choose(p, cache=cache).kernel == "dequantize+matmul"
+    chosen = {choose(p.replace(m=m), cache=cache).kernel for m in (1, 8, 64, 100, 2048, 8192)}
+    assert chosen == {"tiled"}
+    assert kernel("tiled").extra_bytes(p) == 0
     assert choose(p, cache=cache, exact=True).kernel == "qmm"
 
 

@@ -34,6 +34,12 @@ class TensorCores(Kernel):
     backends = ("cuda",)
     mlx_form = Plain.name
 
+    @classmethod
+    def tried(cls, problem: Problem) -> Sequence[str]:
+        """Not where `tiled` is known to be as fast: plans for one and for many rows then read one
+        copy of the weight."""
+        return [] if capability(problem.arch) == 90 else [cls.name]
+
     def applies(self, problem: Problem) -> str | None:
         p = problem
         if p.backend != "cuda":

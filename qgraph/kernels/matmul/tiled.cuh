@@ -53,7 +53,9 @@ struct Product {
   Order order;
   bool aligned;
 
-  // Where this thread's copies of the first stage begin, in 16 bytes, turn by turn.
+  // Where this thread's copies of the first stage begin, in 16 bytes, turn by turn.  Rows of x beyond
+  // the last give columns that are not written: few are not read, of many the last again.
+  static constexpr bool READ_ALL = COLUMNS > 32;
   unsigned x_from[X_TURNS], w_from[W_TURNS], s_from[S_TURNS];
   float c[COLUMNS / 2] = {};
 
@@ -110,6 +112,7 @@ struct Product {
     for (int t = 0; t < X_TURNS; t++) {
       const int i = t * THREADS + threadIdx.x;
       if (X_BYTES / 16 % THREADS != 0 && i >= X_BYTES / 16) break;
+      if (!READ_ALL && i / 8 % COLUMNS >= place.rows) continue;
       const bool inside = WHOLE || stage * DEPTH + i / 8 / COLUMNS * 64 + i % 8 * 8 < k;
       const T* from = inside ? x + size_t(x_from[t] + stage * (DEPTH / 8)) * 8 : x;
       if (WHOLE || aligned)
