@@ -30,11 +30,13 @@ from .matmul.sharded import Sharded
 from .matmul.simd import Simd
 from .matmul.tensor_cores import TensorCores
 from .matmul.tiled import Tiled, TiledGather
+from .matmul.untiled import Untiled, UntiledGather
 
 KERNELS: tuple[type[Kernel], ...] = (
     Plain,
     TensorCores,
     Tiled,
+    Untiled,
     Padded,
     Chunked,
     Dequantized,
@@ -47,6 +49,7 @@ KERNELS: tuple[type[Kernel], ...] = (
     Gather,
     SortedGather,
     TiledGather,
+    UntiledGather,
     DequantizedGather,
     Float32Gather,
     GroupedSimd,

@@ -19,7 +19,8 @@ from ..base import HALF, Kernel, Packed, Problem, Streams
 from ..cuda.arch import capability, shared_memory
 from ..cuda.source import cuda_source
 from .gather import Gather, Indices, broadcast_indices
-from .tile_layout import TILE, padded, tiled_scales, tiled_weight
+from .tile_layout import TILE, padded
+from .untiled import LAYOUT, Untiled, UntiledGather, in_tiles
 
 SMS = 132
 """Multiprocessors of an H100 and of an H200."""
@@ -100,7 +101,8 @@ SORT_US = 30.0
 class Tiled(Kernel):
     name = "tiled"
     backends = ("cuda",)
-    layout = ("tiled",)
+    layout = LAYOUT
+    mlx_form = Untiled.name
 
     def applies(self, problem: Problem) -> str | None:
         p = problem
@@ -127,8 +129,7 @@ class Tiled(Kernel):
         return _us(block(problem), problem) if capability(problem.arch) == 90 else None
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
-        w, *scales = parts
-        return tiled_weight(w, problem.bits), tiled_scales(scales, problem.group_size)
+        return in_tiles(parts, problem)
 
     def run(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams
@@ -161,7 +162,8 @@ class TiledGather(Gather):
     name = "group+tiled"
     backends = ("cuda",)
     left_to_mlx = False
-    layout = ("tiled",)
+    layout = LAYOUT
+    mlx_form = UntiledGather.name
 
     def applies(self, problem: Problem) -> str | None:
         return Tiled().applies(problem) or super().applies(problem)
@@ -184,7 +186,7 @@ class TiledGather(Gather):
         return SORT_US + max(START_US + problem.moved_bytes / READ, steps)
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
-        return Tiled().pack(parts, problem)
+        return in_tiles(parts, problem)
 
     def run(
         self,

@@ -1,0 +1,69 @@
+"""`untiled+…`: MLX's own product of a weight that is laid out in tiles, laid back before it.
+
+What MLX's transformations and files take in the place of `tiled`; never the fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from ..base import Machine, Packed, Problem, Streams
+from .gather import Gather, Indices
+from .plain import Plain
+from .tile_layout import packed_rows, scales_of, tiled_scales, tiled_weight
+
+LAYOUT = ("tiled",)
+
+
+def in_tiles(parts: Sequence[mx.array], problem: Problem) -> Packed:
+    """What kernels of this layout read: the weight and its scales in tiles."""
+    w, *scales = parts
+    return tiled_weight(w, problem.bits), tiled_scales(scales, problem.group_size)
+
+
+def in_rows(packed: Sequence[mx.array], problem: Problem) -> Packed:
+    """The inverse of `in_tiles`: the weight and its scales as MLX packs them."""
+    p, (w, scales) = problem, packed
+    rows = packed_rows(w, p.bits, p.n, p.k)
+    return (rows, *scales_of(scales, p.scales_dtype, p.n, p.k // p.group_size))
+
+
+class Untiled(Plain):
+    name = "untiled+qmm"
+    layout = LAYOUT
+    left_to_mlx = False
+
+    @classmethod
+    def tried(cls, problem: Problem) -> Sequence[str]:
+        return []
+
+    def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
+        return in_tiles(parts, problem)
+
+    def run(
+        self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams
+    ) -> mx.array:
+        return super().run(x, in_rows(packed, problem), problem, streams)
+
+
+class UntiledGather(Gather):
+    name = "untiled+gather_qmm"
+    layout = LAYOUT
+    left_to_mlx = False
+
+    @classmethod
+    def tried(cls, problem: Problem) -> Sequence[str]:
+        return []
+
+    def estimate(self, problem: Problem, machine: Machine) -> float | None:
+        return None
+
+    def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
+        return in_tiles(parts, problem)
+
+    def product(
+        self, x: mx.array, packed: Sequence[mx.array], problem: Problem, lhs: Indices, rhs: Indices
+    ) -> mx.array:
+        return super().product(x, in_rows(packed, problem), problem, lhs, rhs)
