@@ -32,6 +32,7 @@ def in_rows(packed: Sequence[mx.array], problem: Problem) -> Packed:
 
 class Untiled(Plain):
     name = "untiled+qmm"
+    backends = ("cuda",)
     layout = LAYOUT
     left_to_mlx = False
 
@@ -50,6 +51,7 @@ class Untiled(Plain):
 
 class UntiledGather(Gather):
     name = "untiled+gather_qmm"
+    backends = ("cuda",)
     layout = LAYOUT
     left_to_mlx = False
 
