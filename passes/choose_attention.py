@@ -9,7 +9,7 @@ Rewrites:
        any of its spellings, becomes `decode_attention`, which reads the keys 0 to `last` alone.
 Leaves alone:
     1. several queries, other masks, sinks, head sizes the kernel does not know.
-    2. on CPUs other dtypes than float32, and small caches: it runs from the host.
+    2. on CPUs small caches: it runs from the host.
     3. other targets: Metal takes masks at little cost.
 """
 

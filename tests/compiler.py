@@ -11,5 +11,5 @@ needs_compiler = pytest.mark.skipif(
 
 def forget_builds() -> None:
     """Look for the compiler, the cache folder and what is built there anew."""
-    for name in ("missing", "_product", "attend", "_built", "_folder"):
-        getattr(cpu_library, name).cache_clear()
+    for function in (cpu_library.missing, cpu_library.library, cpu_library._folder):
+        function.cache_clear()

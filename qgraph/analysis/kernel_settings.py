@@ -128,8 +128,6 @@ def _decode_attention(node: Node) -> str | None:
     same = q.dtype == k.dtype == v.dtype and q.dtype in _FLOATS and v.shape == k.shape
     if not same or (k.shape[0], queries, k.shape[3]) != (batch, 1, dim) or heads % k.shape[1]:
         return f"attends from {q.type} to {k.type} and {v.type}"
-    if cores and (q.dtype != mx.float32 or dim % 16 or dim > 256):
-        return f"attends on the host with {q.type}"
     return None if _is_position(node.value("last")) else "attends up to no position"
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..kernels import Problem, kernel
-from ..kernels.cpu.library import missing, multiply_for
+from ..kernels.cpu.library import library, missing
 from ..kernels.streams import Streams
 from ..target import Target, as_target
 from ..timing import once
@@ -103,7 +103,7 @@ def _own_kernel() -> Iterator[Finding]:
     problem = Problem(1, 64, 64, mx.float32, "affine", 4, 64, cores=as_target("cpu").cores)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if multiply_for(problem) is None:
+        if library() is None:
             yield Finding(what, "fails", str(caught[0].message) if caught else "it is not built")
             return
     run = kernel("simd").bind(w, problem, Streams(mx.Device(mx.cpu, 0)))

@@ -2,7 +2,7 @@
 
 As users write it this is `scaled_dot_product_attention` with a mask.  MLX has no fused kernel for
 array masks on CUDA, and none at all on CPUs; kernels of our own read the keys up to a position and
-no further: `cuda/decode_attention.cuh` and, from the host, `cpu/attention.cpp`.
+no further: `decode_attention.cuh` and, from the host, `cpu/attention.cpp`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from functools import cache
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-from ...types import as_int
 from ..base import HALF
-from ..cpu.library import attend, missing
+from ..cpu.library import library, missing
 from ..cuda.source import cuda_source
-from ..matmul.formats import as_numpy
+from .host_attention import host_attention
 
 HEAD_DIMS = (64, 128)
 SHARE = 256
@@ -123,26 +121,15 @@ def join_splits(parts: mx.array, shape: tuple[int, ...], dtype: mx.Dtype, splits
 def attention_on_host(
     q: mx.array, k: mx.array, v: mx.array, last: mx.array, scale: float, cores: int
 ) -> mx.array:
-    """`decode_attention` on a CPU, in float32; evaluates what it is given.
+    """`decode_attention` on a CPU, summed in float32; evaluates what it is given.
 
     >>> x = mx.random.normal((1, 2, 4, 64))
     >>> attention_on_host(x[:, :, :1], x, x, mx.array(2), 0.125, 1).shape
     (1, 2, 1, 64)
     """
-    function = attend()
-    if function is None:
+    if library() is None:
         return decode_attention(q, k, v, last, scale)
-    mx.eval(q, k, v, last)
-    queries, keys, values = (np.ascontiguousarray(as_numpy(a)) for a in (q, k, v))
-    batch, heads, _, dim = queries.shape
-    position, length = as_int(last), keys.shape[2]
-    y = np.empty_like(queries)
-    seen = min(position + 1, length) if position >= 0 else length
-    function(
-        *(a.ctypes.data for a in (queries, keys, values, y)),
-        batch, heads, keys.shape[1], length, dim, seen, scale if position >= 0 else 0.0, cores,
-    )  # fmt: skip
-    return mx.array(y)
+    return host_attention(q, k, v, scale=scale, last=last, cores=cores)
 
 
 def refusal(q: Any, k: Any, v: Any, backend: str) -> str | None:
@@ -156,10 +143,6 @@ def refusal(q: Any, k: Any, v: Any, backend: str) -> str | None:
         return None if dim in HEAD_DIMS and same else f"heads of {dim}; it takes {HEAD_DIMS}"
     if reason := missing():
         return reason
-    if q.dtype != mx.float32:
-        return "the kernel for CPUs takes float32"
-    if dim % 16 or dim > 256 or not same:
-        return f"heads of {dim}; the kernel takes multiples of 16 up to 256"
     if q.shape[0] * q.shape[1] * k.shape[2] * dim < LEAST_WORK:
         return "it is too small to leave the compiled stretch for"
     return None

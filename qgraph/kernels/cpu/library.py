@@ -1,8 +1,9 @@
-"""The C++ of `cpu/`, built for one format by the machine's own compiler when it is first needed.
+"""The C++ here, built by the machine's own compiler when it is first needed.
 
-MLX on Linux builds its fused CPU kernels with `g++` too, so this asks for nothing new.  What is
-built stays in the user's cache folder, under a name made of the source, the flags and the
-processor's instructions.
+MLX on Linux builds its fused CPU kernels with `g++` too, so this asks for nothing new.  One library
+holds every kernel and serves every model.  It stays in the user's cache folder, under a name made
+of the sources, the flags and the processor's instructions, and ends with a digest of itself: one
+that was cut short is built again.
 """
 
 from __future__ import annotations
@@ -19,30 +20,20 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
-from functools import cache, partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import platformdirs
 
-from ..base import Problem
-
 COMPILER = "g++"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-pthread", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O2", "-march=native", "-pthread", "-fPIC")
 
-_FORMATS = {"mxfp4": ("E2M1", "E8M0"), "nvfp4": ("E2M1", "E4M3"), "mxfp8": ("E4M3", "E8M0")}
-_SCALES = {mx.float32: "Float32", mx.float16: "Float16", mx.bfloat16: "BFloat16"}
-
-Multiply = Callable[..., None]
-"""Addresses of x, w_q, scales, biases, y and of room for x; then m, n, k and threads:
-`qgraph_multiply`."""
-
-Attend = Callable[..., None]
-"""Addresses of q, k, v and y; then batch, heads, key heads, length, dim, keys seen, scale and
-threads: `qgraph_attend`."""
+_DIGEST = b"qgraph's digest:"
+_LONGEST = ("few_rows.cpp", "few_rows_dense.cpp")
+"""Compiled first, so that no core waits for them in the end."""
 
 
 @cache
@@ -55,66 +46,68 @@ def missing() -> str | None:
     return None
 
 
-def multiply_for(problem: Problem) -> Multiply | None:
-    """The product for a problem's format; None, with a warning, if it cannot be built."""
-    code, scale = _FORMATS.get(problem.mode) or (
-        "Integer",
-        _SCALES[problem.scales_dtype],
-    )
-    return _product(problem.bits, problem.group_size, code, scale)
-
-
 @cache
-def _product(bits: int, group: int, code: str, scale: str) -> Multiply | None:
-    choice = {"BITS": bits, "GROUP": group, "CODE": code, "SCALE": scale}
-    flags = [f"-DQGRAPH_{name}={value}" for name, value in choice.items()]
-    types = [ctypes.c_void_p] * 6 + [ctypes.c_long] * 3 + [ctypes.c_int]
-    return _function("qgraph_multiply", types, "simd", *flags)
-
-
-@cache
-def attend() -> Attend | None:
-    """The attention of one query a head; None, with a warning, if it cannot be built."""
-    types = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 6 + [ctypes.c_float, ctypes.c_int]
-    return _function("qgraph_attend", types, "attention")
-
-
-def _function(name: str, types: list[Any], *source: str) -> Callable[..., None] | None:
-    """A function of a library, given the pool of threads that all of them share."""
+def library() -> ctypes.CDLL | None:
+    """The kernels; None, with a warning, if they cannot be built."""
     try:
-        for_each = _built("pool").qgraph_for_each
-        function = getattr(_built(*source), name)
+        return ctypes.CDLL(str(_built()))
     except (OSError, subprocess.CalledProcessError) as error:
         lines = (getattr(error, "stderr", None) or str(error) or type(error).__name__).splitlines()
         why = next((line for line in lines if "error" in line), lines[0])
         warnings.warn(
-            f"the CPU kernel could not be built ({why}); a slower one stands in for it",
-            stacklevel=2,
+            f"the CPU kernels could not be built ({why}); slower ones stand in for them",
+            stacklevel=3,
         )
         return None
-    function.argtypes = [ctypes.c_void_p, *types]
-    function.restype = None
-    return partial(function, ctypes.cast(for_each, ctypes.c_void_p))
 
 
-@cache
-def _built(name: str, *choice: str) -> ctypes.CDLL:
-    """The library of `cpu/NAME.cpp`."""
-    flags = (*FLAGS, *choice)
-    texts = resources.files("qgraph.kernels.cpu")
-    header = (texts / "lanes.hpp").read_text()
-    source = (texts / f"{name}.cpp").read_text().replace('#include "lanes.hpp"', header)
-    key = hashlib.sha256(repr((source, flags, _processor())).encode()).hexdigest()[:20]
-    folder = _folder()
-    place = folder / f"{name}-{key}.so"
-    if not place.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / place.name
-            command = [COMPILER, *flags, "-x", "c++", "-", "-o", str(made)]
-            subprocess.run(command, input=source, check=True, capture_output=True, text=True)
+def sources() -> dict[str, bytes]:
+    """The text of each file of C++, by name."""
+    files = resources.files("qgraph.kernels.cpu").iterdir()
+    found = {f.name: f.read_bytes() for f in files if f.name.endswith((".cpp", ".hpp", ".h"))}
+    return dict(sorted(found.items(), key=lambda entry: (entry[0] not in _LONGEST, entry[0])))
+
+
+def _built() -> Path:
+    texts = sources()
+    key = hashlib.sha256(repr((texts, FLAGS, _processor())).encode()).hexdigest()[:20]
+    place = _folder() / f"kernels-{key}.so"
+    if not _whole(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+            made = _compiled(texts, Path(scratch))
+            content = made.read_bytes()
+            made.write_bytes(content + _DIGEST + hashlib.sha256(content).digest())
             os.replace(made, place)  # at once, as another process may be building the same
-    return ctypes.CDLL(str(place))
+    return place
+
+
+def _whole(place: Path) -> bool:
+    try:
+        content = place.read_bytes()
+    except OSError:
+        return False
+    body, mark, digest = content.rpartition(_DIGEST)
+    return bool(mark) and hashlib.sha256(body).digest() == digest
+
+
+def _compiled(texts: dict[str, bytes], folder: Path) -> Path:
+    """Compile the files, as many at a time as there are cores, and link them."""
+    for name, text in texts.items():
+        (folder / name).write_bytes(text)
+    names = [name for name in texts if name.endswith(".cpp")]
+    sys.stderr.write("qgraph: building its CPU kernels, once for this machine …\n")
+
+    def run(*arguments: str) -> None:
+        command = [COMPILER, *arguments]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        jobs = [threads.submit(run, *FLAGS, "-c", name, "-o", f"{name}.o") for name in names]
+        for job in jobs:
+            job.result()
+    run("-shared", "-pthread", *(f"{name}.o" for name in names), "-o", "kernels.so")
+    return folder / "kernels.so"
 
 
 @cache

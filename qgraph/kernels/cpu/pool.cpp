@@ -7,6 +7,9 @@
 // A thread without work spins for a while before it sleeps: on a virtual machine waking a core
 // takes 100 us, and the next job is usually nearer than that.
 
+#include "pool.hpp"
+
+#include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -15,74 +18,65 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
-#include <system_error>
-#include <thread>
+#include <new>
 
+namespace qgraph {
 namespace {
 
-using Task = void (*)(void* data, long number);
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kSpinning = std::chrono::milliseconds(2);
-
-void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
+constexpr long kStack = 256 << 10;  // of a thread: what tasks need beyond lies in their scratch
 
 struct Job {
-  Task task;
+  void (*help)(void*, int);
   void* data;
-  long count;
-  std::atomic<long> next{0};
-
-  void work() {
-    for (long i; (i = next.fetch_add(1)) < count;) task(data, i);
-  }
+  std::atomic<int> joined{0};
+  int wanted;  // helpers
 };
 
 class Pool {
  public:
   const pid_t owner = getpid();
 
-  // Run `count` tasks on up to `threads` threads, the caller's among them.
-  void run(Task task, void* data, long count, int threads) {
-    Job job{task, data, count};
-    if (threads > 1 && count > 1 && !busy_.test_and_set()) {
-      grow(threads - 1);
-      caller_ = sched_getcpu();
-      job_ = &job;
-      number_++;
-      if (asleep_ > 0) {
-        std::lock_guard lock(mutex_);
-        awake_.notify_all();
-      }
-      job.work();
-      job_ = nullptr;
-      // A thread says that it is inside before it looks for the job: each that found it is seen.
-      for (int i = 0; inside_ > 0; i++) i < 1000 ? pause() : std::this_thread::yield();
-      busy_.clear();
-    } else {
-      job.work();  // another caller has the threads, or they are not wanted
+  bool run(void (*lead)(void*), void (*help)(void*, int), void* data, int threads) {
+    if (busy_.test_and_set()) return false;  // another caller has the threads
+    Job job{help, data, {}, threads - 1};
+    grow(threads - 1);
+    caller_ = sched_getcpu();
+    job_ = &job;
+    number_++;
+    if (asleep_ > 0) {
+      std::lock_guard lock(mutex_);
+      awake_.notify_all();
     }
+    lead(data);
+    job_ = nullptr;
+    // A thread says that it is inside before it looks for the job: each that found it is seen.
+    for (int i = 0; inside_ > 0; i++) i < 1000 ? pause() : (void)sched_yield();
+    busy_.clear();
+    return true;
   }
 
  private:
   void grow(int wanted) {
-    try {
-      for (; made_ < wanted; made_++) std::thread([this] { wait_for_jobs(); }).detach();
-    } catch (const std::system_error&) {
-      // No more threads are to be had: those there are will do.
-    }
+    pthread_attr_t small;
+    if (made_ >= wanted || pthread_attr_init(&small) != 0) return;
+    pthread_attr_setdetachstate(&small, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&small, kStack);
+    auto body = [](void* pool) -> void* {
+      ((Pool*)pool)->wait_for_jobs();
+      return nullptr;
+    };
+    pthread_t thread;
+    while (made_ < wanted && pthread_create(&thread, &small, body, this) == 0) made_++;
+    pthread_attr_destroy(&small);  // if no more threads are to be had, those there are will do
   }
 
   // Left to itself Linux may keep a thread that spins on the core of the one that it waits for.
   static void stay_off(int core) {
     cpu_set_t allowed;
-    if (sched_getaffinity(getpid(), sizeof(allowed), &allowed) != 0) return;
+    if (core < 0 || sched_getaffinity(getpid(), sizeof(allowed), &allowed) != 0) return;
     CPU_CLR(core, &allowed);
     if (CPU_COUNT(&allowed) > 0) sched_setaffinity(0, sizeof(allowed), &allowed);
   }
@@ -103,7 +97,10 @@ class Pool {
       seen = number_;
       if (caller_ != avoided) stay_off(avoided = caller_);
       inside_++;
-      if (Job* job = job_) job->work();
+      if (Job* job = job_) {
+        int mine = ++job->joined;
+        if (mine <= job->wanted) job->help(job->data, mine);
+      }
       inside_--;
       until = Clock::now() + kSpinning;
     }
@@ -120,17 +117,54 @@ class Pool {
 
 std::atomic<Pool*> pool{nullptr};
 
+// The threads of a process never end, and a child after `fork` has none of them: it gets its own.
+Pool* own_pool() {
+  Pool* current = pool;
+  if (current && current->owner == getpid()) return current;
+  Pool* fresh = new (std::nothrow) Pool;
+  if (!fresh) return nullptr;
+  if (pool.compare_exchange_strong(current, fresh)) return fresh;
+  delete fresh;
+  return current;
+}
+
+struct Tasks {
+  void (*task)(void*, long);
+  void* data;
+  long count;
+  std::atomic<long> next{0};
+
+  void work() {
+    for (long i; (i = next.fetch_add(1)) < count;) task(data, i);
+  }
+};
+
 }  // namespace
 
-// The threads of a process never end, and a child after `fork` has none of them: it gets its own.
-extern "C" void qgraph_for_each(Task task, void* data, long count, int threads) {
-  Pool* current = pool;
-  if (!current || current->owner != getpid()) {
-    Pool* fresh = new Pool;
-    if (pool.compare_exchange_strong(current, fresh))
-      current = fresh;
-    else
-      delete fresh;
-  }
-  current->run(task, data, count, threads);
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
 }
+
+int cores() {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return 1;
+  return CPU_COUNT(&allowed) > 0 ? CPU_COUNT(&allowed) : 1;
+}
+
+void together(void (*lead)(void*), void (*help)(void*, int), void* data, int threads) {
+  Pool* threads_of_ours = threads > 1 ? own_pool() : nullptr;
+  if (!threads_of_ours || !threads_of_ours->run(lead, help, data, threads)) lead(data);
+}
+
+void for_each(void (*task)(void*, long), void* data, long count, int threads) {
+  Tasks tasks{task, data, count};
+  auto lead = [](void* t) { ((Tasks*)t)->work(); };
+  auto help = [](void* t, int) { ((Tasks*)t)->work(); };
+  together(lead, help, &tasks, count > 1 ? threads : 1);
+}
+
+}  // namespace qgraph

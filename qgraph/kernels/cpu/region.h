@@ -223,11 +223,11 @@ typedef struct {
   int64_t reverse, exclusive;
 } qg_scan;
 
-/* to[…] = from[…], of one shape and of dtypes of one size: any view made an array, a part of a
+/* y[…] = x[…], of one shape and of dtypes of one size: any view made an array, a part of a
  * concatenation, slice and slice_update at positions that are arrays. */
 typedef struct {
-  qg_view from, to;
-  qg_start from_starts[QG_RANK], to_starts[QG_RANK];
+  qg_view x, y;
+  qg_start x_starts[QG_RANK], y_starts[QG_RANK];
 } qg_copy;
 
 /* y (outer, count, inner) = x (outer, length, inner) at indices along the middle axis, counted from

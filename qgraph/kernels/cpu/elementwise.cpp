@@ -1,0 +1,387 @@
+// Chains of elementwise operations: a byte code over blocks of lanes.
+//
+// The elements are counted in row-major order; a task takes some blocks of them.  For each block
+// inputs are read into registers, instructions run one after another, outputs are written.
+
+#include <vector>
+
+#include "lane_ops.hpp"
+#include "work.hpp"
+
+namespace qgraph {
+namespace {
+
+struct Value {
+  int dtype = 0;
+  int place = 0;  // its register
+};
+
+struct Instruction {
+  int op, dtype, a, b, c, to;
+  double real;
+  int64_t integer;
+  LaneOp function;
+};
+
+bool gives_bool(int op) {
+  return (op >= QG_OP_EQUAL && op <= QG_OP_LOGICAL_NOT) ||
+         (op >= QG_OP_ISNAN && op <= QG_OP_ISNEGINF);
+}
+
+bool reads_two(int op) {
+  return (op >= QG_OP_ADD && op <= QG_OP_LOGICAL_OR) ||
+         (op >= QG_OP_BITWISE_AND && op <= QG_OP_BITWISE_XOR) || op == QG_OP_LEFT_SHIFT ||
+         op == QG_OP_RIGHT_SHIFT;
+}
+
+// Brings int64 lanes into the range of a dtype, by dropping bits.
+void wrap(int dtype, int64_t* x, long count) {
+  auto each = [&](auto narrow) {
+    for (long i = 0; i < count; i++) x[i] = (decltype(narrow))x[i];
+  };
+  switch (dtype) {
+    case QG_BOOL: for (long i = 0; i < count; i++) x[i] = x[i] != 0; break;
+    case QG_U8: each(uint8_t{}); break;
+    case QG_I8: each(int8_t{}); break;
+    case QG_U16: each(uint16_t{}); break;
+    case QG_I16: each(int16_t{}); break;
+    case QG_U32: each(uint32_t{}); break;
+    case QG_I32: each(int32_t{}); break;
+  }
+}
+
+void round_lanes(int dtype, float* x, long count) {
+  if (dtype == QG_F32) return;
+  of_float(dtype, [&](auto d) {
+    using D = decltype(d);
+    for (long i = 0; i < count; i += kLanes) {
+      typename D::Stored half[kLanes];
+      D::store(half, load<Floats>(x + i));
+      store(x + i, D::load(half));
+    }
+  });
+}
+
+// Calls `f` with the C++ type of an integer dtype.
+template <typename F>
+void of_integer(int dtype, F f) {
+  switch (dtype) {
+    case QG_BOOL: case QG_U8: return f(uint8_t{});
+    case QG_I8: return f(int8_t{});
+    case QG_U16: return f(uint16_t{});
+    case QG_I16: return f(int16_t{});
+    case QG_U32: return f(uint32_t{});
+    case QG_I32: return f(int32_t{});
+    default: return f(int64_t{});
+  }
+}
+
+void read(int dtype, const char* from, long step, void* to, long count) {
+  if (is_float(dtype)) {
+    if (step != 0) return widen(dtype, from, step, (float*)to, count);
+    float x;
+    widen(dtype, from, 1, &x, 1);
+    for (long i = 0; i < count; i++) ((float*)to)[i] = x;
+    return;
+  }
+  of_integer(dtype, [&](auto type) {
+    using T = decltype(type);
+    const T* own = (const T*)from;
+    for (long i = 0; i < count; i++) ((int64_t*)to)[i] = own[i * step];
+  });
+}
+
+void write(int dtype, const void* from, char* to, long step, long count) {
+  if (is_float(dtype)) return narrow(dtype, (const float*)from, to, step, count);
+  of_integer(dtype, [&](auto type) {
+    using T = decltype(type);
+    for (long i = 0; i < count; i++) ((T*)to)[i * step] = (T)((const int64_t*)from)[i];
+  });
+}
+
+int64_t whole(float x) {
+  return x != x ? 0 : x >= 0x1p63f ? INT64_MAX : x < -0x1p63f ? INT64_MIN : (int64_t)x;
+}
+
+// Axes that all operands walk through alike are one.
+class Shape {
+ public:
+  Shape(const qg_elementwise& args, std::vector<qg_operand>* operands) {
+    for (long i = 0; i < args.rank; i++) {
+      if (args.shape[i] == 1) continue;
+      if (rank_ && joins(args, i, *operands)) {
+        sizes_[rank_ - 1] *= args.shape[i];
+      } else {
+        sizes_[rank_] = args.shape[i];
+        first_[rank_++] = i;
+      }
+      last_[rank_ - 1] = i;
+    }
+    for (auto& operand : *operands) {
+      int64_t kept[QG_RANK] = {};
+      for (long i = 0; i < rank_; i++) kept[i] = operand.strides[last_[i]];
+      std::memcpy(operand.strides, kept, sizeof(kept));
+    }
+  }
+
+  // Calls `f(start, count, index)` for the runs along the last axis of a stretch of elements.
+  template <typename F>
+  void runs(long begin, long count, F f) const {
+    long inner = rank_ ? sizes_[rank_ - 1] : 1, index[QG_RANK] = {}, left = begin;
+    for (long i = rank_ - 1; i >= 0; i--) index[i] = left % sizes_[i], left /= sizes_[i];
+    for (long at = 0; at < count;) {
+      long here = rank_ ? inner - index[rank_ - 1] : 1;
+      if (here > count - at) here = count - at;
+      f(at, here, index);
+      at += here;
+      if (!rank_) break;
+      index[rank_ - 1] += here;
+      for (long i = rank_ - 1; i > 0 && index[i] == sizes_[i]; i--) index[i] = 0, index[i - 1]++;
+    }
+  }
+
+  long rank() const { return rank_; }
+
+ private:
+  bool joins(const qg_elementwise& args, long axis, const std::vector<qg_operand>& operands) const {
+    for (const auto& operand : operands)
+      if (operand.strides[last_[rank_ - 1]] != operand.strides[axis] * args.shape[axis])
+        return false;
+    return true;
+  }
+
+  long rank_ = 0, sizes_[QG_RANK] = {}, first_[QG_RANK] = {}, last_[QG_RANK] = {};
+};
+
+class Elementwise : public Work {
+ public:
+  Elementwise(const Table& table, const qg_elementwise& a) {
+    if (a.rank < 0 || a.rank > QG_RANK) throw Mistake("it has %ld axes", (long)a.rank);
+    for (long i = 0; i < a.rank; i++) count_ *= a.shape[i] < 0 ? 0 : a.shape[i];
+    const auto* inputs = table.args<qg_operand>(a.input_at, a.inputs);
+    const auto* outputs = table.args<qg_output>(a.output_at, a.outputs);
+    const auto* given = table.args<qg_instruction>(a.instruction_at, a.instructions);
+    inputs_ = a.inputs;
+    for (long i = 0; i < a.inputs; i++) {
+      table.holds("an input", inputs[i].at, a.rank, a.shape, inputs[i].strides);
+      operands_.push_back(inputs[i]);
+      values_.push_back({inputs[i].at.dtype});
+    }
+    for (long i = 0; i < a.instructions; i++) add(given[i]);
+    for (long i = 0; i < a.outputs; i++) {
+      const qg_output& o = outputs[i];
+      table.holds("an output", o.to.at, a.rank, a.shape, o.to.strides);
+      if (value(o.value).dtype != o.to.at.dtype)
+        throw Mistake("output %ld has dtype %d, its value %d", i, o.to.at.dtype,
+                      value(o.value).dtype);
+      operands_.push_back(o.to);
+      written_.push_back(o.value);
+    }
+    find_axes(a);
+    shape_.reset(new Shape(a, &operands_));
+    give_registers();
+  }
+
+  long tasks(int, int threads) const override { return count_ ? over(count_, part(threads)) : 0; }
+
+  long own_bytes() const override { return registers_ * kBlock * (long)sizeof(int64_t); }
+
+  void run(const Here& here, int, long task) const override {
+    long begin = task * part(here.threads), end = begin + part(here.threads);
+    if (end > count_) end = count_;
+    for (; begin < end; begin += kBlock)
+      block(here, begin, end - begin < kBlock ? end - begin : kBlock);
+  }
+
+ private:
+  const Value& value(long number) const {
+    if (number < 0 || number >= (long)values_.size()) throw Mistake("value %ld is none", number);
+    return values_[number];
+  }
+
+  void add(const qg_instruction& given) {
+    Instruction i{given.op, given.dtype, given.a, given.b, given.c, (int)values_.size(),
+                  given.value.real, given.value.integer, nullptr};
+    if (i.dtype < QG_BOOL || i.dtype > QG_F32) throw Mistake("an instruction of dtype %d", i.dtype);
+    int result = gives_bool(i.op) ? QG_BOOL : i.dtype;
+    if (i.op == QG_OP_CONST || i.op == QG_OP_IOTA) {
+      i.a = i.b = i.c = -1;
+    } else if (i.op == QG_OP_CAST || i.op == QG_OP_BITCAST) {
+      value(i.a);
+      i.b = i.c = -1;
+      if (i.op == QG_OP_BITCAST && size_of(value(i.a).dtype) != size_of(i.dtype))
+        throw Mistake("bits of %ld bytes are none of %ld", size_of(value(i.a).dtype),
+                      size_of(i.dtype));
+    } else {
+      i.function = is_float(i.dtype) ? float_op(i.op) : integer_op(i.op, i.dtype);
+      if (!i.function && i.op != QG_OP_WHERE)
+        throw Mistake("operation %d does not take dtype %d", i.op, i.dtype);
+      bool three = i.op == QG_OP_FMA || i.op == QG_OP_WHERE;
+      if (!three) i.c = -1;
+      if (!three && !reads_two(i.op)) i.b = -1;
+      int operands[] = {i.a, i.b, i.c};
+      for (int n = 0; n < 3; n++) {
+        if (operands[n] == -1 && n > 0 && (n == 2 ? !three : i.b == -1)) continue;
+        int wanted = i.op == QG_OP_WHERE && n == 0 ? QG_BOOL : i.dtype;
+        if (value(operands[n]).dtype != wanted)
+          throw Mistake("operation %d on dtype %d is given dtype %d", i.op, wanted,
+                        value(operands[n]).dtype);
+      }
+    }
+    values_.push_back({result});
+    code_.push_back(i);
+  }
+
+  // An instruction that counts along an axis is an input with a stride, of no buffer.
+  void find_axes(const qg_elementwise& a) {
+    for (auto& i : code_) {
+      if (i.op != QG_OP_IOTA) continue;
+      if (i.integer < 0 || i.integer >= a.rank) throw Mistake("axis %ld is none", (long)i.integer);
+      qg_operand counted{{-1, QG_I64, 0}, {}};
+      counted.strides[i.integer] = 1;
+      i.integer = operands_.size();
+      operands_.push_back(counted);
+    }
+  }
+
+  // A register is free again after the last instruction that reads its value.
+  void give_registers() {
+    std::vector<long> last(values_.size(), -1);
+    for (long n = 0; n < (long)code_.size(); n++)
+      for (int v : {code_[n].a, code_[n].b, code_[n].c})
+        if (v >= 0) last[v] = n;
+    for (long v : written_) last[v] = code_.size();
+    std::vector<int> free;
+    auto take = [&](Value& v) {
+      if (free.empty()) free.push_back(registers_++);
+      v.place = free.back();
+      free.pop_back();
+    };
+    for (long v = 0; v < inputs_; v++) take(values_[v]);
+    for (long n = 0; n < (long)code_.size(); n++) {
+      take(values_[code_[n].to]);  // before others are free: no instruction writes what it reads
+      int read[] = {code_[n].a, code_[n].b, code_[n].c, code_[n].to};
+      for (int k = 0; k < 4; k++) {
+        bool before = false;
+        for (int j = 0; j < k; j++) before = before || read[j] == read[k];
+        if (read[k] >= 0 && last[read[k]] <= n && !before) free.push_back(values_[read[k]].place);
+      }
+    }
+  }
+
+  long part(int threads) const {
+    long cost = code_.size() + operands_.size();
+    return up(part_of(count_, 40000 / cost + 1, threads), kBlock);
+  }
+
+  void block(const Here& here, long begin, long count) const {
+    auto place = [&](int v) -> void* {
+      return v < 0 ? nullptr : here.own + values_[v].place * kBlock * sizeof(int64_t);
+    };
+    for (long v = 0; v < inputs_; v++) {
+      const qg_operand& operand = operands_[v];
+      long wide = is_float(operand.at.dtype) ? 4 : 8;
+      shape_->runs(begin, count, [&](long at, long some, const long* index) {
+        read(operand.at.dtype, at_index(here, operand, index), inner(operand),
+             (char*)place(v) + at * wide, some);
+      });
+    }
+    for (const Instruction& i : code_)
+      execute(i, begin, {place(i.to), place(i.a), place(i.b), place(i.c), count, i.dtype});
+    for (long n = 0; n < (long)written_.size(); n++) {
+      const qg_operand& operand = operands_[inputs_ + n];
+      long wide = is_float(operand.at.dtype) ? 4 : 8;
+      shape_->runs(begin, count, [&](long at, long some, const long* index) {
+        write(operand.at.dtype, (char*)place(written_[n]) + at * wide,
+              at_index(here, operand, index), inner(operand), some);
+      });
+    }
+  }
+
+  long inner(const qg_operand& operand) const {
+    return shape_->rank() ? operand.strides[shape_->rank() - 1] : 0;
+  }
+
+  long offset(const qg_operand& operand, const long* index) const {
+    long at = 0;
+    for (long i = 0; i < shape_->rank(); i++) at += index[i] * operand.strides[i];
+    return at;
+  }
+
+  char* at_index(const Here& here, const qg_operand& operand, const long* index) const {
+    return here(operand.at) + offset(operand, index) * size_of(operand.at.dtype);
+  }
+
+  void execute(const Instruction& i, long begin, const Lanes& l) const {
+    float* reals = (float*)l.to;
+    int64_t* integers = (int64_t*)l.to;
+    bool to_float = is_float(i.dtype);
+    switch (i.op) {
+      case QG_OP_CONST:
+        for (long n = 0; n < l.count; n++)
+          to_float ? (void)(reals[n] = (float)i.real) : (void)(integers[n] = i.integer);
+        break;
+      case QG_OP_IOTA: {
+        const qg_operand& counted = operands_[i.integer];
+        shape_->runs(begin, l.count, [&](long at, long some, const long* index) {
+          long first = offset(counted, index), step = inner(counted);
+          for (long n = 0; n < some; n++)
+            to_float ? (void)(reals[at + n] = (float)(first + n * step))
+                     : (void)(integers[at + n] = first + n * step);
+        });
+        break;
+      }
+      case QG_OP_CAST: cast(values_[i.a].dtype, i.dtype, l); break;
+      case QG_OP_BITCAST: recast(values_[i.a].dtype, i.dtype, l); break;
+      case QG_OP_WHERE: {
+        const int64_t* test = (const int64_t*)l.a;
+        for (long n = 0; n < l.count; n++)
+          to_float ? (void)(reals[n] = ((const float*)(test[n] ? l.b : l.c))[n])
+                   : (void)(integers[n] = ((const int64_t*)(test[n] ? l.b : l.c))[n]);
+        return;
+      }
+      default: i.function(l);
+    }
+    if (gives_bool(i.op)) return;
+    if (to_float) round_lanes(i.dtype, reals, l.count);
+    else wrap(i.dtype, integers, l.count);
+  }
+
+  static void cast(int from, int to, const Lanes& l) {
+    const float* reals = (const float*)l.a;
+    const int64_t* integers = (const int64_t*)l.a;
+    if (is_float(from) && is_float(to)) {
+      std::memcpy(l.to, l.a, l.count * sizeof(float));
+    } else if (is_float(from)) {
+      for (long n = 0; n < l.count; n++)
+        ((int64_t*)l.to)[n] = to == QG_BOOL ? reals[n] != 0 : whole(reals[n]);
+    } else if (is_float(to)) {
+      for (long n = 0; n < l.count; n++)
+        ((float*)l.to)[n] = from == QG_U64 ? (float)(uint64_t)integers[n] : (float)integers[n];
+    } else {
+      std::memcpy(l.to, l.a, l.count * sizeof(int64_t));
+    }
+  }
+
+  // Through memory, as the dtypes lie there.
+  static void recast(int from, int to, const Lanes& l) {
+    char bits[kBlock * sizeof(int64_t)];
+    write(from, l.a, bits, 1, l.count);
+    read(to, bits, 1, l.to, l.count);
+  }
+
+  long count_ = 1, inputs_ = 0, registers_ = 0;
+  std::vector<Value> values_;
+  std::vector<Instruction> code_;
+  std::vector<qg_operand> operands_;  // inputs, outputs, axes counted along
+  std::vector<long> written_;
+  std::unique_ptr<Shape> shape_;
+};
+
+}  // namespace
+
+Maker make_elementwise(const Table& table, long args) {
+  return Maker(new Elementwise(table, *table.args<qg_elementwise>(args)));
+}
+
+}  // namespace qgraph

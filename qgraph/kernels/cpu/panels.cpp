@@ -1,0 +1,137 @@
+// Products of many rows, at the rate of the machine's multiplications.
+//
+// A task takes some rows of x and kWide columns of y.  It fills a panel of the weight, a stretch of
+// k at a time, and runs tiles of kTall rows over it, whose sums stay in registers.
+
+#include "panels.hpp"
+
+namespace qgraph {
+
+namespace {
+
+template <int R>
+void tile(const float* x, const float* panel, long k, float* sums, bool fresh) {
+  Floats totals[R][2] = {};
+  for (long begin = 0; begin < k; begin += kStretch, x += kTall * kStretch) {
+    long end = k - begin < kStretch ? k - begin : kStretch;
+    for (long at = 0; at < end; at++, panel += kWide) {
+      Floats left = load<Floats>(panel), right = load<Floats>(panel + kLanes);
+      QG_UNROLLED
+      for (int r = 0; r < R; r++) {
+        Floats own = all(x[r * kStretch + at]);
+        totals[r][0] += own * left;
+        totals[r][1] += own * right;
+      }
+    }
+  }
+  QG_UNROLLED
+  for (int r = 0; r < R; r++)
+    QG_UNROLLED
+    for (int j = 0; j < 2; j++) {
+      float* to = sums + r * kWide + j * kLanes;
+      store(to, fresh ? totals[r][j] : load<Floats>(to) + totals[r][j]);
+    }
+}
+
+template <int R>
+void of_rows(int rows, const float* x, const float* panel, long k, float* sums, bool fresh) {
+  if constexpr (R > 1)
+    if (rows < R) return of_rows<R - 1>(rows, x, panel, k, sums, fresh);
+  tile<R>(x, panel, k, sums, fresh);
+}
+
+}  // namespace
+
+void add_tile(int rows, const float* x, const float* panel, long k, float* sums, bool fresh) {
+  of_rows<kTall>(rows, x, panel, k, sums, fresh);
+}
+
+void stretch_rows(int dtype, const char* x, long row, long column, long rows, long k, float* to) {
+  long size = size_of(dtype);
+  for (long at = 0; at < k; at += kStretch, to += kTall * kStretch) {
+    long some = k - at < kStretch ? k - at : kStretch;
+    for (long r = 0; r < rows; r++)
+      widen(dtype, x + (r * row + at * column) * size, column, to + r * kStretch, some);
+  }
+}
+
+namespace {
+
+class Panels : public Product {
+ public:
+  explicit Panels(const qg_matmul& args)
+      : Product(args),
+        shape_{args, groups()},
+        blocks_(over(a.m, kTall)),
+        block_floats_(kTall * up(a.k, kStretch)),
+        deep_(a.k < kDeep ? a.k : kDeep) {
+    long parts = over(blocks_, kMostBlocks);  // of about the same size
+    together_ = over(blocks_, parts);
+  }
+
+  int stages() const override { return 2; }
+
+  long tasks(int stage, int) const override {
+    if (stage == 0) return entries_ * blocks_;
+    return entries_ * over(blocks_, together_) * over(a.n, kWide);
+  }
+
+  long shared_bytes() const override {
+    return entries_ * blocks_ * block_floats_ * (long)sizeof(float);
+  }
+
+  long own_bytes() const override {
+    long sums = together_ * kTall * kWide * (gated() ? 2 : 1);
+    return (deep_ * kWide + sums + panel_room(shape_)) * (long)sizeof(float);
+  }
+
+  void run(const Here& here, int stage, long task) const override {
+    float* x = (float*)here.shared;
+    if (stage == 0) {
+      long first = task % blocks_ * kTall, rows = a.m - first < kTall ? a.m - first : kTall;
+      const char* from = matrices(here, task / blocks_).x + first * a.x_row * size_of(a.x.dtype);
+      return stretch_rows(a.x.dtype, from, a.x_row, a.x_column, rows, a.k,
+                          x + task * block_floats_);
+    }
+    long panels = over(a.n, kWide), parts = over(blocks_, together_);
+    long first = task % panels * kWide, part = task / panels % parts, entry = task / panels / parts;
+    Matrices at = matrices(here, entry);
+    long begin = part * together_ * kTall;
+    long rows = a.m - begin < together_ * kTall ? a.m - begin : together_ * kTall;
+    x += (entry * blocks_ + part * together_) * block_floats_;
+    float *panel = (float*)here.own, *sums = panel + deep_ * kWide;
+    float* sums2 = gated() ? sums + together_ * kTall * kWide : nullptr;
+    float* room = sums + together_ * kTall * kWide * (gated() ? 2 : 1);
+    multiply(at.w, a.w, first, rows, x, panel, sums, room);
+    if (sums2) multiply(at.w2, a.w2, first, rows, x, panel, sums2, room);
+    long count = a.n - first < kWide ? a.n - first : kWide;
+    for (long i = 0; i < rows; i++)
+      finish(here, at, begin + i, first, sums + i * kWide, sums2 ? sums2 + i * kWide : nullptr,
+             count);
+  }
+
+ private:
+  static constexpr long kMostBlocks = 252 / kTall;
+
+  void multiply(const Matrices::Weight& w, const qg_weight& refs, long first, long rows,
+                const float* x, float* panel, float* sums, float* room) const {
+    for (long k = 0; k < a.k; k += kDeep) {
+      long end = k + kDeep < a.k ? k + kDeep : a.k;
+      fill_panel(shape_, w, refs, first, k, end, panel, room);
+      for (long i = 0; i < rows; i += kTall)
+        add_tile(rows - i < kTall ? rows - i : kTall,
+                 x + i / kTall * block_floats_ + k * kTall, panel, end - k, sums + i * kWide,
+                 k == 0);
+    }
+    if (a.k == 0) std::memset(sums, 0, rows * kWide * sizeof(float));
+  }
+
+  PanelShape shape_;
+  long blocks_, block_floats_, deep_, together_;
+};
+
+}  // namespace
+
+Maker panels(const qg_matmul& args) { return Maker(new Panels(args)); }
+
+}  // namespace qgraph
