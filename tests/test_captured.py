@@ -138,3 +138,15 @@ def test_specs_of_an_import_may_name_and_mark_parameters() -> None:
     program = qg.compile(graph, target="cpu")
     assert str(graph).startswith("graph lambda(weight: f32[2,2]")
     assert program(program.prepare(mx.eye(2) * 3), X).tolist() == [3.0, 6.0]
+
+
+def test_a_name_belongs_to_its_array_and_not_to_its_address() -> None:
+    state = SimpleNamespace(w=mx.ones(4096))
+
+    def fn(x: Any, n: int) -> Any:
+        state.w = None
+        made = [mx.full((4096,), i) for i in range(20)]  # one of them lies where w lay
+        return [x + array for array in made]
+
+    graph = qg.trace(fn, qg.spec((4096,)), 1)
+    assert "w" not in {node.args["name"] for node in graph.constants()}

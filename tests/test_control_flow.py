@@ -161,3 +161,11 @@ def test_a_leak_from_a_body_is_refused() -> None:
 
     with pytest.raises(TraceError, match="after that trace ended"):
         qg.trace(fn, X)
+
+
+def test_bounds_are_whole_numbers() -> None:
+    for bound in (2.5, "3", mx.array(2.5)):
+        for x in (mx.ones(2), qg.tensor(mx.ones(2))):
+            with pytest.raises(ControlFlowError, match="a bound is"):
+                qg.fori_loop(0, bound, lambda i, h: h + 1, x)
+    assert qg.fori_loop(np.int64(0), mx.array(2, mx.uint8), lambda i, h: h + 1, mx.array(0)) == 2

@@ -291,3 +291,20 @@ def test_adapters_before_a_packed_model_train(monkeypatch: pytest.MonkeyPatch) -
     a, b = mx.grad(by_hand, argnums=(0, 1))(model.a, model.b)
     close([found["a"], found["b"]], [a, b])
     assert float(mx.abs(found["b"]).max()) > 0
+
+
+def test_gradients_of_a_module_that_is_a_program_are_refused() -> None:
+    mx.random.seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), given((3, 4))
+    model.layers[0].freeze()
+    weights = model.parameters()
+    for program in (qg.compile(model, x, target="cpu"), qg.jit(model, target="cpu")):
+        program(x)
+        step = nn.value_and_grad(model, lambda x, p=program: p(x).sum())
+        with pytest.raises(TraceError, match=r"gradients are asked of Linear\.(weight|bias)"):
+            step(x)
+        model.update(weights)  # MLX has left its tracers there
+        close([mx.grad(lambda x, p=program: p(x).sum())(x)], [mx.grad(lambda x: model(x).sum())(x)])
+    model.freeze()
+    program = qg.compile(model, x, target="cpu")
+    close([program(x)], [model(x)])

@@ -19,7 +19,7 @@ from ..runtime import artefact
 from ..runtime.executable import Executable
 from ..runtime.packing import PackCache, Progress
 from ..target import Target, as_target
-from ..tracing.captured import Captured
+from ..tracing.captured import Captured, refuser_of_gradients
 from ..tracing.tensor import Tensor, set_evaluator
 from ..tracing.trace import sharing, trace
 from .pipeline import Tune, optimize
@@ -79,7 +79,15 @@ def compile(
     plan = optimize(
         graph, target=target, quantize=quantize, passes=passes, budget=budget, tune=tune
     )
-    return Program(None, plan, release=release, progress=progress, cache=cache, donate=donate)
+    return Program(
+        None,
+        plan,
+        release=release,
+        progress=progress,
+        cache=cache,
+        donate=donate,
+        check=_check_of(fn),
+    )
 
 
 def jit(
@@ -123,7 +131,14 @@ def jit(
             graph, target=where, quantize=quantize, passes=passes, budget=budget, tune=tune
         )
 
-    return Program(specialise, parameters=parameters, progress=progress, cache=cache, donate=donate)
+    return Program(
+        specialise,
+        parameters=parameters,
+        progress=progress,
+        cache=cache,
+        donate=donate,
+        check=_check_of(fn),
+    )
 
 
 def _graph_of(
@@ -141,6 +156,10 @@ def _graph_of(
             hint="write a function that takes the weights, with qg.call(module, x) for its parts",
         )
     return from_mlx(fn, *specs, **keywords)
+
+
+def _check_of(fn: Graph | Callable[..., Any]) -> Callable[[], None] | None:
+    return refuser_of_gradients(fn) if isinstance(fn, Module) else None
 
 
 def _cache_of(share: Program | None) -> PackCache:

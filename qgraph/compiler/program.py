@@ -59,8 +59,10 @@ class Program:
         cache: PackCache | None = None,
         donate: Sequence[int] = (),
         parameters: Sequence[int] = (),
+        check: Callable[[], None] | None = None,
     ) -> None:
         self._specialise = specialise
+        self._check = check
         self._parameters = tuple(sorted(set(parameters)))
         self._owner = object()  # of what is prepared for specialisations to come
         self._donate = tuple(donate)
@@ -122,6 +124,8 @@ class Program:
         Raises:
             InputError: the arguments are not those it was compiled for.
         """
+        if self._check is not None:
+            self._check()
         if not kwargs and not self._donate:
             types = tuple([(a.shape, a.dtype) if type(a) is mx.array else None for a in args])
             plain = self._plain.get(types)

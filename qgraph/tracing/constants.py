@@ -31,8 +31,18 @@ class Constants:
     """The constants of a trace by the identity of their arrays, and names for those to come."""
 
     values: dict[int, tuple[mx.array, Value]] = field(default_factory=dict)
-    names: dict[int, str] = field(default_factory=dict)
+    names: dict[int, tuple[weakref.ref[mx.array], str]] = field(default_factory=dict)
     views: dict[int, View] = field(default_factory=dict)
+
+    def call(self, array: mx.array, name: str) -> None:
+        """Name an array, unless it has a name."""
+        if not self.name_of(array):
+            self.names[id(array)] = weakref.ref(array), name
+
+    def name_of(self, array: mx.array) -> str:
+        """The name of an array, of this very one: another may have got its identity since."""
+        ref, name = self.names.get(id(array), (None, ""))
+        return name if ref is not None and ref() is array else ""
 
     def note_view(self, array: mx.array, source: mx.array, op: str, args: tuple[Any, ...]) -> None:
         """Remember what `array` is a view of, as long as it lives."""
@@ -62,7 +72,7 @@ def constant_for(array: mx.array, name: str = "") -> Value:
     if known is None:
         return constant_value(copy(array), name, user_frame())
     if id(array) not in known.values:
-        name = name or known.names.get(id(array)) or variable_name(array)
+        name = name or known.name_of(array) or variable_name(array)
         constant = constant_value(copy(array), name, user_frame())
         known.values[id(array)] = (array, constant)
     return known.values[id(array)][1]

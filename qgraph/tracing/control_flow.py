@@ -5,6 +5,7 @@ Given arrays alone, outside a trace, each runs at once in Python.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
@@ -83,7 +84,19 @@ def _count(op: str, bound: Any) -> Any:
                 f"{op}: a bound is {value.value.type}", hint="bounds are integers without axes"
             )
         return as_int(bound) if isinstance(bound, mx.array) else value.astype(mx.int32).value
-    return int(bound)
+    return _whole_number(op, bound)
+
+
+def _whole_number(op: str, bound: Any) -> int:
+    """A bound as an int; 2.5 turns are none."""
+    if isinstance(bound, mx.array) and mx.issubdtype(bound.dtype, mx.integer):
+        return as_int(bound)
+    try:
+        return operator.index(bound)
+    except TypeError:
+        raise ControlFlowError(
+            f"{op}: a bound is {bound!r}", hint="bounds are integers without axes"
+        ) from None
 
 
 def _loop_names(fn: Callable[..., Any], count: int) -> list[str]:
@@ -106,7 +119,7 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_
     8.0
     """
     if _is_eager(lower, upper, init_val):
-        for i in range(int(lower), int(upper)):
+        for i in range(_whole_number("fori_loop", lower), _whole_number("fori_loop", upper)):
             init_val = body_fun(mx.array(i, mx.int32), _own(init_val))
         return init_val
     with tracing():

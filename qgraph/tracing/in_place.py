@@ -63,7 +63,7 @@ def refuse_captured(array: mx.array) -> None:
     if known is None:
         return
     if now is not None and now.captured(array):
-        raise _refusal(known.names.get(id(array), "a captured array"), now)
+        raise _refusal(known.name_of(array) or "a captured array", now)
     known.changes(array)
 
 
