@@ -12,8 +12,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import qgraph as qg
+from qgraph.compiler.first_difference import values
 from qgraph.errors import ShapeError, TraceError
 
 STATEMENTS = [
@@ -168,3 +171,42 @@ def test_patterns_may_be_written_in_place() -> None:
         qg.trace(lambda a, b: a * b, qg.spec((2,)), qg.spec((2,)))
     )
     assert [n.op for n in graph.nodes] == ["subtract"]
+
+
+CHANGES: list[Callable[[Any, Any], Any]] = [
+    lambda a, b: a.__iadd__(b), lambda a, b: a.__imul__(b), lambda a, b: a.__isub__(1),
+    lambda a, b: a.__setitem__(0, b[1]), lambda a, b: a.__setitem__(slice(1, None), 2),
+    lambda a, b: a.__setitem__(mx.array([2, 0]), b[:2]), lambda a, b: a.__ipow__(2),
+]  # fmt: skip
+MADE: list[Callable[[Any, Any], Any]] = [
+    lambda a, b: a, lambda a, b: a + b, lambda a, b: a[::-1], lambda a, b: a.reshape(4, 1)[:, 0],
+    lambda a, b: a.at[1].add(b[0]), lambda a, b: a.astype(mx.int32),
+]  # fmt: skip
+STEPS = st.lists(
+    st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 9), st.integers(0, 9)), max_size=8
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS, st.booleans())
+def test_random_aliases(steps: list[tuple[bool, int, int, int]], captured: bool) -> None:
+    def fn(x: Any, y: Any) -> Any:
+        held = [x, y, *([mx.array([5, 6, 7, 8])] if captured else [])]
+        known = [False, False, True][: len(held)]
+        for change, which, i, j in steps:
+            i, j = i % len(held), j % len(held)
+            made = MADE[which % len(MADE)]
+            if known[i] and not known[j]:  # an array is not changed by a tensor
+                continue
+            if not change:
+                held.append(made(held[i], held[j]))
+                known.append(known[i] and (known[j] or made not in (MADE[1], MADE[4])))
+            else:
+                CHANGES[which](held[i], held[j])
+        return held
+
+    x, y = mx.array([1, 2, 3, 4]), mx.array([9, 8, 7, 6])
+    graph = qg.optimize(qg.trace(fn, x, y), target="cpu").graph
+    env = values(graph, [x, y], mx.Device(mx.cpu, 0))
+    for value, array in zip(graph.outputs, fn(x + 0, y + 0), strict=True):
+        assert env[value].tolist() == array.tolist()
