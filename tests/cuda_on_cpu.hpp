@@ -1,5 +1,5 @@
 // Runs CUDA source on a CPU, block after block, the threads of a block as fibers that take turns:
-// enough of CUDA for `decode_attention.cuh`, to test it where there is no GPU.
+// enough of CUDA for `decode_attention.cuh` and `tiled.cuh`, to test them where there is no GPU.
 
 #pragma once
 
@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -20,8 +22,8 @@ using std::max;
 using std::min;
 
 struct Index {
-  int x;
-} threadIdx, blockIdx;
+  int x, y, z;
+} threadIdx, blockIdx, blockDim, gridDim;
 
 // Fibers that wait for one another: all that meet here go on together.
 struct Meeting {
@@ -51,14 +53,40 @@ inline void meet(Meeting& meeting) {
 
 inline void __syncthreads() { meet(block); }
 
-inline float __shfl_xor_sync(unsigned, float value, int mask) {
+// What another lane gives, of four bytes.
+template <typename T>
+T of_lane(T value, int lane) {
   const int me = threadIdx.x;
-  exchanged[me] = value;
+  std::memcpy(&exchanged[me], &value, sizeof(T));
   meet(warps[me / 32]);
-  const float other = exchanged[me ^ mask];
+  T other;
+  std::memcpy(&other, &exchanged[me / 32 * 32 + lane], sizeof(T));
   meet(warps[me / 32]);
   return other;
 }
+
+inline float __shfl_xor_sync(unsigned, float value, int mask) {
+  return of_lane(value, threadIdx.x % 32 ^ mask);
+}
+
+template <typename T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return of_lane(value, lane);
+}
+
+template <typename T>
+T __shfl_up_sync(unsigned, T value, int by) {
+  const int lane = threadIdx.x % 32;
+  return of_lane(value, lane < by ? lane : lane - by);
+}
+
+inline unsigned __ballot_sync(unsigned, bool value) {
+  unsigned all = 0;
+  for (int lane = 0; lane < 32; lane++) all |= unsigned(of_lane(int(value), lane)) << lane;
+  return all;
+}
+
+inline int __ffs(unsigned bits) { return __builtin_ffs(bits); }
 
 inline float __int_as_float(int bits) {
   float number;
@@ -72,9 +100,11 @@ inline void run_kernel() {
 }
 
 // False if threads wait for others that never come.
-inline bool launch(void (*what)(), int blocks, int threads) {
+inline bool launch(void (*what)(), Index grid, int threads) {
   kernel = what;
-  for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {
+  gridDim = grid, blockDim = {threads, 1, 1};
+  for (int number = 0; number < grid.x * grid.y * grid.z; number++) {
+    blockIdx = {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
     fibers = std::vector<Fiber>(threads);
     block = {threads};
     warps.assign(threads / 32, {32});
@@ -87,7 +117,7 @@ inline bool launch(void (*what)(), int blocks, int threads) {
     }
     int left = threads;
     for (long turns = 0; left > 0; turns++) {
-      if (turns > 100000) return false;
+      if (turns > 1000000) return false;
       left = 0;
       for (int i = 0; i < threads; i++) {
         if (fibers[i].done) continue;
@@ -98,4 +128,8 @@ inline bool launch(void (*what)(), int blocks, int threads) {
     }
   }
   return true;
+}
+
+inline bool launch(void (*what)(), int blocks, int threads) {
+  return launch(what, Index{blocks, 1, 1}, threads);
 }

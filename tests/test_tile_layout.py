@@ -73,6 +73,12 @@ def test_rows_come_back(bits: int, n: int, k: int) -> None:
     assert mx.array_equal(packed_rows(tiled_weight(experts, bits), bits, n, k), experts).item()
 
 
+def test_rows_of_odd_length_come_back() -> None:
+    """nvfp4 has groups of 16, so that a row may end in the midst of 32 columns."""
+    rows, _ = random_rows(4, 3, 80)
+    assert mx.array_equal(packed_rows(tiled_weight(rows, 4), 4, 3, 80), rows).item()
+
+
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
 def test_scales_come_back(dtype: mx.Dtype) -> None:
     scales, biases = (mx.random.normal((2, 70, 3)).astype(dtype) for _ in range(2))

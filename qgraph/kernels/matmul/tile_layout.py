@@ -15,6 +15,7 @@ N and K are filled up to multiples of 64 by zeros.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -129,8 +130,9 @@ def _numbers(w: mx.array, bits: int) -> mx.array:
     """Numbers (…, K), uint8, of rows packed as a stream of bits, lowest first."""
     if bits == 8:
         return w.view(mx.uint8)
-    words = w.reshape(*w.shape[:-1], -1, bits)
-    starts = range(0, 32 * bits, bits)
+    together = bits // math.gcd(bits, 32)  # words that hold whole numbers
+    words = w.reshape(*w.shape[:-1], -1, together)
+    starts = range(0, 32 * together, bits)
     q = [_between(words, start // 32, start % 32, bits) for start in starts]
     return mx.stack(q, axis=-1).reshape(*w.shape[:-1], -1)
 
@@ -145,9 +147,10 @@ def _between(words: mx.array, at: int, bit: int, bits: int) -> mx.array:
 
 def _packed(q: mx.array, bits: int) -> mx.array:
     """The inverse of `_numbers`, of uint32."""
-    q = q.reshape(*q.shape[:-1], -1, 32)
-    words: list[mx.array] = [mx.zeros(q.shape[:-1], mx.uint32)] * bits
-    for i in range(32):
+    together = bits // math.gcd(bits, 32)
+    q = q.reshape(*q.shape[:-1], -1, 32 * together // bits)
+    words: list[mx.array] = [mx.zeros(q.shape[:-1], mx.uint32)] * together
+    for i in range(q.shape[-1]):
         at, bit = divmod(i * bits, 32)
         words[at] = words[at] | q[..., i] << bit
         if bit + bits > 32:

@@ -129,7 +129,7 @@ struct Product {
       else
         copy<false>(shared, stage, slot);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    commit_copies();
   }
 
   template <int STEP>
@@ -203,8 +203,7 @@ struct Product {
     for (int s = 0; s < STAGES - 2; s++) fetch(shared, first + s, s, last);
     int stage = first, slot = 0, free = STAGES - 2;
     do {
-      asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 3) : "memory");
-      show_copies();
+      wait_for_copies<STAGES - 3>();
       __syncthreads();
       // The stage before may still be multiplied; the one before that is free.
       add(stages, shared, slot, [&] { fetch(shared, stage + STAGES - 2, free, last); });
@@ -217,7 +216,7 @@ struct Product {
   // Sums of the warpgroups that share columns, in those of the first.
   __device__ __forceinline__ void join(char* stages) {
     if constexpr (WK > 1) {
-      asm volatile("cp.async.wait_all;" ::: "memory");
+      wait_for_copies<0>();
       const int group = threadIdx.x / 128, wn = group % WN, wk = group / WN;
       float* own = reinterpret_cast<float*>(stages) + wn * COLUMNS / 2 * 128 + threadIdx.x % 128;
 #pragma unroll

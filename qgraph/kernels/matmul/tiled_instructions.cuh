@@ -126,9 +126,6 @@ template <int LEFT>
 __device__ __forceinline__ void wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
-__device__ __forceinline__ void show_copies() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
 
 #else
 
@@ -171,7 +168,6 @@ __device__ __forceinline__ void begin() {}
 __device__ __forceinline__ void commit() {}
 template <int LEFT>
 __device__ __forceinline__ void wait() {}
-__device__ __forceinline__ void show_copies() {}
 
 #endif
 
@@ -183,6 +179,19 @@ __device__ __forceinline__ void copy_16(unsigned to, const void* from, bool insi
   else
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                  "r"(inside ? 16 : 0));
+}
+
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits for all copies of this thread but those of the last LEFT groups, and shows them to `wgmma`.
+template <int LEFT>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 }
 
 // The same at once, of eight numbers at any address.

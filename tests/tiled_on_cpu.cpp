@@ -1,0 +1,273 @@
+// `tiled.cuh` by a CPU: what `tiled_instructions.cuh` asks of a GPU is done here as the PTX ISA says.
+//
+// Copies are made at once or when they are waited for, as `late` says, and products when they are
+// waited for: a slot that is filled too early or read too early gives wrong numbers in one way or
+// the other.
+
+#include "cuda_on_cpu.hpp"
+
+#undef __shared__
+#define __shared__
+
+struct uint2 { unsigned x, y; };
+struct uint4 { unsigned x, y, z, w; };
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+
+inline float __uint_as_float(unsigned bits) { return __int_as_float(int(bits)); }
+
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  unsigned d = 0;
+  for (int i = 0; i < 4; i++) {
+    const int from = selector >> 4 * i & 7;
+    d |= (from < 4 ? a >> 8 * from : b >> 8 * (from - 4)) % 256 << 8 * i;
+  }
+  return d;
+}
+
+// A float of 16 bits: so many for the mantissa, and the smallest exponent.
+template <int MANTISSA, int LEAST>
+struct Float16 {
+  unsigned short bits = 0;
+
+  Float16() = default;
+  explicit Float16(double v) {
+    const unsigned sign = std::signbit(v) ? 0x8000 : 0;
+    const unsigned infinity = (1u << 15) - (1u << MANTISSA);
+    if (std::isnan(v)) {
+      bits = sign | infinity | 1u << (MANTISSA - 1);
+      return;
+    }
+    v = std::fabs(v);
+    int exponent = v > 0 && std::isfinite(v) ? std::ilogb(v) : LEAST;
+    exponent = max(exponent, LEAST);
+    // A number that is rounded up to the next power of two, or out of the subnormal ones, carries.
+    const double units = std::isinf(v) ? 1e9 : std::nearbyint(std::ldexp(v, MANTISSA - exponent));
+    const double all = std::ldexp(double(exponent - LEAST), MANTISSA) + units;
+    bits = sign | unsigned(min(all, double(infinity)));
+  }
+  explicit operator float() const {
+    const int exponent = (bits & 0x7fff) >> MANTISSA, top = (1 << (15 - MANTISSA)) - 1;
+    const int rest = bits & ((1 << MANTISSA) - 1);
+    double v = exponent == 0 ? std::ldexp(rest, LEAST - MANTISSA)
+                             : std::ldexp(rest + (1 << MANTISSA), exponent - 1 + LEAST - MANTISSA);
+    if (exponent == top) v = rest ? NAN : INFINITY;
+    return bits & 0x8000 ? -v : v;
+  }
+};
+using __nv_bfloat16 = Float16<7, -126>;
+using __half = Float16<10, -14>;
+inline float __half2float(__half v) { return float(v); }
+
+namespace qgraph {
+namespace tiled {
+
+alignas(1024) char stages[227 << 10];
+bool late;
+
+inline unsigned __cvta_generic_to_shared(const char* p) { return p - stages; }
+
+template <typename T>
+T number(unsigned word, int half) {
+  T v;
+  v.bits = word >> 16 * half;
+  return v;
+}
+
+template <typename T>
+struct Half {
+  static constexpr bool bfloat = std::is_same_v<T, __nv_bfloat16>;
+  static constexpr float unit = bfloat ? 0x1p32f : 1;
+  static unsigned fma(unsigned a, unsigned b, unsigned c) {
+    unsigned d = 0;
+    for (int h = 0; h < 2; h++) {
+      const double product = double(float(number<T>(a, h))) * float(number<T>(b, h));
+      d |= unsigned(T(product + float(number<T>(c, h))).bits) << 16 * h;
+    }
+    return d;
+  }
+};
+
+template <typename T>
+unsigned times(unsigned a, unsigned b) {
+  return Half<T>::fma(a, b, 0x80008000);
+}
+
+template <typename T>
+unsigned bits(T v) {
+  return v.bits;
+}
+
+template <typename T>
+unsigned pair(float low, float high) {
+  return bits(T(low)) | bits(T(high)) << 16;
+}
+
+template <int SHIFT, unsigned MASK>
+unsigned masked(unsigned word, unsigned rest) {
+  return ((SHIFT >= 0 ? word >> (SHIFT & 31) : word << (-SHIFT & 31)) & MASK) | rest;
+}
+
+// ---- products: a group of those that were begun together, of each thread
+
+struct Fragments {
+  unsigned a[4];
+};
+std::vector<std::vector<std::vector<std::function<void()>>>> products, copies;
+std::vector<Fragments> fragments;
+
+inline void forget() {
+  products.assign(fibers.size(), {{}});
+  copies.assign(fibers.size(), {{}});
+  fragments.resize(fibers.size());
+}
+
+struct Operand {
+  unsigned shared;
+  int step;
+};
+inline Operand operand(unsigned shared) { return {shared, 0}; }
+inline Operand at_columns(Operand x, int step) { return {x.shared, step}; }
+
+// A row of x, 16 columns of which are multiplied, lies in 128 bytes whose 16-byte pieces change
+// places by the number of the row.
+template <typename T>
+float element(Operand x, int row, int column) {
+  const int piece = (2 * x.step + column / 8) ^ row % 8;
+  T v;
+  std::memcpy(&v, stages + x.shared + row * 128 + piece * 16 + column % 8 * 2, 2);
+  return float(v);
+}
+
+template <typename T, int COLUMNS>
+void multiply(float* c, const unsigned (&a)[4], Operand x) {
+  const Fragments mine{{a[0], a[1], a[2], a[3]}};
+  products[threadIdx.x].back().push_back([=] {
+    const int me = threadIdx.x, lane = me % 32, first = me - lane;
+    fragments[me] = mine;
+    meet(warps[me / 32]);
+    for (int i = 0; i < COLUMNS / 2; i++) {
+      const int row = lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      for (int k = 0; k < 16; k++) {
+        const Fragments& other = fragments[first + row % 8 * 4 + k % 8 / 2];
+        const unsigned word = other.a[row / 8 + k / 8 * 2];
+        c[i] += float(number<T>(word, k % 2)) * element<T>(x, column, k);
+      }
+    }
+    meet(warps[me / 32]);
+  });
+}
+inline void begin() {}
+inline void finish(std::vector<std::vector<std::function<void()>>>& groups, size_t left) {
+  while (groups.size() > left + 1) {  // the last is still open
+    for (auto& one : groups.front()) one();
+    groups.erase(groups.begin());
+  }
+}
+inline void commit() { products[threadIdx.x].emplace_back(); }
+template <int LEFT>
+void wait() {
+  finish(products[threadIdx.x], LEFT);
+}
+
+// ---- copies
+
+template <bool SURELY>
+void copy_16(unsigned to, const void* from, bool inside) {
+  if (to % 16 || reinterpret_cast<size_t>(from) % 16) std::abort();
+  auto copy = [=] {
+    if (SURELY || inside)
+      std::memcpy(stages + to, from, 16);
+    else
+      std::memset(stages + to, 0, 16);
+  };
+  if (late)
+    copies[threadIdx.x].back().push_back(copy);
+  else
+    copy();
+}
+template <typename T>
+void copy_unaligned(unsigned to, const T* from, bool inside) {
+  if (inside)
+    std::memcpy(stages + to, from, 16);
+  else
+    std::memset(stages + to, 0, 16);
+}
+inline void commit_copies() { copies[threadIdx.x].emplace_back(); }
+template <int LEFT>
+void wait_for_copies() {
+  finish(copies[threadIdx.x], LEFT);
+}
+
+}  // namespace tiled
+}  // namespace qgraph
+
+#include FORMATS
+#include SOURCE
+
+namespace {
+
+using namespace qgraph::tiled;
+
+struct Given {
+  const void* x;
+  const unsigned* w;
+  const void* scales;
+  void* y;
+  const int* starts;
+  const unsigned *in_x, *in_y;
+  int m, k, tiles, experts;
+} given;
+
+template <typename T, typename Y, Mode MODE, int BITS, int GROUP, int N, int WN, int WK,
+          int COLUMNS, int DEPTH, int STAGES>
+void plain() {
+  if (threadIdx.x == 0) forget();
+  __syncthreads();
+  product<T, MODE, BITS, GROUP, N, WN, WK, COLUMNS, DEPTH, STAGES, sizeof(Y) == 4>(
+      static_cast<const T*>(given.x), given.w, given.scales, static_cast<Y*>(given.y), given.m,
+      given.k, given.tiles);
+}
+
+void experts() {
+  if (threadIdx.x == 0) forget();
+  __syncthreads();
+  using T = __nv_bfloat16;
+  gathered_product<T, AFFINE, 8, 64, 70, 2, 2, 16, 256, 3>(
+      static_cast<const T*>(given.x), given.w, given.scales, given.starts,
+      {given.in_x, given.in_y}, static_cast<T*>(given.y), given.k, given.tiles, given.experts);
+}
+
+using B = __nv_bfloat16;
+using H = __half;
+void (*kernels[])() = {
+    plain<B, B, AFFINE, 4, 64, 0, 1, 2, 8, 256, 6>,
+    plain<B, float, AFFINE, 4, 64, 0, 1, 2, 8, 256, 6>,
+    plain<B, B, AFFINE, 3, 32, 71, 2, 1, 16, 128, 3>,
+    plain<B, B, AFFINE, 6, 128, 0, 2, 1, 64, 64, 4>,
+    plain<H, H, AFFINE, 5, 32, 0, 1, 2, 32, 128, 4>,
+    plain<B, B, AFFINE, 2, 64, 70, 1, 1, 24, 64, 3>,
+    plain<H, H, AFFINE, 8, 32, 0, 1, 4, 8, 512, 3>,
+    plain<B, B, MXFP4, 4, 32, 0, 1, 1, 8, 128, 3>,
+    plain<H, H, NVFP4, 4, 16, 0, 1, 2, 8, 128, 3>,
+    plain<B, B, MXFP8, 8, 32, 0, 1, 1, 8, 64, 3>,
+    experts,
+};
+
+}  // namespace
+
+extern "C" bool run(Given what, int which, int threads, int x, int y, int z, bool copy_late) {
+  given = what;
+  late = copy_late;
+  std::memset(stages, 0xff, sizeof stages);  // not a number
+  return launch(kernels[which], {x, y, z}, threads);
+}
+
+extern "C" void add(const float* parts, void* y, int count, int size) {
+  static const float* from;
+  static B* to;
+  static int number, all;
+  from = parts, to = static_cast<B*>(y), number = count, all = size;
+  launch([] { add_parts<B>(from, to, number, all); }, (size + 255) / 256, 64);
+}
