@@ -19,6 +19,23 @@ except ImportError as error:
     ) from error
 del _mx
 
+from mlx.core import (
+    bfloat16,
+    bool_,
+    complex64,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
+
 from . import errors, tree
 from .compiler.api import compile, jit, load
 from .compiler.pipeline import default_passes, optimize
@@ -27,11 +44,12 @@ from .compiler.program import Program
 from .errors import QGraphError
 from .importer import call, from_mlx
 from .ir.graph import Graph, Node, Value
-from .ir.ops import namespace
+from .ir.ops import LEFT_OUT, namespace
 from .quantization.checked import dequantize, gather_qmm, quantize, quantized_matmul
 from .quantization.config import Quantize
 from .rewrite.history import Pass
 from .target import Target, as_target
+from .tracing.activations import gelu, relu, silu
 from .tracing.control_flow import cond, fori_loop, scan, while_loop
 from .tracing.functions import FUNCTIONS
 from .tracing.tensor import Tensor
@@ -54,10 +72,11 @@ def __getattr__(name: str) -> Any:
     """`qg.lm`, which needs mlx-lm, is imported when it is first asked for."""
     if name == "lm":
         return importlib.import_module("qgraph.lm")
-    raise AttributeError(f"module 'qgraph' has no attribute {name!r}")
+    reason = f": {LEFT_OUT[name]}" if name in LEFT_OUT else "; its ops are those of mlx.core"
+    raise AttributeError(f"module 'qgraph' has no attribute {name!r}{reason}")
 
 
-# The ops of the table are exported as well; see docs/ops.md.
+# The ops of the table are exported as well, and MLX's dtypes; see docs/ops.md.
 __all__ = [
     "Graph",
     "Node",
@@ -71,17 +90,28 @@ __all__ = [
     "TensorType",
     "Value",
     "as_target",
+    "bfloat16",
+    "bool_",
     "call",
     "compile",
+    "complex64",
     "cond",
     "default_passes",
     "dequantize",
     "errors",
     "fast",
     "fft",
+    "float16",
+    "float32",
+    "float64",
     "fori_loop",
     "from_mlx",
     "gather_qmm",
+    "gelu",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
     "jit",
     "keep",
     "linalg",
@@ -90,10 +120,16 @@ __all__ = [
     "quantize",
     "quantized_matmul",
     "random",
+    "relu",
     "scan",
+    "silu",
     "spec",
     "tensor",
     "trace",
     "tree",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
     "while_loop",
 ]

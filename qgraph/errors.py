@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from .origin import NOWHERE, Origin, user_frame
 
 
@@ -51,7 +55,7 @@ class VerifyError(QGraphError):
 
 
 class InputError(QGraphError, ValueError):
-    """A compiled program called with arguments that it was not compiled for."""
+    """Arguments that a function of qgraph does not take, or that a program was not made for."""
 
 
 class UnsupportedError(QGraphError, NotImplementedError):
@@ -60,3 +64,19 @@ class UnsupportedError(QGraphError, NotImplementedError):
 
 class ContractError(QGraphError):
     """A pass whose result differs from its input by more than it promised."""
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Words for a file or folder that cannot be written.
+
+    Raises:
+        QGraphError: names the path and what the system says.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise QGraphError(
+            f"{place} cannot be written: {error.strerror or error}",
+            hint="give a path in a folder that you may write to",
+        ) from None

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from .errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -37,7 +39,7 @@ def as_target(target: Target | str | mx.Device | mx.DeviceType | None = None) ->
     """The target for "cpu", "gpu", an `mx.Device` or, with None, MLX's default device.
 
     Raises:
-        ValueError: there is no such device here.
+        InputError: it names no device, or there is no such device here.
 
     >>> as_target("cpu").backend
     'cpu'
@@ -48,15 +50,25 @@ def as_target(target: Target | str | mx.Device | mx.DeviceType | None = None) ->
         device = mx.default_device()
     elif isinstance(target, str):
         if target not in ("cpu", "gpu"):
-            raise ValueError(f"target={target!r}: give 'cpu', 'gpu' or an mx.Device")
+            raise _refusal(target)
         device = mx.Device(mx.cpu if target == "cpu" else mx.gpu, 0)
+    elif isinstance(target, mx.Device):
+        device = target
+    elif isinstance(target, mx.DeviceType):
+        device = mx.Device(target, 0)
     else:
-        device = target if isinstance(target, mx.Device) else mx.Device(target, 0)
+        raise _refusal(target)
     if not mx.is_available(device):
-        raise ValueError(f"target={target!r}: this build of MLX has no {device}; try target='cpu'")
+        raise InputError(
+            f"target={target!r}: this build of MLX has no {device}", hint="try target='cpu'"
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if device.type == mx.cpu:
         return Target(device, "cpu", platform.machine(), cores or 1)
     backend = "metal" if mx.metal.is_available() else "cuda"
     name = str(mx.device_info(device).get("architecture", "gpu"))
     return Target(device, backend, name, cores or 1)
+
+
+def _refusal(target: object) -> InputError:
+    return InputError(f"target={target!r} is none", hint="give 'cpu', 'gpu' or an mx.Device")

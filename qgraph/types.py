@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
+
+from .errors import ShapeError
 
 SHORT_NAMES: dict[mx.Dtype, str] = {
     mx.bool_: "bool",
@@ -87,13 +91,30 @@ def spec(
         parameter: True for a weight handed in at call time, the same from call to call; what
             depends on parameters alone then runs in `Program.prepare`.
 
+    Raises:
+        ShapeError: sizes that no array has, or a dtype that is none of MLX's.
+
     >>> spec((1, 4096), mx.float16).type
     f16[1,4096]
     """
-    dims = (shape,) if isinstance(shape, int) else tuple(int(d) for d in shape)
-    if any(d < 0 for d in dims):
-        raise ValueError(f"spec: a dimension is negative in {dims}; give sizes of 0 or more")
-    return Spec(TensorType(dims, dtype), name, parameter)
+    dims = (shape,) if isinstance(shape, int) else shape
+    if not isinstance(dims, Sequence) or not all(map(_is_size, dims)):
+        raise ShapeError(
+            f"spec: {shape!r} is no shape",
+            hint="give sizes from 0 to 2147483647: qg.spec((1, 4096))",
+        )
+    if not isinstance(dtype, mx.Dtype):
+        raise ShapeError(
+            f"spec: dtype={dtype!r} is no dtype of MLX", hint="give one, such as qg.float16"
+        )
+    return Spec(TensorType(tuple(map(int, dims)), dtype), name, parameter)
+
+
+def _is_size(size: Any) -> bool:
+    try:
+        return not isinstance(size, bool) and 0 <= operator.index(size) < 2**31
+    except TypeError:
+        return False
 
 
 def as_int(array: mx.array) -> int:

@@ -384,7 +384,7 @@ def test_numpy_agrees(name: str) -> None:
     result = FUNCTIONS[name](*lazy)
     found = [
         t.eval() if isinstance(t, qg.Tensor) else t
-        for t in (result if isinstance(result, list) else [result])
+        for t in (result if isinstance(result, list | tuple) else [result])
     ]
     wanted = list(expected) if isinstance(expected, tuple | list) else [expected]
     for actual, value in zip(found, wanted, strict=True):

@@ -70,6 +70,7 @@ def compile(
     """
     cache = _cache_of(share)
     if isinstance(fn, Graph):
+        _refuse_specs(fn, specs, keywords, parameters)
         graph, release = fn, bool(release)
     else:
         # What is shared is held; without that, float weights go once they are packed.
@@ -118,6 +119,8 @@ def jit(
     >>> double(mx.array([1.0, 2.0])), double(mx.array(3))
     (array([2, 4], dtype=float32), array(6, dtype=int32))
     """
+    if not callable(fn):
+        raise InputError(f"jit takes a function, not a {type(fn).__name__}")
     where = as_target(target)
     cache = _cache_of(share)
 
@@ -160,6 +163,17 @@ def _graph_of(
 
 def _check_of(fn: Graph | Callable[..., Any]) -> Callable[[], None] | None:
     return refuser_of_gradients(fn) if isinstance(fn, Module) else None
+
+
+def _refuse_specs(
+    graph: Graph, specs: Sequence[Any], keywords: dict[str, Any], parameters: Sequence[int]
+) -> None:
+    """A graph has its types, and says itself which inputs are parameters."""
+    if specs or keywords or parameters:
+        raise InputError(
+            f"{graph.name} is a graph, which has its types and parameters",
+            hint="leave specs and parameters= out, or compile the function that it was traced of",
+        )
 
 
 def _cache_of(share: Program | None) -> PackCache:

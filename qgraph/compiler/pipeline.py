@@ -13,6 +13,7 @@ from ..errors import InputError, TraceError, VerifyError
 from ..ir.graph import Graph, Node
 from ..kernels.tracers import Tracers
 from ..quantization.config import Quantize
+from ..rewrite.contracts import is_contract
 from ..rewrite.history import Pass, PlanStep
 from ..rewrite.ledger import collecting
 from ..rewrite.rewriter import collecting_replacements
@@ -93,8 +94,8 @@ def _chosen(
 ) -> Sequence[Pass]:
     if tune not in get_args(Tune):
         raise InputError(f"tune={tune!r}", hint=f"give one of {', '.join(get_args(Tune))}")
-    if budget < 0:
-        raise InputError(f"budget={budget}", hint="give the bytes that dense copies may take")
+    if not isinstance(budget, int | float) or budget < 0:
+        raise InputError(f"budget={budget!r}", hint="give the bytes that dense copies may take")
     if passes is None:
         return default_passes(target, budget=budget, tune=tune)
     if budget or tune != "table":
@@ -102,6 +103,27 @@ def _chosen(
             "budget and tune belong to the default passes",
             hint="give them to your own ChooseKernel: ChooseKernel(budget=..., tune=True)",
         )
+    return _checked(passes)
+
+
+def _checked(passes: Sequence[Pass]) -> Sequence[Pass]:
+    if isinstance(passes, str) or not isinstance(passes, Sequence):
+        raise InputError(f"passes={passes!r}", hint="give a list of passes, such as [Simplify()]")
+    for one in passes:
+        if isinstance(one, type):
+            raise InputError(
+                f"passes holds the class {one.__name__}", hint=f"{one.__name__}() is one"
+            )
+        if not callable(one) or not isinstance(getattr(one, "name", None), str):
+            raise InputError(
+                f"passes holds {one!r}, which is no pass",
+                hint="a pass is called with a graph, returns one, and has a name",
+            )
+        if not is_contract(contract := getattr(one, "contract", "tolerance")):
+            raise InputError(
+                f"the pass {one.name} has the contract {contract!r}",
+                hint="give 'exact', 'dtype-preserving' or 'tolerance 1e-3'",
+            )
     return passes
 
 
@@ -157,7 +179,8 @@ def optimize(
 
     Raises:
         VerifyError: a pass broke the graph; names the pass and the node.
-        InputError: `passes` is given together with `budget` or `tune`, which are the passes' own.
+        InputError: something of another kind than is asked for; or `passes` together with `budget`
+            or `tune`, which are the passes' own.
 
     >>> import qgraph as qg
     >>> graph = qg.trace(lambda x: (qg.exp(x), qg.exp(x)), qg.spec((4,)), name="f")
@@ -166,6 +189,13 @@ def optimize(
       %0: f32[4] = exp(x)
       return %0, %0
     """
+    if not isinstance(graph, Graph):
+        raise InputError(
+            f"optimize takes a graph, not a {type(graph).__name__}",
+            hint="qg.trace(fn, ...) makes one; plan.source is that of a plan",
+        )
+    if quantize is not None and not isinstance(quantize, Quantize):
+        raise InputError(f"quantize={quantize!r}", hint="give qg.Quantize(bits=4)")
     _refuse_tracers(graph)
     where = as_target(target)
     source = graph
@@ -177,6 +207,11 @@ def optimize(
         start = time.perf_counter()
         with collecting() as entries, collecting_replacements() as replaced:
             after = run(graph)
+        if not isinstance(after, Graph):
+            raise InputError(
+                f"the pass {run.name} returned a {type(after).__name__}",
+                hint="a pass returns a graph: the one it was given, where it changes nothing",
+            )
         elapsed = 1000 * (time.perf_counter() - start)
         contract = getattr(run, "contract", "tolerance")
         step = PlanStep(run.name, graph, after, elapsed, tuple(entries), contract, replaced)

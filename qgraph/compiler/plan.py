@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, writing
 from ..inspection.reasons import unmentioned
 from ..inspection.report import PackedWeight, packed_weights, report
 from ..inspection.serialize import to_json
@@ -101,7 +101,8 @@ class Plan(History):
             profile: what `program.profile` measured of this plan; colours nodes by their time.
 
         Raises:
-            ValueError: there is no such format for plans.
+            InputError: there is no such format for plans.
+            QGraphError: the file cannot be written.
             InputError: the profile is of another plan.
         """
         from ..inspection.viewer import save_html
@@ -109,12 +110,14 @@ class Plan(History):
 
         place = Path(path)
         if place.name.endswith(".me.json"):
-            place.write_text(to_model_explorer(self) + "\n", encoding="utf-8")
+            text = to_model_explorer(self) + "\n"
+            with writing(place):
+                place.write_text(text, encoding="utf-8")
             return place
         if place.suffix != ".html":
-            raise ValueError(
-                f"no format for a plan: {place.name}; a plan is saved as .html or .me.json, its "
-                "graph by plan.graph.save"
+            raise InputError(
+                f"no format for a plan: {place.name}",
+                hint="a plan is saved as .html or .me.json, its graph by plan.graph.save",
             )
         return save_html(self, place, profile)
 
@@ -123,8 +126,16 @@ class Plan(History):
 
         The graph is there as written and after each pass that changed it, with the pass's diff.
         The JSON names the arrays of constants and does not hold them.  Returns the folder.
+
+        Raises:
+            QGraphError: the folder cannot be written.
         """
         place = Path(folder)
+        with writing(place):
+            self._dump(place)
+        return place
+
+    def _dump(self, place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         _write(self.source, place / "00-as-written")
         for number, step in enumerate(self.steps, 1):
@@ -136,7 +147,6 @@ class Plan(History):
         self.save(place / "plan.html")
         (place / "report.txt").write_text(f"{self.report()}\n")
         (place / "ledger.txt").write_text("".join(f"{entry}\n" for entry in self.ledger()))
-        return place
 
 
 def _write(graph: Graph, place: Path) -> None:

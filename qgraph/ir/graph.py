@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 
-from ..errors import QGraphError
+from ..errors import InputError, QGraphError, writing
 from ..origin import NOWHERE, Origin, renewed
 from ..tree import Tree
 from ..types import TensorType, type_of
@@ -372,15 +372,21 @@ class Graph(Immutable):
         `.me.json` for Google's Model Explorer.
 
         Raises:
-            ValueError: there is no format of that suffix.
+            InputError: there is no format of that suffix.
+            QGraphError: the file cannot be written.
         """
         place = Path(path)
         # The longest first: a name that ends in .me.json ends in .json too.
         ends = sorted(filter(place.name.endswith, WRITERS), key=len)
         if not ends:
             known = ", ".join(WRITERS)
-            raise ValueError(f"no format {place.suffix!r}: a graph is saved as one of {known}")
-        place.write_text(WRITERS[ends[-1]](self) + "\n", encoding="utf-8")
+            raise InputError(
+                f"no format {place.suffix!r}: a graph is saved as one of {known}",
+                hint="give a file's name with one of these suffixes",
+            )
+        text = WRITERS[ends[-1]](self) + "\n"
+        with writing(place):
+            place.write_text(text, encoding="utf-8")
         return place
 
     def __str__(self) -> str:

@@ -42,21 +42,21 @@ def _choices(allowed: tuple[Any, ...]) -> str:
 
 def resolve(op: str, group_size: int | None, bits: int | None, mode: str) -> tuple[int, int]:
     """The group size and bits of a call, with the mode's defaults for those left out."""
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise QuantizationError(
             f"{op}: mode={mode!r} is not a mode", hint=f"mode may be {_choices(tuple(MODES))}"
         )
     allowed = MODES[mode]
     group_size = allowed.group_sizes[0] if group_size is None else group_size
     bits = allowed.bits[0] if bits is None else bits
-    if bits not in allowed.bits:
+    if type(bits) is not int or bits not in allowed.bits:
         raise QuantizationError(
-            f"{op}: bits={bits} is not in mode {mode!r}",
+            f"{op}: bits={bits!r} is not in mode {mode!r}",
             hint=f"bits may be {_choices(allowed.bits)}",
         )
-    if group_size not in allowed.group_sizes:
+    if type(group_size) is not int or group_size not in allowed.group_sizes:
         raise QuantizationError(
-            f"{op}: group_size={group_size} is not in mode {mode!r}",
+            f"{op}: group_size={group_size!r} is not in mode {mode!r}",
             hint=f"group_size may be {_choices(allowed.group_sizes)}",
         )
     return group_size, bits

@@ -49,6 +49,16 @@ class Quantize:
         group_size, bits = resolve("Quantize", self.group_size, self.bits, self.mode)
         object.__setattr__(self, "group_size", group_size)
         object.__setattr__(self, "bits", bits)
+        where = self.where
+        if isinstance(where, Mapping):
+            for pattern, answer in where.items():
+                if not isinstance(pattern, str):
+                    raise _refusal("where", where, "the rules go from a glob to an answer")
+                self._read(answer)
+        elif not (where is None or isinstance(where, str) or callable(where)):
+            raise _refusal("where", where, "give a glob, a function of (name, shape), or rules")
+        for side in (self.embeddings, self.head):
+            self._read(side)
 
     @classmethod
     def as_mlx(cls, model: Any, name: str = "", **settings: Any) -> Quantize:
@@ -127,8 +137,13 @@ class Quantize:
         if isinstance(answer, Mapping) and set(answer) <= {"bits", "group_size", "mode"}:
             # Another mode brings its own bits and group size, unless they are given.
             fresh = {"bits": None, "group_size": None} if "mode" in answer else {}
-            return replace(self, **(fresh | dict(answer)))
+            plain = {"where": None, "embeddings": None, "head": None}
+            return replace(self, **(plain | fresh | dict(answer)))
         raise QuantizationError(
             f"Quantize: a rule answered {answer!r}",
             hint="answer True, False, another Quantize, or a dict of bits, group_size and mode",
         )
+
+
+def _refusal(name: str, given: object, hint: str) -> QuantizationError:
+    return QuantizationError(f"Quantize: {name}={given!r}", hint=hint)

@@ -35,6 +35,18 @@ def allowance(contract: str, dtype: mx.Dtype) -> float:
     return float(number) if number else TOLERANCE.get(dtype, 1e-4)
 
 
+def is_contract(contract: object) -> bool:
+    """Is it one that `allowance` knows?
+
+    >>> is_contract("tolerance 1e-3"), is_contract("foo")
+    (True, False)
+    """
+    try:
+        return isinstance(contract, str) and allowance(contract, mx.float32) >= 0
+    except ValueError:
+        return False
+
+
 def coarsest(graph: Graph) -> mx.Dtype:
     """Of the float dtypes in a graph, the one that rounds most.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import TraceError
 from ..ir.graph import Node, Value, is_scalar
 from ..ir.ops import Op, setting
 from ..tracing.tensor import Tensor, beside, pattern_reader
@@ -50,7 +51,7 @@ def read_pattern(fn: Callable[..., Any]) -> tuple[Call, tuple[str, ...]]:
     """The tree of ops that `fn` builds, and the names of its variables.
 
     Raises:
-        TypeError: it gives something other than the one result of an op.
+        TraceError: it gives something other than the one result of an op.
 
     >>> import qgraph as qg
     >>> read_pattern(lambda x, a: qg.exp(x) * a)
@@ -67,7 +68,10 @@ def read_pattern(fn: Callable[..., Any]) -> tuple[Call, tuple[str, ...]]:
     finally:
         pattern_reader.reset(token)
     if not isinstance(tree, Call):
-        raise TypeError(f"a pattern gives the result of an op, not {tree!r}")
+        raise TraceError(
+            f"a pattern gives the result of an op, not {tree!r}",
+            hint="write what the rule looks for, such as lambda x: qg.exp(x) * 2",
+        )
     return tree, names
 
 

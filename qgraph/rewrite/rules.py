@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ..errors import QGraphError
+from ..errors import InputError, QGraphError
 from ..ir.graph import Graph, Node, Value
 from ..tracing.tensor import Tensor, apply
+from .contracts import is_contract
 from .ledger import Decision, Entry, record
 from .patterns import Attempt, Call, match_node, read_pattern
 from .rewriter import rewrite_each
@@ -60,6 +61,13 @@ class Rule:
     replacement: Callable[..., Any]
     check: Callable[[Match], str | None] | None = None
     contract: str = "exact"
+
+    def __post_init__(self) -> None:
+        if not is_contract(self.contract):
+            raise InputError(
+                f"the rule {self.name} has the contract {self.contract!r}",
+                hint="give 'exact', 'dtype-preserving' or 'tolerance 1e-3'",
+            )
 
     @cached_property
     def tree(self) -> Call:

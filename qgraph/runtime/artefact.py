@@ -16,7 +16,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..analysis.verify import verify
-from ..errors import QGraphError
+from ..errors import QGraphError, writing
 from ..inspection.names import Names
 from ..inspection.serialize import Arrays, from_json, to_json
 from ..ir.graph import Graph, Value, constant_value
@@ -40,22 +40,24 @@ def save(executable: Executable, folder: str | Path) -> Path:
     path = Path(folder)
     arrays: Arrays = {}
     text = to_json(packed_graph(executable), arrays)
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         (path / GRAPH).write_text(text)
-        mx.save_safetensors(str(path / WEIGHTS), arrays or {"": mx.zeros(0)})
+        _save_arrays(path / WEIGHTS, arrays or {"": mx.zeros(0)})
         about = {
             "format": FORMAT,
             "backend": executable.target.backend,
             "sha256": {name: _digest(path / name) for name in (GRAPH, WEIGHTS)},
         }
         (path / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-    except (OSError, RuntimeError) as error:
-        raise QGraphError(
-            f"the program cannot be saved to {path}: {error}",
-            hint="give a folder that can be written",
-        ) from None
     return path
+
+
+def _save_arrays(path: Path, arrays: Arrays) -> None:
+    try:
+        mx.save_safetensors(str(path), arrays)
+    except RuntimeError as error:  # what MLX makes of a disk that is full
+        raise OSError(str(error)) from None
 
 
 def _digest(path: Path) -> str:

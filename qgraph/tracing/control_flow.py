@@ -17,7 +17,7 @@ from ..ir.graph import Graph, Node, Value, input_value
 from ..ir.loops import turn_order
 from ..origin import user_frame
 from ..tree import Mismatch, Tree, flatten, tree_map
-from ..types import TensorType, as_int
+from ..types import TensorType, as_int, type_of
 from .constants import trace_constants
 from .tensor import Tensor, as_tensor, has_tensor
 from .trace import next_serial, parameter_names, trace_body, tracing
@@ -97,6 +97,16 @@ def _whole_number(op: str, bound: Any) -> int:
         raise ControlFlowError(
             f"{op}: a bound is {bound!r}", hint="bounds are integers without axes"
         ) from None
+
+
+def _truth(op: str, pred: Any) -> bool:
+    """A condition that is known now."""
+    if isinstance(pred, mx.array) and (pred.ndim or pred.dtype != mx.bool_):
+        raise ControlFlowError(
+            f"{op}: the condition gives {type_of(pred)}",
+            hint="give one bool without axes, such as qg.any(x > 0)",
+        )
+    return bool(pred)
 
 
 def _loop_names(fn: Callable[..., Any], count: int) -> list[str]:
@@ -259,7 +269,7 @@ def while_loop(
     192
     """
     if _is_eager(init_val):
-        while bool(cond_fun(_own(init_val))):
+        while _truth("while_loop", cond_fun(_own(init_val))):
             init_val = body_fun(_own(init_val))
         return init_val
     with tracing():
@@ -304,7 +314,7 @@ def cond(
     2
     """
     if _is_eager(pred, operands):
-        return (true_fun if bool(pred) else false_fun)(*_own(operands))
+        return (true_fun if _truth("cond", pred) else false_fun)(*_own(operands))
     with tracing():
         test = as_tensor(pred)
         if test.shape != () or test.dtype != mx.bool_:

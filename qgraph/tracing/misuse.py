@@ -1,16 +1,31 @@
-"""Words for what a traced function did to symbolic tensors outside of qgraph."""
+"""Words for what cannot be traced, and for what a function did to tensors outside of qgraph."""
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import QGraphError, TraceError
+from ..errors import InputError, QGraphError, TraceError
+from ..ir.ops import OPS
 from ..origin import NOWHERE, raised_at
 
 _TENSOR = "qgraph.tracing.tensor.Tensor"
+_TRANSFORMED = "[tree_flatten] The argument should contain only arrays"
+
+
+_MODULES = "call a module of mlx.nn by qg.call(module, x), or import all by qg.from_mlx(model, x)"
+
+
+def _ours(name: str) -> str:
+    """The function of the same name in qgraph, such as `qg.fast.rms_norm`."""
+    known = [op for op in OPS if op.rpartition(".")[2] == name]
+    if not known:
+        return f"qg.call(mx.{name}, ...)"
+    return f"qg.{known[0]}, the function of the same name in qgraph"
 
 
 @contextmanager
@@ -23,14 +38,31 @@ def explained() -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        if isinstance(error, QGraphError) or _TENSOR not in str(error):
+        words = str(error)
+        if isinstance(error, QGraphError) or not (_TENSOR in words or _TRANSFORMED in words):
             raise
         origin = raised_at(error)
-        called = re.match(r"(\w+)\(\): incompatible function arguments", str(error))
+        called = re.match(r"(\w+)\(\): incompatible function arguments", words)
         if called:
+            in_module = f"{os.sep}mlx{os.sep}nn{os.sep}" in origin.file
             raise TraceError(
                 f"mlx.core's {called[1]} was called on a symbolic tensor",
-                hint=f"call qg.{called[1]}, the function of the same name in qgraph",
+                hint=_MODULES if in_module else f"call {_ours(called[1])}",
+                origin=origin,
+            ) from None
+        if words.startswith("[compile]"):
+            raise TraceError(
+                "a function that mx.compile made, as those of mlx.nn are, was called on a symbolic "
+                "tensor",
+                hint="call it by qg.call(nn.relu, x); qg.relu, qg.silu and qg.gelu are there too",
+                origin=origin,
+            ) from None
+        if _TRANSFORMED in words:
+            raise TraceError(
+                "a transformation of MLX (vmap, grad, vjp or their like) was called on a symbolic "
+                "tensor",
+                hint="import what it gives, by qg.from_mlx(mx.vmap(fn), x), or call it by "
+                "qg.call(mx.vmap(fn), x), with fn a function of mlx.core",
                 origin=origin,
             ) from None
         raise TraceError(
@@ -59,3 +91,37 @@ def refuse_leaks(nodes: Sequence[Any], start: int) -> None:
         hint="pass it in as an argument, or return it from the loop body that made it",
         origin=user.origin if user else NOWHERE,
     )
+
+
+def refuse_misfit(fn: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse what is no function, or does not take these arguments."""
+    if not callable(fn):
+        raise TraceError(
+            f"a {type(fn).__name__} is no function",
+            hint="give a function of tensors; a graph is compiled as it is: qg.compile(graph)",
+        )
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return  # without a signature the function says itself what it takes
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(fn, "__name__", type(fn).__name__).strip("<>")
+        raise TraceError(
+            f"{name}{signature} was described by {len(args) + len(kwargs)} arguments: {error}",
+            hint="give a qg.spec, or an example array, for each argument",
+        ) from None
+
+
+def checked_positions(parameters: Any, count: int) -> set[int]:
+    """Positions of arguments, all of which must be there."""
+    sequence = isinstance(parameters, Collection) and not isinstance(parameters, str)
+    wrong = [p for p in parameters if type(p) is not int or not 0 <= p < count] if sequence else ()
+    if not sequence or wrong:
+        some = f"0 to {count - 1}" if count else "none"
+        raise InputError(
+            f"parameters={parameters!r}",
+            hint=f"give the positions of arguments that hold weights, as a list; there are {some}",
+        )
+    return set(parameters)

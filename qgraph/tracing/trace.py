@@ -18,7 +18,7 @@ from .captured import name_captured
 from .constants import Constants, constant_for, trace_constants
 from .in_place import scope
 from .left_operand import left_operands
-from .misuse import explained, refuse_leaks
+from .misuse import checked_positions, explained, refuse_leaks, refuse_misfit
 from .tensor import Tensor, as_tensor
 
 
@@ -122,7 +122,8 @@ def trace(
         name: of the graph; by default that of `fn`.
 
     Raises:
-        TraceError: `fn` needs the elements of a symbolic tensor, or leaks one.
+        TraceError: `fn` needs the elements of a symbolic tensor, or leaks one; or it does not take
+            the arguments described.
 
     >>> import qgraph as qg
     >>> graph = qg.trace(lambda x: qg.tanh(x) * 2, qg.spec((4,)), name="f")
@@ -132,10 +133,11 @@ def trace(
       %1: f32[4] = multiply(%0, 2)
       return %1
     """
+    refuse_misfit(fn, specs, keywords)
     names = parameter_names(fn, specs)
     leaves, tree = flatten((specs, keywords), static=True)
     paths = argument_paths(tree, names)
-    weights = set(parameters)
+    weights = checked_positions(parameters, len(specs))
     held = {i for i, top in enumerate(_owners(tree)) if top in weights}
     inputs = []
     for i, (leaf, path) in enumerate(zip(leaves, paths, strict=True)):

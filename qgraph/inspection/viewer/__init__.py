@@ -13,7 +13,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
-from ...errors import InputError
+from ...errors import InputError, writing
 from ...ir.graph import Graph
 from ...origin import NOWHERE
 from ...rewrite.history import History
@@ -60,5 +60,7 @@ def to_html(shown: Graph | History, profile: Profile | None = None) -> str:
 def save_html(shown: Graph | History, path: str | Path, profile: Profile | None = None) -> Path:
     """Write the page to a file; see `to_html`."""
     place = Path(path)
-    place.write_text(to_html(shown, profile), encoding="utf-8")
+    text = to_html(shown, profile)
+    with writing(place):
+        place.write_text(text, encoding="utf-8")
     return place
