@@ -43,6 +43,7 @@ from qgraph.ir.graph import Graph, Node, Value
 from qgraph.kernels import Problem, candidates, kernel, plain
 from qgraph.kernels.base import HALF
 from qgraph.kernels.choice.tuner import Choice, choose
+from qgraph.kernels.progress import progress
 from qgraph.rewrite.ledger import Entry, record
 from qgraph.rewrite.rewriter import Visit, rewrite
 from qgraph.target import Target, as_target
@@ -125,7 +126,11 @@ class ChooseKernel:
     def _choices(self, products: Sequence[Product]) -> dict[int, tuple[Product, Choice]]:
         """For products that leave MLX's own kernel, by the serial of their node."""
         problems = dict.fromkeys(product.problem for product in products)
-        picked = {problem: self._pick(problem, 0) for problem in problems}
+        picked = {}
+        with progress("measuring kernels for products", len(problems)) as done:
+            for problem in problems:
+                picked[problem] = self._pick(problem, 0)
+                done()
         dense = {p: self._pick(p, self.budget) for p in problems} if self.budget else picked
         leaving = _worth_leaving(products, dense)
         chosen = {}

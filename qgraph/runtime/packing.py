@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..ir.graph import Graph, Node, Value, is_scalar, map_values
+from ..kernels.progress import progress as said
 from ..kernels.streams import Streams
 from ..tracing.constants import Constants
 from .interpret import Env, Interpreter
@@ -130,27 +131,29 @@ def pack(
         if cache.get(keys[node]) is None and not needed.isdisjoint(node.outputs):
             needed.update(node.inputs)
     env: Env = {}
-    for done, node in enumerate(staged.nodes, 1):
-        if progress is not None:
-            progress(_source_name(node), done, len(staged.nodes))
-        arrays = cache.get(keys[node])
-        if arrays is None and not needed.isdisjoint(node.outputs):
+    with said("packing weights", len(staged.nodes)) as step:
+        for done, node in enumerate(staged.nodes, 1):
+            if progress is not None:
+                progress(_source_name(node), done, len(staged.nodes))
+            arrays = cache.get(keys[node])
+            if arrays is None and not needed.isdisjoint(node.outputs):
+                for value in node.inputs:
+                    if value not in env:
+                        env[value] = value.node.args["data"].array
+                Interpreter(streams).run(node, env)
+                arrays = [env[v] for v in node.outputs]
+                mx.eval(arrays)
+                if any(v in held for v in node.outputs):
+                    cache.put(keys[node], arrays)
+            if arrays is not None:
+                env.update(zip(node.outputs, arrays, strict=True))
             for value in node.inputs:
-                if value not in env:
-                    env[value] = value.node.args["data"].array
-            Interpreter(streams).run(node, env)
-            arrays = [env[v] for v in node.outputs]
-            mx.eval(arrays)
-            if any(v in held for v in node.outputs):
-                cache.put(keys[node], arrays)
-        if arrays is not None:
-            env.update(zip(node.outputs, arrays, strict=True))
-        for value in node.inputs:
-            if last_reader[value] is node and value not in staged.wanted:
-                env.pop(value, None)
-                data = value.node.args.get("data")
-                if release and data is not None and id(data) not in keep_data:
-                    data.release()
+                if last_reader[value] is node and value not in staged.wanted:
+                    env.pop(value, None)
+                    data = value.node.args.get("data")
+                    if release and data is not None and id(data) not in keep_data:
+                        data.release()
+            step()
     made = [value for node in staged.nodes for value in node.outputs]
     known = {value: env[value] for value in made if value in staged.wanted}
     return known | captured_constants(kept)

@@ -20,13 +20,15 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+
+from ..progress import progress
 
 COMPILER = "g++"
 FLAGS = ("-std=c++17", "-O2", "-march=native", "-pthread", "-fPIC")
@@ -96,16 +98,19 @@ def _compiled(texts: dict[str, bytes], folder: Path) -> Path:
     for name, text in texts.items():
         (folder / name).write_bytes(text)
     names = [name for name in texts if name.endswith(".cpp")]
-    sys.stderr.write("qgraph: building its CPU kernels, once for this machine …\n")
 
     def run(*arguments: str) -> None:
         command = [COMPILER, *arguments]
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with (
+        progress("building its CPU kernels, once for this machine", len(names), patience=0) as done,
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
+    ):
         jobs = [threads.submit(run, *FLAGS, "-c", name, "-o", f"{name}.o") for name in names]
-        for job in jobs:
+        for job in as_completed(jobs):
             job.result()
+            done()
     run("-shared", "-pthread", *(f"{name}.o" for name in names), "-o", "kernels.so")
     return folder / "kernels.so"
 
