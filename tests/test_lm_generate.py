@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -93,6 +94,19 @@ def test_stream_generate_past_the_end_of_a_buffer(load: Load) -> None:
     assert answer(fast) == answer(model)
     assert {p.form.length for p in fast.qgraph.programs} == {256, 512}
     assert not fast.qgraph.eager
+
+
+def test_the_program_for_the_next_buffer_is_made_ahead(load: Load) -> None:
+    _, fast = both(load)
+    tokens(fast, PROMPT * 9, count=6)  # 189 and 6 more of 256 positions
+    for thread in threading.enumerate():
+        if thread.daemon and thread is not threading.current_thread():
+            thread.join(30)
+    ahead = [p for p in fast.qgraph.programs if p.form.length == 512]
+    assert [(p.form.count, p.calls) for p in ahead] == [(1, 0)]
+    tokens(fast, PROMPT * 9, count=70)
+    assert ahead[0].calls > 0
+    assert ahead[0].checked
 
 
 def test_prompts_of_any_length_and_kind(load: Load) -> None:

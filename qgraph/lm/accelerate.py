@@ -28,7 +28,7 @@ def accelerate(
     fast = cls.__new__(cls)
     dict.update(fast, model)
     vars(fast).update(vars(model))
-    vars(fast)["qgraph"] = Acceleration(Maker(cls._own, as_target(target), quantize, tune))
+    vars(fast)["qgraph"] = Acceleration(fast, Maker(cls._own, as_target(target), quantize, tune))
     return fast
 
 

@@ -6,12 +6,14 @@ import copy
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 
 from ..runtime.executable import Executable
 from ..runtime.packing import PackCache
+from .background import Library
 from .call import Step
 from .check import Check
 from .kind import Kind
@@ -23,6 +25,9 @@ from .programs import Form, Maker, Program, types_of
 from .report import Report
 from .weights import Watch
 
+AHEAD = 64
+"""So many tokens before a buffer is full the program for the next one is begun."""
+
 
 class Acceleration:
     """The programs of one model, which `model.qgraph` is.
@@ -32,7 +37,8 @@ class Acceleration:
         eager: how often what ran without a program, by the reason.
     """
 
-    def __init__(self, maker: Maker) -> None:
+    def __init__(self, model: Any, maker: Maker) -> None:
+        self._model = model
         self._maker = maker
         self._lock = threading.RLock()
         self._said = Report()
@@ -41,14 +47,15 @@ class Acceleration:
         self._forget()
 
     def _forget(self) -> None:
-        self._programs: dict[Form, Program] = {}
-        self._packed = PackCache()
+        packed = self._packed = PackCache()
+        model = self._model
+        self._library = Library(lambda form: self._maker.make(model, form, packed))
         self._shapes: list[Any] | None = None
         self._numbers = Numbers()
 
     @property
     def programs(self) -> list[Program]:
-        return [p for p in self._programs.values() if p.executable is not None]
+        return [p for p in self._library.programs if p.executable is not None]
 
     @property
     def eager(self) -> Counter[str]:
@@ -56,7 +63,7 @@ class Acceleration:
 
     def report(self) -> str:
         """Programs, what ran eagerly and why, refusals, and memory."""
-        return self._said.text(self._programs.values(), self._packed)
+        return self._said.text(self._library.programs, self._packed)
 
     def call(
         self, model: Any, tokens: mx.array, cache: Sequence[Any] | None, extras: Mapping[str, Any]
@@ -105,12 +112,15 @@ class Acceleration:
         """A call of `count` tokens a row, the first of which are `tokens` and the rest padding."""
         pairs = list(zip(kinds, cache, strict=True))
         form = self._form(model, pairs, tokens, count)
-        program = self._program(model, form)
+        program = self._library.get(form)
         if program.executable is None:
             return self._eagerly(program.reason, model, tokens, cache, extras)
         program.calls += 1
         if program.checked:
-            return self._run(program.executable, form, tokens, cache)
+            logits = self._run(program.executable, form, tokens, cache)
+            if count == 1:
+                self._look_ahead(form, pairs)
+            return logits
         before = copy.deepcopy(cache)
         if program.reference is None:
             logits = self._run(program.executable, form, tokens, cache)
@@ -167,11 +177,18 @@ class Acceleration:
         self._numbers.follow(pool, kinds, cache)
         return logits[:, :valid] if count > valid else logits
 
-    def _program(self, model: Any, form: Form) -> Program:
-        with self._lock:
-            if form not in self._programs:
-                self._programs[form] = self._maker.make(model, form, self._packed)
-            return self._programs[form]
+    def _look_ahead(self, form: Form, pairs: Any) -> None:
+        """Begin to make the program for the next buffer while there is room for some tokens."""
+        left = [room for k, c in pairs if (room := k.room(c)) is not None]
+        if not left or min(left) != AHEAD:
+            return
+        later = copy.deepcopy([c for _, c in pairs])  # nothing of it is computed
+        ahead = [(k, c) for (k, _), c in zip(pairs, later, strict=True)]
+        for (kind, c), like in zip(ahead, self._shapes or (), strict=True):
+            kind.make_room(c, like, form.rows, AHEAD + 1)
+        arrays = tuple(types_of(k.arrays(c)) for k, c in ahead)
+        kinds = tuple((k, k.fixed(c, 1)) for k, c in ahead)
+        self._library.prepare(replace(form, kinds=kinds, arrays=arrays))
 
 
 def refusal(

@@ -100,6 +100,9 @@ class FilledKind(Kind):
     def arrays(self, cache: Any) -> list[mx.array]:
         return [cache.keys, cache.values]
 
+    def room(self, cache: Any) -> int | None:
+        return int(self.arrays(cache)[0].shape[2]) - self.used(cache)
+
     def is_empty(self, cache: Any) -> bool:
         return self.used(cache) == 0
 

@@ -61,6 +61,10 @@ class Kind(ABC):
             rows: of the batch.
         """
 
+    def room(self, cache: Any) -> int | None:
+        """Positions that are left in a buffer that can grow."""
+        return None
+
     def refuses(self, cache: Any, count: int) -> str:
         """Why the model must take these tokens itself, or nothing."""
         return ""

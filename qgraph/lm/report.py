@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from ..runtime.packing import PackCache
+from ..runtime.packing import PackCache, whole
 from .programs import Program
+
+MIB = 2**20
 
 
 class Report:
@@ -26,12 +28,36 @@ class Report:
         self.notes[words] += 1
 
     def text(self, programs: Iterable[Program], packed: PackCache) -> str:
-        lines = []
-        for program in programs:
-            if program.executable is not None:
-                lines.append(
-                    f"{program.form}: {program.calls} calls, made in {program.seconds:.1f} s"
-                )
+        made = [program for program in programs if program.executable is not None]
+        lines = [
+            f"{len(made)} programs, {packed_bytes(made, packed) / MIB:.1f} MiB packed for them"
+        ]
+        for program in made:
+            checked = "" if program.checked else ", not compared with the model yet"
+            lines.append(
+                f"  {program.form}: {program.calls} calls, made in {program.seconds:.1f} s{checked}"
+            )
         lines += [f"by the model itself, {n} times: {why}" for why, n in self.eager.items()]
         lines += [f"{words} ({n} times)" for words, n in self.notes.items()]
+        for program in made[-1:]:
+            lines += [f"refused, {n} times: {why}" for why, n in refusals(program).items()]
         return "\n".join(lines)
+
+
+def refusals(program: Program) -> Counter[str]:
+    """What the passes left alone in a program, and how often for which reason."""
+    entries = [] if program.plan is None else program.plan.ledger()
+    return Counter(f"{e.what}: {e.reason}" for e in entries if e.decision == "refused")
+
+
+def packed_bytes(programs: Sequence[Program], packed: PackCache) -> int:
+    """Bytes that programs keep beside the model's own weights."""
+    found = {}
+    for program in programs:
+        assert program.executable is not None
+        keys = packed.keys(program.executable.graph)
+        for value in program.executable.known:
+            held = whole(value)
+            if held.node.op != "constant":
+                found[keys[held.node], held.index] = held.type.nbytes
+    return sum(found.values())

@@ -165,6 +165,10 @@ class RotatingKind(FilledKind):
     def _at(self, cache: Any) -> int:
         return self.keep(cache) if cache._idx == cache.max_size else int(cache._idx)
 
+    def room(self, cache: Any) -> int | None:
+        size = cache.keys.shape[2]
+        return None if size == cache.max_size else int(size) - self.seen(cache)
+
     def is_empty(self, cache: Any) -> bool:
         return self.seen(cache) == 0
 

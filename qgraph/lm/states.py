@@ -165,6 +165,10 @@ class ListKind(Kind):
     def content(self, cache: Any, until: mx.array | None = None) -> list[mx.array]:
         return [a for k, c in self._pairs(cache) for a in k.content(c, until)]
 
+    def room(self, cache: Any) -> int | None:
+        left = [room for k, c in self._pairs(cache) if (room := k.room(c)) is not None]
+        return min(left, default=None)
+
     def refuses(self, cache: Any, count: int) -> str:
         return next((why for k, c in self._pairs(cache) if (why := k.refuses(c, count))), "")
 
