@@ -25,12 +25,13 @@ from benchmarks.machine import describe, save
 from qgraph.target import as_target
 
 
-def answer(model: Any, prompt: mx.array, count: int) -> tuple[float, list[float], list[int]]:
+def answer(
+    model: Any, prompt: mx.array, count: int, stream: Any
+) -> tuple[float, list[float], list[int]]:
     """Seconds to the first token, seconds of each after it, and the tokens."""
     from mlx_lm.generate import generate_step
 
     start, tokens, times = time.perf_counter(), [], []
-    stream = mx.new_thread_local_stream(mx.default_device())
     for token, _ in generate_step(prompt, model, stream, max_tokens=count):
         tokens.append(token)
         times.append(time.perf_counter())
@@ -44,21 +45,22 @@ def compare(name: str, model: Any, prompt: int, count: int, rounds: int) -> dict
     runners = {"mlx-lm": model, "qgraph": qg.lm.accelerate(model)}
     ids = mx.random.randint(0, 32768, (prompt + 1,), key=mx.random.key(1))
     short = ids[:17]
+    stream = mx.new_thread_local_stream(mx.default_device())
     cold, memory = {}, {}
     tokens: dict[str, list[int]] = {}
     for label, runner in runners.items():
         mx.clear_cache()
         mx.reset_peak_memory()
-        cold[label] = answer(runner, short, 2)[0]
-        tokens[label] = answer(runner, short, count)[2]
+        cold[label] = answer(runner, short, 2, stream)[0]
+        tokens[label] = answer(runner, short, count, stream)[2]
         memory[label] = mx.get_peak_memory()
     first: dict[str, list[float]] = {label: [] for label in runners}
     reads: dict[str, list[float]] = {label: [] for label in runners}
     steps: dict[str, list[float]] = {label: [] for label in runners}
     for turn in range(rounds + 1):
         for label, runner in runners.items():
-            warm, times, _ = answer(runner, short, count)
-            read, _, _ = answer(runner, ids, 1)
+            warm, times, _ = answer(runner, short, count, stream)
+            read, _, _ = answer(runner, ids, 1, stream)
             if turn:  # the first makes programs
                 first[label].append(warm)
                 reads[label].append(read)

@@ -20,7 +20,7 @@ from .kind import Kind
 from .kinds import kind_of
 from .numbers import Numbers
 from .overrides import overrides_of
-from .pieces import pieces
+from .pieces import sizes_for
 from .programs import Form, Maker, Program, types_of
 from .report import Report
 from .weights import Watch
@@ -40,6 +40,7 @@ class Acceleration:
     def __init__(self, model: Any, maker: Maker) -> None:
         self._model = model
         self._maker = maker
+        self._sizes = sizes_for(maker.target)
         self._lock = threading.RLock()
         self._said = Report()
         self._check = Check(maker.own, maker.target)
@@ -78,7 +79,7 @@ class Acceleration:
             return self._eagerly(self._whole, model, tokens, cache, extras)
         pairs = list(zip(kinds, cache or (), strict=True))
         pads, ends = all(k.pads(c) for k, c in pairs), any(k.ends(c) for k, c in pairs)
-        cut = list(pieces(tokens.shape[1], pads, ends))
+        cut = list(self._sizes.pieces(tokens.shape[1], pads, ends))
         length = sum(count for _, _, count in cut)
         why = next((why for k, c in pairs if (why := k.refuses(c, length))), "")
         if why:

@@ -10,7 +10,7 @@ from mlx_lm.models.cache import ArraysCache, CacheList
 
 from .call import Call, Step
 from .kind import Kind, Numbers
-from .pieces import SIZES
+from .pieces import ON_CPU
 
 _MORE = ("left_padding", "lengths")
 
@@ -32,7 +32,7 @@ class ArraysKind(Kind):
         return False
 
     def refuses(self, cache: Any, count: int) -> str:
-        if self.ends(cache) and count not in SIZES:
+        if self.ends(cache) and count not in ON_CPU.sizes:
             return "rows of several lengths, read into a state at once"
         return ""
 
