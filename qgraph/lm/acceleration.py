@@ -14,11 +14,10 @@ import mlx.core as mx
 from ..runtime.executable import Executable
 from ..runtime.packing import PackCache
 from .background import Library
+from .caches import Caches
 from .call import Step
 from .check import Check
-from .kind import Kind
-from .kinds import kind_of
-from .numbers import Numbers
+from .numbers import Numbers, Pool
 from .overrides import overrides_of
 from .pieces import sizes_for
 from .programs import Form, Maker, Program, types_of
@@ -53,6 +52,7 @@ class Acceleration:
         self._library = Library(lambda form: self._maker.make(model, form, packed))
         self._shapes: list[Any] | None = None
         self._numbers = Numbers()
+        self._last: tuple[Any, Form] | None = None
 
     @property
     def programs(self) -> list[Program]:
@@ -70,24 +70,24 @@ class Acceleration:
         self, model: Any, tokens: mx.array, cache: Sequence[Any] | None, extras: Mapping[str, Any]
     ) -> Any:
         """What the model gives, by a program where there can be one."""
-        kinds: list[Any] = [] if cache is None else [kind_of(c) for c in cache]
-        why = refusal(tokens, cache, kinds, extras)
+        caches = Caches.of(cache)
+        why = refusal(tokens, caches, extras)
+        if not why:
+            self._look_at_weights(model)
+            if self._whole and tokens.shape[1] > 1:
+                why = self._whole
+        if why or caches is None:
+            return self._eagerly(why, model, tokens, cache, extras)
+        if tokens.shape[1] == 1:
+            return self._piece(model, tokens, 1, caches, extras)
+        cut = list(self._sizes.pieces(tokens.shape[1], caches.pad, caches.end))
+        why = caches.refusal(sum(count for _, _, count in cut))
         if why:
             return self._eagerly(why, model, tokens, cache, extras)
-        self._look_at_weights(model)
-        if self._whole and tokens.shape[1] > 1:
-            return self._eagerly(self._whole, model, tokens, cache, extras)
-        pairs = list(zip(kinds, cache or (), strict=True))
-        pads, ends = all(k.pads(c) for k, c in pairs), any(k.ends(c) for k, c in pairs)
-        cut = list(self._sizes.pieces(tokens.shape[1], pads, ends))
-        length = sum(count for _, _, count in cut)
-        why = next((why for k, c in pairs if (why := k.refuses(c, length))), "")
-        if why:
-            return self._eagerly(why, model, tokens, cache, extras)
-        results = []
-        for start, valid, count in cut:
-            piece = tokens[:, start : start + valid].astype(mx.int32)
-            results.append(self._piece(model, piece, count, kinds, cache, extras))
+        results = [
+            self._piece(model, tokens[:, start : start + valid], count, caches, extras)
+            for start, valid, count in cut
+        ]
         return results[0] if len(results) == 1 else mx.concatenate(results, axis=1)
 
     def _look_at_weights(self, model: Any) -> None:
@@ -107,103 +107,98 @@ class Acceleration:
         self._said.ran_eagerly(why)
         return self._maker.own(model, tokens, cache=cache, **extras)
 
-    def _piece(
-        self, model: Any, tokens: mx.array, count: int, kinds: Any, cache: Any, extras: Any
-    ) -> Any:
+    def _piece(self, model: Any, tokens: mx.array, count: int, caches: Caches, extras: Any) -> Any:
         """A call of `count` tokens a row, the first of which are `tokens` and the rest padding."""
-        pairs = list(zip(kinds, cache, strict=True))
-        form = self._form(model, pairs, tokens, count)
+        form, pool = self._form(model, tokens, count, caches)
         program = self._library.get(form)
         if program.executable is None:
-            return self._eagerly(program.reason, model, tokens, cache, extras)
+            return self._eagerly(program.reason, model, tokens, caches.items, extras)
         program.calls += 1
         if program.checked:
-            logits = self._run(program.executable, form, tokens, cache)
+            logits = self._run(program.executable, form, tokens, caches, pool)
             if count == 1:
-                self._look_ahead(form, pairs)
+                self._look_ahead(form, caches)
             return logits
-        before = copy.deepcopy(cache)
+        before = copy.deepcopy(caches.items)
         if program.reference is None:
-            logits = self._run(program.executable, form, tokens, cache)
-            mine = logits, cache
+            logits = self._run(program.executable, form, tokens, caches, pool)
+            mine = logits, caches.items
         else:
-            tried = copy.deepcopy(cache)
-            mine = self._run(program.reference, form, tokens, tried), tried
-        difference = self._check.difference(model, kinds, tokens, before, mine)
+            tried = Caches(copy.deepcopy(caches.items), caches.kinds)
+            mine = self._run(program.reference, form, tokens, tried, None), tried.items
+        difference = self._check.difference(model, caches.kinds, tokens, before, mine)
         if difference is None:
             program.checked = True
             if program.reference is None:
                 return logits
             program.reference = None
-            return self._run(program.executable, form, tokens, cache)
+            return self._run(program.executable, form, tokens, caches, pool)
         program.executable, program.reason = None, str(difference)
         logits = self._eagerly(program.reason, model, tokens, before, extras)
-        for c, right in zip(cache, before, strict=True):
+        for c, right in zip(caches.items, before, strict=True):
             vars(c).update(vars(right))
         return logits
 
-    def _form(self, model: Any, pairs: Any, tokens: mx.array, count: int) -> Form:
-        """The form of a call; makes room in the caches for its tokens."""
+    def _form(self, model: Any, tokens: mx.array, count: int, caches: Caches) -> tuple[Form, Pool]:
+        """The form of a call, and its numbers; makes room in the caches for its tokens."""
         rows = tokens.shape[0]
-        fresh = count > 1 and all(k.is_empty(c) for k, c in pairs)
         if self._shapes is None:
-            after = copy.deepcopy([c for _, c in pairs])  # nothing of it is computed
-            self._maker.own(model, tokens[:, :1], cache=after)
-            self._shapes = [k.shapes(c) for (k, _), c in zip(pairs, after, strict=True)]
-        for (kind, c), like in zip(pairs, self._shapes, strict=True):
-            kind.make_room(c, like, rows, count)
-        pool = self._numbers.pool([k for k, _ in pairs], [c for _, c in pairs])
-        return Form(
-            rows, count, fresh, tuple((k, k.fixed(c, count)) for k, c in pairs), pool.places,
-            types_of(pool.values), tuple(types_of(k.arrays(c)) for k, c in pairs),
+            after = Caches(copy.deepcopy(caches.items), caches.kinds)  # nothing of it is computed
+            self._maker.own(model, tokens[:, :1], cache=after.items)
+            self._shapes = after.shapes()
+        fresh = count > 1 and caches.empty
+        caches.make_room(self._shapes, rows, count)
+        pool = self._numbers.pool(caches.kinds, caches.items)
+        found = (
+            rows, count, fresh, caches.fixed(count), pool.places, types_of(pool.values),
+            caches.types(),
         )  # fmt: skip
+        if self._last is None or self._last[0] != found:
+            self._last = found, Form(*found)
+        return self._last[1], pool
 
-    def _run(self, executable: Executable, form: Form, tokens: mx.array, cache: Any) -> mx.array:
+    def _run(
+        self,
+        executable: Executable,
+        form: Form,
+        tokens: mx.array,
+        caches: Caches,
+        pool: Pool | None,
+    ) -> mx.array:
         """The logits; the caches are handed over, and come back as they are after the call."""
-        kinds = [kind for kind, _ in form.kinds]
         valid, count = tokens.shape[1], form.count
-        for kind, c in zip(kinds, cache, strict=True):
-            kind.settle(c)
-        pool = self._numbers.pool(kinds, cache)
-        padded = mx.pad(tokens, [(0, 0), (0, count - valid)]) if count > valid else tokens
-        given = [padded, mx.array(valid, mx.int32), *pool.values]
-        for kind, c in zip(kinds, cache, strict=True):
-            given += kind.arrays(c)
-            kind.let_go(c)
+        if caches.end or pool is None:
+            caches.settle()
+            pool = self._numbers.pool(caches.kinds, caches.items)
+        if tokens.dtype != mx.int32:
+            tokens = tokens.astype(mx.int32)
+        if count > valid:
+            tokens = mx.pad(tokens, [(0, 0), (0, count - valid)])
+        numbers = [*pool.values, mx.array(valid, mx.int32)] if count > 1 else pool.values
+        given = [tokens, *numbers, *caches.hand_over()]
         logits, *results = executable.take(given)
-        step, at = Step(valid, count, pool.leaders), 0
-        for (kind, fixed), some, c in zip(form.kinds, form.arrays, cache, strict=True):
-            kind.put(c, fixed, results[at : at + len(some)], step)
-            at += len(some)
-        self._numbers.follow(pool, kinds, cache)
+        caches.put(form.kinds, results, form.arrays, Step(valid, count, pool.leaders))
+        self._numbers.follow(pool, caches.kinds, caches.items)
         return logits[:, :valid] if count > valid else logits
 
-    def _look_ahead(self, form: Form, pairs: Any) -> None:
+    def _look_ahead(self, form: Form, caches: Caches) -> None:
         """Begin to make the program for the next buffer while there is room for some tokens."""
-        left = [room for k, c in pairs if (room := k.room(c)) is not None]
-        if not left or min(left) != AHEAD:
+        if caches.room() != AHEAD:
             return
-        later = copy.deepcopy([c for _, c in pairs])  # nothing of it is computed
-        ahead = [(k, c) for (k, _), c in zip(pairs, later, strict=True)]
-        for (kind, c), like in zip(ahead, self._shapes or (), strict=True):
-            kind.make_room(c, like, form.rows, AHEAD + 1)
-        arrays = tuple(types_of(k.arrays(c)) for k, c in ahead)
-        kinds = tuple((k, k.fixed(c, 1)) for k, c in ahead)
-        self._library.prepare(replace(form, kinds=kinds, arrays=arrays))
+        later = Caches(copy.deepcopy(caches.items), caches.kinds)  # nothing of it is computed
+        later.make_room(self._shapes or [], form.rows, AHEAD + 1)
+        self._library.prepare(replace(form, kinds=later.fixed(1), arrays=later.types()))
 
 
-def refusal(
-    tokens: Any, cache: Any, kinds: Sequence[Kind | None], extras: Mapping[str, Any]
-) -> str:
+def refusal(tokens: Any, caches: Caches | None, extras: Mapping[str, Any]) -> str:
     """Why a call cannot go through a program, or nothing."""
-    if cache is None:
+    if caches is None:
         return "a call without a cache"
     if not isinstance(tokens, mx.array) or tokens.ndim != 2 or not tokens.size:
         return "tokens that are no array of rows"
     if not mx.issubdtype(tokens.dtype, mx.integer):
         return f"tokens of {tokens.dtype}"
-    unknown = {type(c).__name__ for k, c in zip(kinds, cache, strict=True) if k is None}
-    if unknown:
-        return f"a cache of its own kind: {', '.join(sorted(unknown))}"
+    if caches.unknown:
+        return f"a cache of its own kind: {caches.unknown}"
     given = sorted(name for name, thing in extras.items() if thing is not None)
     return f"arguments besides tokens and cache: {', '.join(given)}" if given else ""

@@ -65,6 +65,8 @@ class Numbers:
     def follow(self, pool: Pool, kinds: Sequence[Kind], caches: Sequence[Any]) -> None:
         """After a call: arrays that were one number of the pool were advanced alike."""
         self._equal = {}
+        if not pool.leaders:
+            return
         first: dict[Any, mx.array] = {}
         for kind, cache, places in zip(kinds, caches, pool.places, strict=True):
             numbers = zip(kind.slots(cache), kind.numbers(cache), places, strict=True)

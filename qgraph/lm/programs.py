@@ -47,6 +47,13 @@ class Form:
     numbers: tuple[Any, ...]
     arrays: tuple[Any, ...]
 
+    def __post_init__(self) -> None:
+        parts = (self.rows, self.count, self.fresh, self.kinds, self.places, self.numbers)
+        object.__setattr__(self, "_hash", hash((parts, self.arrays)))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined,no-any-return]
+
     @property
     def length(self) -> int:
         """Positions of the largest buffer."""
@@ -120,8 +127,9 @@ class Maker:
         additive = any(override.additive for _, override in found)
 
         def step(
-            model: Any, tokens: mx.array, valid: mx.array, numbers: Any, arrays: Any
+            model: Any, tokens: mx.array, numbers: Any, arrays: Any
         ) -> tuple[mx.array, list[Any]]:
+            valid = numbers[-1] if form.count > 1 else mx.array(1, mx.int32)
             call = Call(form.count, valid, form.fresh, rank, additive)
             views = [
                 kind.view(fixed, [numbers[i] for i in places], some, call)
@@ -134,9 +142,11 @@ class Maker:
 
         tokens = mx.zeros((form.rows, form.count), mx.int32)
         numbers = [mx.zeros(*of) for of in form.numbers]
+        if form.count > 1:
+            numbers.append(mx.array(0, mx.int32))  # how many of the tokens are no padding
         arrays = [[mx.zeros(*of) for of in some] for some in form.arrays]
         return from_mlx(
-            MethodType(step, shadow(model)), tokens, mx.array(0, mx.int32), numbers, arrays,
+            MethodType(step, shadow(model)), tokens, numbers, arrays,
             name=type(model).__name__,
         )  # fmt: skip
 
