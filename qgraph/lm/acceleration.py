@@ -144,7 +144,7 @@ class Acceleration:
         rows = tokens.shape[0]
         if self._shapes is None:
             after = Caches(copy.deepcopy(caches.items), caches.kinds)  # nothing of it is computed
-            self._maker.own(model, tokens[:, :1], cache=after.items)
+            self._maker.own(model, tokens, cache=after.items)
             self._shapes = after.shapes()
         fresh = count > 1 and caches.empty
         caches.make_room(self._shapes, rows, count)
