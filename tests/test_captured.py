@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import qgraph as qg
 from qgraph.cli import commands as cli
 from qgraph.cli.sources import find
-from qgraph.errors import InputError
+from qgraph.errors import InputError, TraceError
 
 X = mx.array([1.0, 2.0])
 
@@ -117,6 +117,8 @@ def test_modules_are_imported() -> None:
     packed = qg.compile(model, x, target="cpu", quantize=qg.Quantize(8, 64))
     assert packed.weight_bytes < program.weight_bytes / 2
     assert np.allclose(packed(x), model(x), atol=2e-2)
+    with pytest.raises(TraceError, match="missing a required argument: 'x'"):
+        qg.compile(model)
     with pytest.raises(InputError, match="parameters= is not for a module"):
         qg.compile(model, x, parameters=[0])
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qgraph as qg
-from qgraph.errors import ControlFlowError, InputError
+from qgraph.errors import ControlFlowError, InputError, QGraphError
 from qgraph.inspection.tree_json import read_tree, write_tree
 from qgraph.tree import Mismatch, flatten
 
@@ -311,3 +311,15 @@ def test_saved_programs_take_and_give_classes(tmp_path: Path) -> None:
     assert found.y[2].tolist() == [1.0, 1.0]
     text = (tmp_path / "p" / "graph.json").read_text()
     assert "tests.test_trees:Point" in text
+
+
+def test_what_a_file_cannot_hold_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    p = qg.compile(lambda d: {(1, "a"): d[(1, "a")] + 1}, {(1, "a"): X}, target="cpu")
+    found = qg.load(p.save(tmp_path / "p"))({(1, "a"): X})
+    assert found[(1, "a")].tolist() == [2.0, 2.0]
+    p = qg.compile(lambda m: m["weight"] + 1, nn.Linear(2, 2), target="cpu")
+    with pytest.raises(QGraphError, match=r"cannot be saved: of an argument: it is an mlx\.nn mod"):
+        p.save(tmp_path / "m")
+    p = qg.compile(lambda x: {mx.float32: x}, X, target="cpu")
+    with pytest.raises(QGraphError, match=r"of a result: its key mlx\.core\.float32 has no form"):
+        p.save(tmp_path / "d")

@@ -12,6 +12,7 @@ from mlx.nn.layers.base import Module
 from ..errors import UnsupportedError
 from ..ir.graph import Graph, input_value
 from ..tracing.constants import trace_constants
+from ..tracing.misuse import refuse_misfit
 from ..tracing.tensor import Tensor, as_tensor, has_tensor, placeholder
 from ..tracing.trace import argument_paths, in_program_order, parameter_names, tracing
 from ..tree import Tree, flatten
@@ -48,6 +49,7 @@ def from_mlx(
       return %1
     """
     _refuse_shapeless(fn, keywords)
+    refuse_misfit(fn, examples, keywords)
     leaves, tree = flatten((examples, keywords), static=True)
     paths = argument_paths(tree, parameter_names(_signature(fn), examples))
     arrays = [_example(leaf, path) for leaf, path in zip(leaves, paths, strict=True)]

@@ -20,6 +20,16 @@ def write_tree(tree: Tree) -> list[Any]:
     return found if tree.cls is None else [*found, f"{tree.cls.__module__}:{tree.cls.__qualname__}"]
 
 
+def unreadable(tree: Tree) -> str | None:
+    """Why a file cannot hold a form, in words; None if it can."""
+    if tree.kind == "module":
+        return "it is an mlx.nn module; take its parameters as an argument, or return them"
+    others = [key for key in tree.keys if "$other" in str(_written(key))]
+    if others:
+        return f"its key {others[0]!r} has no form in a file; name it by a text or a number"
+    return next((why for child in tree.children if (why := unreadable(child))), None)
+
+
 def read_tree(data: Any) -> Tree:
     """The form that `write_tree` wrote.
 
@@ -51,6 +61,8 @@ def _written(key: Any) -> Any:
         return key
     if type(key) is complex:
         return {"$complex": [_written(key.real), _written(key.imag)]}
+    if type(key) is tuple:
+        return {"$tuple": [_written(part) for part in key]}
     return {"$bytes": key.hex()} if type(key) is bytes else {"$other": repr(key)}
 
 
@@ -64,6 +76,8 @@ def _read(data: Any) -> Any:
         if kind == "$complex":
             real, imaginary = map(_read, given)
             return complex(real, imaginary)
+        if kind == "$tuple":
+            return tuple(map(_read, given))
         if kind == "$bytes":
             return bytes.fromhex(given)
     raise TypeError(f"{str(data)[:40]} where a name or a number stands")

@@ -19,6 +19,7 @@ from ..analysis.verify import verify
 from ..errors import QGraphError, writing
 from ..inspection.names import Names
 from ..inspection.serialize import Arrays, from_json, to_json
+from ..inspection.tree_json import unreadable
 from ..ir.graph import Graph, Value, constant_value
 from ..target import Target, as_target
 from . import safetensors
@@ -35,9 +36,15 @@ def save(executable: Executable, folder: str | Path) -> Path:
     """Write what runs at each call to a folder; returns the folder.
 
     Raises:
-        QGraphError: the folder cannot be written.
+        QGraphError: the folder cannot be written, or has no form for what the program takes.
     """
     path = Path(folder)
+    for what, form in (
+        ("an argument", executable.graph.in_tree),
+        ("a result", executable.out_tree),
+    ):
+        if form is not None and (why := unreadable(form)):
+            raise QGraphError(f"{executable.graph.name} cannot be saved: of {what}: {why}")
     arrays: Arrays = {}
     text = to_json(packed_graph(executable), arrays)
     with writing(path):
