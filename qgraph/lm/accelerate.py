@@ -22,7 +22,32 @@ def accelerate(
     quantize: Quantize | None = None,
     tune: Tune = "table",
 ) -> Any:
-    """An object of a subclass of the model's class, over the very same modules."""
+    """A model of mlx-lm that generates through programs.
+
+    Args:
+        model: as `mlx_lm.load` gives it.
+        target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
+        quantize: which float weights to pack for the programs, and how; the model keeps its own.
+        tune: as for `qg.optimize`.
+
+    Returns:
+        An object of a subclass of the model's class over the very same modules.  Its `qgraph` says
+        which programs there are, what ran without one and why.  Nothing is compiled yet: a program
+        is made when a call first needs it, and compared with the model.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> from mlx_lm.models import cache, llama
+    >>> sizes = dict(hidden_size=64, num_hidden_layers=2, intermediate_size=128, vocab_size=100)
+    >>> args = llama.ModelArgs("llama", num_attention_heads=2, rms_norm_eps=1e-5, **sizes)
+    >>> model = llama.Model(args)
+    >>> fast = qg.lm.accelerate(model, target="cpu")
+    >>> kept = cache.make_prompt_cache(fast)
+    >>> logits = fast(mx.array([[1, 2, 3, 4]]), cache=kept)
+    >>> isinstance(fast, llama.Model), logits.shape, kept[0].offset
+    (True, (1, 4, 100), 4)
+    >>> print(fast.qgraph.programs[0].form)
+    4 tokens, the first, 256 positions
+    """
     base: Any = type(model)
     cls = _accelerated(base)
     fast = cls.__new__(cls)
