@@ -18,6 +18,7 @@ from .raise_dequantize import RaiseDequantize
 from .raise_layer_norm import RaiseLayerNorm
 from .raise_rms_norm import RaiseRmsNorm
 from .raise_rope import RaiseRope
+from .shard import Shard
 from .simplify import Simplify
 from .sink_dequantize import SinkDequantize
 from .widen_half import WidenHalf
@@ -41,6 +42,7 @@ __all__ = [
     "RaiseLayerNorm",
     "RaiseRmsNorm",
     "RaiseRope",
+    "Shard",
     "Simplify",
     "SinkDequantize",
     "WidenHalf",

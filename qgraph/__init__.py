@@ -45,6 +45,7 @@ from .errors import QGraphError
 from .importer import call, from_mlx
 from .ir.graph import Graph, Node, Value
 from .ir.ops import LEFT_OUT, namespace
+from .mesh import Mesh
 from .quantization.checked import dequantize, gather_qmm, quantize, quantized_matmul
 from .quantization.config import Quantize
 from .rewrite.history import Pass
@@ -61,6 +62,7 @@ fast = namespace("fast", FUNCTIONS)
 random = namespace("random", FUNCTIONS)
 fft = namespace("fft", FUNCTIONS)
 linalg = namespace("linalg", FUNCTIONS)
+distributed = namespace("distributed", FUNCTIONS)
 
 for _name, _function in FUNCTIONS.items():
     if "." not in _name and not _name.startswith("at_"):
@@ -79,6 +81,7 @@ def __getattr__(name: str) -> Any:
 # The ops of the table are exported as well, and MLX's dtypes; see docs/ops.md.
 __all__ = [
     "Graph",
+    "Mesh",
     "Node",
     "Pass",
     "Plan",
@@ -98,6 +101,7 @@ __all__ = [
     "cond",
     "default_passes",
     "dequantize",
+    "distributed",
     "errors",
     "fast",
     "fft",

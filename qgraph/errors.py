@@ -66,6 +66,10 @@ class ContractError(QGraphError):
     """A pass whose result differs from its input by more than it promised."""
 
 
+class MeshError(QGraphError, RuntimeError):
+    """Ranks of a mesh that cannot go on together; names the rank."""
+
+
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
     """Words for a file or folder that cannot be written.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
 from .errors import InputError
+from .mesh import Mesh
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +21,18 @@ class Target:
         backend: "cpu", "cuda" or "metal".
         arch: the processor ("x86_64", "arm64") or the GPU's name as MLX gives it.
         cores: processor cores that this process may use; streams of a CPU target.
+        mesh: the ranks that a graph is spread over; None is one device.
     """
 
     device: mx.Device
     backend: str
     arch: str
     cores: int
+    mesh: Mesh | None = None
 
     def __str__(self) -> str:
-        return f"{self.backend} ({self.arch}, {self.cores} cores)"
+        where = f"{self.backend} ({self.arch}, {self.cores} cores)"
+        return where if self.mesh is None else f"{where}, {self.mesh.size} ranks"
 
     @property
     def is_cpu(self) -> bool:
@@ -72,3 +76,8 @@ def as_target(target: Target | str | mx.Device | mx.DeviceType | None = None) ->
 
 def _refusal(target: object) -> InputError:
     return InputError(f"target={target!r} is none", hint="give 'cpu', 'gpu' or an mx.Device")
+
+
+def on_mesh(target: Target, mesh: Mesh | None) -> Target:
+    """The target with a mesh, or as it is where none is given."""
+    return target if mesh is None else replace(target, mesh=mesh)

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS: tuple[set[str], ...] = (
-    {"errors", "origin", "tree", "types", "target", "timing", "version"},
+    {"errors", "origin", "tree", "types", "target", "mesh", "timing", "version"},
     {"kernels"},
     {"ir"},
     {"tracing"},

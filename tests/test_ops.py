@@ -188,6 +188,15 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "unstack": (X,),
     "getitem": (CUBE, (slice(None), None, IDS, 1)),
     "keep": (X,),
+    "replicate": (X,),
+    "shard": (X, 0),
+    "distributed.part": (X, 0, 2, 2),
+    "distributed.send": (X, 1),
+    "distributed.recv": ((2, 3), mx.float32, 1),
+    **{
+        f"distributed.{name}": (X,)
+        for name in ("all_gather", "all_max", "all_min", "all_sum", "sum_scatter")
+    },
     "diag": (X[0],),
     "diagonal": (X,),
     "put_along_axis": (X, mx.array([[1], [0], [2], [3]]), mx.array(9.0), 1),

@@ -13,12 +13,13 @@ from mlx.nn.layers.base import Module
 from ..errors import InputError, QGraphError, TraceError
 from ..importer import from_mlx
 from ..ir.graph import Graph, reachable
+from ..mesh import Mesh
 from ..quantization.config import Quantize
 from ..rewrite.history import Pass
 from ..runtime import artefact
 from ..runtime.executable import Executable
 from ..runtime.packing import PackCache, Progress
-from ..target import Target, as_target
+from ..target import Target, as_target, on_mesh
 from ..tracing.captured import Captured, refuser_of_gradients
 from ..tracing.tensor import Tensor, set_evaluator
 from ..tracing.trace import sharing, trace
@@ -31,6 +32,7 @@ def compile(
     fn: Graph | Callable[..., Any],
     *specs: Any,
     target: Target | str | mx.Device | None = None,
+    mesh: Mesh | None = None,
     quantize: Quantize | None = None,
     passes: Sequence[Pass] | None = None,
     budget: int = 0,
@@ -48,6 +50,7 @@ def compile(
         fn: a graph, a function to trace on `specs`, or an `mlx.nn.Module`, which is imported.
         specs, keywords: as for `trace`.
         target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
+        mesh: the ranks to spread the graph over, as for `optimize`.
         quantize: which float weights to quantize, and how.
         passes: instead of the default ones; `[]` runs the graph as written.
         budget, tune: as for `optimize`.
@@ -78,7 +81,7 @@ def compile(
             graph = _graph_of(fn, specs, keywords, parameters)
         release = release is not False and share is None
     plan = optimize(
-        graph, target=target, quantize=quantize, passes=passes, budget=budget, tune=tune
+        graph, target=target, mesh=mesh, quantize=quantize, passes=passes, budget=budget, tune=tune
     )
     return Program(
         None,
@@ -95,6 +98,7 @@ def jit(
     fn: Callable[..., Any],
     *,
     target: Target | str | mx.Device | None = None,
+    mesh: Mesh | None = None,
     quantize: Quantize | None = None,
     passes: Sequence[Pass] | None = None,
     budget: int = 0,
@@ -111,8 +115,8 @@ def jit(
 
     Args:
         fn: takes and returns trees of arrays; an `mlx.nn.Module` is imported.
-        target, quantize, passes, budget, tune, parameters, donate, share, progress: as for
-            `compile`.
+        target, mesh, quantize, passes, budget, tune, parameters, donate, share, progress: as
+            for `compile`.
 
     >>> import mlx.core as mx, qgraph as qg
     >>> double = qg.jit(lambda x: x * 2)
@@ -121,7 +125,7 @@ def jit(
     """
     if not callable(fn):
         raise InputError(f"jit takes a function, not a {type(fn).__name__}")
-    where = as_target(target)
+    where = on_mesh(as_target(target), mesh)
     cache = _cache_of(share)
 
     captured = Captured(fn)

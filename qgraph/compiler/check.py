@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..analysis.meshes import in_one_process, is_spread
 from ..errors import ContractError
 from ..ir.graph import Graph, Node, Value, constant_value
 from ..ir.loops import outermost
@@ -25,13 +26,17 @@ from .signature import Signature, as_arrays
 def check_plan(plan: History, inputs: Sequence[Any]) -> None:
     """Run the graph as written and after every pass; compare each with the one before.
 
+    A graph that is spread over a mesh is run for all ranks, in this process.
+
     Raises:
         ContractError: names the first pass whose result differs from its input by more than it
             promised, and the first node that does.
     """
     leaves, form = flatten((inputs, {}), static=True)
     arrays = Signature.of(plan.source).arrange(form, as_arrays(leaves))
-    device = plan.target.device
+    device, mesh = plan.target.device, plan.target.mesh
+    if mesh is not None:
+        plan = replace(plan, steps=tuple(_in_one_process(s, mesh.size) for s in plan.steps))
     before = _run(plan.source, arrays, device)
     for step in plan.steps:
         if not step.changed:
@@ -47,6 +52,16 @@ def check_plan(plan: History, inputs: Sequence[Any]) -> None:
             if error:
                 raise _broken(compared, given, device, error)
         before = after
+
+
+def _in_one_process(step: PlanStep, ranks: int) -> PlanStep:
+    """The step with graphs that run every rank, where a pass has spread them."""
+    before, after = (
+        in_one_process(g, ranks) if is_spread(g) else g for g in (step.before, step.after)
+    )
+    if before is step.before and after is step.after:
+        return step
+    return replace(step, before=before, after=after if step.changed else before, replaced={})
 
 
 def _run(graph: Graph, arrays: Sequence[mx.array], device: mx.Device) -> list[mx.array]:

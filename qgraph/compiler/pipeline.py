@@ -12,12 +12,13 @@ from ..analysis.verify import verify
 from ..errors import InputError, TraceError, VerifyError
 from ..ir.graph import Graph, Node
 from ..kernels.tracers import Tracers
+from ..mesh import Mesh
 from ..quantization.config import Quantize
 from ..rewrite.contracts import is_contract
 from ..rewrite.history import Pass, PlanStep
 from ..rewrite.ledger import collecting
 from ..rewrite.rewriter import collecting_replacements
-from ..target import Target, as_target
+from ..target import Target, as_target, on_mesh
 from .plan import Plan
 
 Tune = Literal["table", "measure"]
@@ -32,6 +33,8 @@ def default_passes(
     RMS norms of what it has centred, so it is raised before them.
     Fusing comes before hoisting: a `dequantize` of a constant does not change in a loop, but
     hoisting it would keep the dense weight alive.
+    A graph is spread over a mesh when its products are fused; what comes after works on what a rank
+    holds.
     """
     from ..passes import (
         AssignStreams,
@@ -51,6 +54,7 @@ def default_passes(
         RaiseLayerNorm,
         RaiseRmsNorm,
         RaiseRope,
+        Shard,
         Simplify,
         SinkDequantize,
         WidenHalf,
@@ -69,6 +73,7 @@ def default_passes(
         SinkDequantize(),
         FuseQuantizedMatmul(),
         EliminateDeadCode(),  # a dequantize that nothing reads any more still holds its weight
+        Shard(target),
         MergeMatmuls(target),
         Legalize(target),
         ChooseAttention(target),
@@ -92,12 +97,16 @@ def _quantizing(config: Quantize | None) -> list[Pass]:
 def _chosen(
     passes: Sequence[Pass] | None, target: Target, budget: int, tune: Tune
 ) -> Sequence[Pass]:
+    from ..passes import Shard
+
     if tune not in get_args(Tune):
         raise InputError(f"tune={tune!r}", hint=f"give one of {', '.join(get_args(Tune))}")
     if not isinstance(budget, int | float) or budget < 0:
         raise InputError(f"budget={budget!r}", hint="give the bytes that dense copies may take")
     if passes is None:
         return default_passes(target, budget=budget, tune=tune)
+    if target.mesh is not None and all(run.name != "shard" for run in passes):
+        passes = [Shard(target), *passes]
     if budget or tune != "table":
         raise InputError(
             "budget and tune belong to the default passes",
@@ -157,6 +166,7 @@ def optimize(
     graph: Graph,
     *,
     target: Target | str | mx.Device | None = None,
+    mesh: Mesh | None = None,
     quantize: Quantize | None = None,
     passes: Sequence[Pass] | None = None,
     budget: int = 0,
@@ -169,6 +179,7 @@ def optimize(
     Args:
         graph: as traced or imported.
         target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
+        mesh: the ranks to spread the graph over.
         quantize: which float weights to quantize first, and how.
         passes: instead of the default ones; `[]` runs none.
         budget: bytes that dense copies of weights may take, where they make products faster.
@@ -197,7 +208,7 @@ def optimize(
     if quantize is not None and not isinstance(quantize, Quantize):
         raise InputError(f"quantize={quantize!r}", hint="give qg.Quantize(bits=4)")
     _refuse_tracers(graph)
-    where = as_target(target)
+    where = on_mesh(as_target(target), mesh)
     source = graph
     runs = _chosen(passes, where, budget, tune)
     if check:

@@ -12,7 +12,7 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.loops import bodies, body_inputs
 
 _PARTS = ("q", "s", "b")
-_SUFFIX = {"pack_weight": "packed", "concatenate": "merged"}
+_SUFFIX = {"pack_weight": "packed", "concatenate": "merged", "distributed.part": "part"}
 
 
 def literal(array: mx.array) -> str:

@@ -410,3 +410,8 @@ def reachable(outputs: Iterable[Value], stop: Iterable[Value] = ()) -> list[Node
             stack.append((node, True))
             stack.extend((v.node, False) for v in reversed(node.inputs) if v.node not in seen)
     return order
+
+
+def in_order(outputs: Iterable[Value], inputs: Iterable[Value]) -> list[Node]:
+    """The nodes that `outputs` need, in the order in which they were made, without the inputs."""
+    return sorted(reachable(outputs, stop=inputs), key=lambda node: node.serial)

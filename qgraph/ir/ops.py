@@ -25,6 +25,16 @@ from ..kernels.chosen import (
     packed_gather,
     packed_matmul,
 )
+from ..kernels.collectives import (
+    all_gather,
+    all_max,
+    all_min,
+    all_sum,
+    part,
+    recv,
+    send,
+    sum_scatter,
+)
 from .graph import Node
 
 
@@ -98,15 +108,21 @@ class Op:
             return dict(zip(names, args, strict=False))
         return self.signature.bind(*args, **kwargs).arguments
 
-    def call(self, args: Mapping[str, Any], stream: Any = None) -> Any:
-        """Call MLX with arrays in the places of a node's values."""
+    def call(self, args: Mapping[str, Any], stream: Any = None, group: Any = None) -> Any:
+        """Call MLX with arrays in the places of a node's values.
+
+        Args:
+            group: the ranks that a collective talks to.
+        """
         places, star, keywords = self._layout
         given = [_as_list(args.get(name, default)) for name, default in places]
         if star is not None:
             given.extend(args[star])
         named = {n: args[n] for n, default in keywords if n in args and args[n] is not default}
-        if stream is not None and self.kind not in ("local", "chosen kernels"):
+        if stream is not None and self.kind not in ("local", "chosen kernels", "placement"):
             named["stream"] = stream
+        if group is not None and self.kind == "collective":
+            named["group"] = group
         return self.fn(*given, **named)
 
     def __str__(self) -> str:
@@ -150,6 +166,18 @@ def keep(x: mx.array) -> mx.array:
     return x
 
 
+def shard(x: mx.array, axis: int) -> mx.array:
+    """`x` itself; on a mesh it is split along `axis`."""
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"shard: axis {axis} of {x.ndim}")
+    return x
+
+
+def replicate(x: mx.array) -> mx.array:
+    """`x` itself; on a mesh every rank holds all of it."""
+    return x
+
+
 _LOCAL: dict[str, Callable[..., Any]] = {
     "getitem": getitem,
     "at_set": at_set,
@@ -159,6 +187,16 @@ _LOCAL: dict[str, Callable[..., Any]] = {
     "pack_weight": pack_weight,
     "packed_matmul": packed_matmul,
     "packed_gather": packed_gather,
+    "distributed.all_gather": all_gather,
+    "distributed.all_max": all_max,
+    "distributed.all_min": all_min,
+    "distributed.all_sum": all_sum,
+    "distributed.part": part,
+    "distributed.recv": recv,
+    "distributed.send": send,
+    "distributed.sum_scatter": sum_scatter,
+    "replicate": replicate,
+    "shard": shard,
     **{f"at_{m}": _at(m) for m in ("add", "subtract", "multiply", "divide", "maximum", "minimum")},
 }
 
@@ -329,6 +367,20 @@ _TABLE: dict[str, str] = {
         decode_attention(q, k, v, last, scale, cores=0): own
         cached_attention(q, k, v, keys, values, position, last, freqs=None, *, heads, rope,
                          scale): own
+    """,
+    "collective": """
+        distributed.all_gather(x, ranks=None): move
+        distributed.all_max(x): each
+        distributed.all_min(x): each
+        distributed.all_sum(x): each
+        distributed.recv(shape, dtype, src): move
+        distributed.send(x, dst): move
+        distributed.sum_scatter(x, ranks=None): each
+    """,
+    "placement": """
+        distributed.part(x, axis, size, ranks): pick
+        replicate(x): view, same elements
+        shard(x, axis): view, same elements
     """,
     "indexing": """
         diag(a, /, k=0): each
@@ -538,8 +590,8 @@ def _parse(kind: str, lines: str) -> list[Op]:
 
 def _resolve(name: str) -> Callable[..., Any]:
     found: Any = mx
-    for part in name.split("."):
-        found = getattr(found, part)
+    for word in name.split("."):
+        found = getattr(found, word)
     fn: Callable[..., Any] = found
     return fn
 

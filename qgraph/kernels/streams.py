@@ -15,10 +15,16 @@ def as_device(stream: Any) -> Any:
 
 
 class Streams:
-    """The streams of a program by number: 0 is the device's default, the rest are its own."""
+    """The streams of a program by number: 0 is the device's default, the rest are its own.
 
-    def __init__(self, device: mx.Device) -> None:
+    Args:
+        device: that the program runs on.
+        group: the ranks that its collectives talk to; None where there is but one.
+    """
+
+    def __init__(self, device: mx.Device, group: Any = None) -> None:
         self.device = device
+        self.group = group
         self._streams: list[Any] = []
 
     def resolve(self, stream: Any) -> Any:

@@ -14,7 +14,18 @@ from ..origin import NOWHERE, Origin
 from ..types import TensorType
 
 Decision = Literal[
-    "fused", "hoisted", "packed", "prepared", "kept", "refused", "chosen", "merged", "rewritten"
+    "fused",
+    "hoisted",
+    "packed",
+    "prepared",
+    "kept",
+    "refused",
+    "chosen",
+    "merged",
+    "rewritten",
+    "split",
+    "replicated",
+    "inserted",
 ]
 
 

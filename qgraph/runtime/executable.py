@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..analysis.meshes import for_mesh
 from ..ir.graph import Graph
 from ..kernels.compiled import Compiled
 from ..kernels.streams import Streams
@@ -17,6 +18,7 @@ from ..target import Target
 from .by_mlx import transformable
 from .interpret import Env, Interpreter
 from .lower import LoweredGraph, Stretch
+from .mesh import watch
 from .packing import PackCache, Progress, Staged, pack
 
 
@@ -33,10 +35,13 @@ class Executable:
         progress: Progress | None,
     ) -> None:
         device = target.device
-        self.graph = graph
         self.owner = object()  # of what is prepared: an identity that nothing else has or gets
+        self.watch = watch(target.mesh)
+        if self.watch is not None:
+            self.watch.agree(graph)
+        self.graph = graph = for_mesh(graph, target.mesh)
         self.target = target
-        self.streams = Streams(device)
+        self.streams = Streams(device, None if target.mesh is None else target.mesh.group)
         self.on_device = _device_context(device)
         with self.on_device():
             self.known = pack(graph, self.streams, release=release, cache=cache, progress=progress)
@@ -64,6 +69,8 @@ class Executable:
 
     def __call__(self, arrays: Sequence[mx.array]) -> Any:
         """Run on prepared parameters and inputs; the results in the form the function gave."""
+        if self.watch is not None:
+            self.watch.check()
         if self._compiled is None or mx.default_device() != self._device:
             return self.consume(list(arrays))
         return self._in_form(self._compiled.call(*arrays))

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ..ir.graph import Graph, Node, Value, map_values
 from ..ir.loops import CONTROL_FLOW, LOOPS, bodies, carry_out, turns
-from ..ir.ops import OPS
+from ..ir.ops import OPS, Op
 from ..kernels.chosen import runs_on_host, streams_in_use
 from ..kernels.streams import Streams
 from .positions import Tables, has_tables
@@ -37,6 +37,7 @@ class Interpreter:
         # The inputs are kept with the results, so that their identities stay theirs.
         self._made: dict[Any, tuple[list[mx.array], Sequence[mx.array]]] = {}
         self._settings: dict[Node, str] = {}
+        self._last_collective: list[mx.array] = []
 
     def run(self, node: Node, env: Env) -> None:
         """Add the results of `node` to `env`."""
@@ -76,16 +77,30 @@ class Interpreter:
             if result is not None:
                 return result
         stream = self._streams.resolve(node.stream)
+        if op.kind == "collective":
+            return self._talk(op, args)
         if op.kind == "chosen kernels":
             token = streams_in_use.set(self._streams)
             try:
                 return op.call(args)
             finally:
                 streams_in_use.reset(token)
-        if stream is None or op.kind != "local":
+        if stream is None or op.kind not in ("local", "placement"):
             return op.call(args, stream)
         with mx.stream(stream):
             return op.call(args)
+
+    def _talk(self, op: Op, args: dict[str, Any]) -> mx.array:
+        """A collective, after the one before it: all ranks must issue them in one order.
+
+        Those that depend on nothing of one another MLX might evaluate in any.
+        """
+        x = args.get("x")
+        if x is not None and self._last_collective:
+            (args["x"],) = mx.depends([x], self._last_collective)
+        result: mx.array = op.call(args, group=self._streams.group)
+        self._last_collective = [result]
+        return result
 
     def _unroll(self, node: Node, env: Env) -> None:
         shared = [[env[outer] for _, outer in body.shared] for body in bodies(node)]

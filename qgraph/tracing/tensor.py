@@ -516,7 +516,8 @@ def apply(
     if "index" in op.signature.parameters and len(args) > 1:
         args = (args[0], _as_index(args[1]), *args[2:])
     if trace_constants.get() is None and not has_tensor(args) and not has_tensor(dict(kwargs)):
-        on = {} if stream is None or op.kind == "local" else {"stream": as_device(stream)}
+        plain = stream is None or op.kind in ("local", "placement")
+        on = {} if plain else {"stream": as_device(stream)}
         return op.fn(*args, **kwargs, **on)
     try:
         given = op.bind(args, kwargs)

@@ -1,0 +1,401 @@
+"""Choosing a placement for each value: the cheapest way through the graph.
+
+States are carried through the nodes in order: how what is still needed lies on the mesh, and what
+it cost to get there.  Of states that agree in the former the cheapest goes on, and of those that
+differ so many of the cheapest; so what a choice costs later is known when it is settled, and
+placements flow both ways.  Few values are alive at once in a model, so little is lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ...ir.graph import Graph, Node, Value
+from ...ir.loops import Body, bodies, turns
+from ...ir.ops import OPS
+from .costs import Costs
+from .placement import PARTIAL, REPLICATED, Placement, split
+from .strategies import Strategy, on_owned, strategies, whole
+from .units import Units
+
+BEAM = 16
+"""States that are kept for each way in which weights are held that are read again."""
+
+WAYS_HELD = 3
+"""Such ways that are kept in any case; more of them while no collective tells them apart."""
+
+UNKNOWN_TURNS = 16
+"""Of a loop whose turns only the run can tell."""
+
+Choices = tuple["Choices | None", Node, Strategy] | None
+"""The strategies chosen so far, the last first."""
+
+Have = tuple[Placement, ...]
+_WHOLE: Have = (REPLICATED,)  # from which any other is made for the price of a copy
+
+
+class State(NamedTuple):
+    """How what is still needed lies on the mesh.
+
+    Attributes:
+        live: placements of values, where they are not replicated alone.
+        seconds: so far.
+    """
+
+    live: Mapping[Value, Have]
+    seconds: float
+    choices: Choices
+
+
+@dataclass
+class Assignment:
+    """What was chosen for a graph.
+
+    Attributes:
+        strategies: for each node that is carried out.
+        inputs: placements of inputs that are not replicated.
+        outputs: placements of the outputs.
+        bodies: what was chosen for the bodies of loops and branches.
+        seconds: that a call should take, with what held weights are worth.
+    """
+
+    strategies: dict[Node, Strategy] = field(default_factory=dict)
+    inputs: dict[Value, Placement] = field(default_factory=dict)
+    outputs: list[Placement] = field(default_factory=list)
+    bodies: dict[Node, list[Assignment]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Search:
+    """Chooses placements for a graph and, within it, for bodies.
+
+    Args:
+        graph: the outermost one.
+        costs: of the mesh.
+        fixed: values that are the same at every call, which may be had in any placement.
+    """
+
+    def __init__(self, graph: Graph, costs: Costs, fixed: set[Value]) -> None:
+        self.costs = costs
+        self.fixed = fixed
+        self.units = Units(graph, costs.mesh.size)
+        self._inner: dict[Node, list[Assignment]] = {}
+        self._ways: dict[Node, list[Strategy]] = {}
+        self._columns: dict[Node, bool] = {}
+
+    def assign(
+        self, graph: Graph, free: Sequence[Value] = (), wanted: Mapping[int, int] | None = None
+    ) -> Assignment:
+        """The best placements found.
+
+        Args:
+            free: inputs that may have any placement.
+            wanted: outputs, by number, that must lie as that one of the `free` does; the others
+                are replicated.
+        """
+        frame = _Frame(graph, free, wanted or {})
+        states = [State({}, 0.0, None)]
+        for place, node in enumerate(graph.nodes):
+            if all(v in self.fixed for v in node.outputs):
+                continue
+            found: dict[frozenset[tuple[Value, Have]], State] = {}
+            for state in states:
+                for way in self._ways_of(node, state, frame):
+                    new = self._step(node, place, state, way, frame)
+                    if new is None:
+                        continue
+                    key = frozenset(new.live.items())
+                    if key not in found or new.seconds < found[key].seconds:
+                        found[key] = new
+            states = self._kept(found.values())
+        return self._result(states[0], frame)
+
+    def _kept(self, states: Iterable[State]) -> list[State]:
+        """The cheapest states; some of each way in which weights that are read again are held.
+
+        An embedding is read first and, as the head, last: what its placement costs is settled long
+        after other states could have crowded it out.
+        """
+        kept: list[State] = []
+        count: Counter[frozenset[tuple[Value, Have]]] = Counter()
+        ordered = sorted(states, key=lambda s: s.seconds)
+        near = ordered[0].seconds + self.costs.mesh.seconds("all_sum", 0) / 2
+        for state in ordered:
+            if kept and self._is_beaten(state, kept[0]):
+                continue
+            held = frozenset((v, have) for v, have in state.live.items() if v in self.fixed)
+            if held not in count and len(count) >= WAYS_HELD and state.seconds > near:
+                continue
+            count[held] += 1
+            if count[held] <= BEAM:
+                kept.append(state)
+        return kept
+
+    def _is_beaten(self, state: State, best: State) -> bool:
+        """Is it cheaper to bring all that is alive from the best state to where this one has it?"""
+        left = state.seconds - best.seconds
+        for value, have in state.live.items():
+            there = best.live.get(value, () if value in self.fixed else (REPLICATED,))
+            for place in have:
+                if place in there:
+                    continue
+                if value in self.fixed:
+                    left -= self.costs.holding(value, place)
+                else:
+                    left -= self.costs.convert(value.type, there, place)[0]
+                if left < 0:
+                    return False
+        return True
+
+    def _ways_of(self, node: Node, state: State, frame: _Frame) -> Iterator[Strategy]:
+        if node.bodies:
+            yield self._loop(node)
+            return
+        if node.op in ("shard", "replicate"):
+            yield _stated(node, self.costs.mesh.size)
+            return
+        yield whole(node)
+        if node not in self._ways:
+            self._ways[node] = strategies(node, self.units)
+        here = [() if v in self.fixed else state.live.get(v, ()) for v in node.inputs]
+        kinds = {p.kind for have in here for p in have}
+        for way in self._ways[node]:
+            if self._worth_trying(node, way, here, kinds, state, frame):
+                yield way
+        if "owned" in kinds:
+            for rows in {p for have in here for p in have if p.kind == "owned"}:
+                apart = on_owned(node, self.units.spec(node), rows)
+                if apart is not None:
+                    yield apart
+
+    def _worth_trying(
+        self,
+        node: Node,
+        way: Strategy,
+        here: Sequence[Have],
+        kinds: Collection[str],
+        state: State,
+        frame: _Frame,
+    ) -> bool:
+        """Is anything there already as the strategy needs it, or a weight that can be?"""
+        if way.gives[0] == PARTIAL and PARTIAL in way.needs:
+            return "partial" in kinds or "owned" in kinds
+        if way.contracted and self._splits_results(node):
+            # To split the rows of a weight costs no more than its columns, unless its other operand
+            # is split already.
+            return any(
+                need in have
+                for i, (need, have) in enumerate(zip(way.needs, here, strict=True))
+                if i in way.contracted
+            )
+        made = True
+        for value, need, have in zip(node.inputs, way.needs, here, strict=True):
+            if value.ndim:
+                made = False
+            if need.kind not in ("split", "owned"):
+                continue
+            if need in have:
+                return True
+            if value in self.fixed and is_weight(node, value):
+                return True
+            if value in frame.free and value not in state.live:
+                return True
+        return made  # nothing but numbers goes in: any part can be made
+
+    def _splits_results(self, node: Node) -> bool:
+        """Can the results be split by splitting a weight?"""
+        if node not in self._columns:
+            self._columns[node] = any(
+                way.gives[0].kind == "split"
+                and any(
+                    need.kind == "split" and v in self.fixed
+                    for v, need in zip(node.inputs, way.needs, strict=True)
+                )
+                for way in self._ways[node]
+            )
+        return self._columns[node]
+
+    def _step(
+        self, node: Node, place: int, state: State, way: Strategy, frame: _Frame
+    ) -> State | None:
+        live = dict(state.live)
+        seconds = state.seconds + way.seconds
+        seconds += 0.0 if node.bodies else self.costs.node(node, way.share)
+        for value, need in zip(node.inputs, way.needs, strict=True):
+            if value in self.fixed:
+                have = live.get(value, ())
+                if need not in have:
+                    if is_weight(node, value):
+                        seconds += self.costs.holding(value, need)
+                    live[value] = (*have, need)
+            elif value in frame.free and value not in live and need.kind in ("replicated", "split"):
+                live[value] = (need,)
+            else:
+                have = live.get(value, (REPLICATED,))
+                cost, after = self.costs.convert(value.type, have, need)
+                if cost == math.inf:
+                    return None
+                seconds += cost
+                live[value] = _WHOLE if REPLICATED in after and value not in frame.free else after
+        for value, give in zip(node.outputs, way.gives, strict=True):
+            live[value] = (give,)
+        return self._settle(place, State(live, seconds, (state.choices, node, way)), frame)
+
+    def _settle(self, place: int, state: State, frame: _Frame) -> State | None:
+        """Outputs that nothing reads any more take their last form; what is dead is forgotten."""
+        live = dict(state.live)
+        seconds = state.seconds
+        for value in frame.settles.get(place, ()):
+            want = frame.wanted_of(value, live)
+            cost, _ = self.costs.convert(value.type, live.get(value, (REPLICATED,)), want)
+            if cost == math.inf:
+                return None
+            seconds += cost
+        for value in frame.dies.get(place, ()):
+            live.pop(value, None)
+        for value, have in list(live.items()):
+            if have == (REPLICATED,) and value not in frame.free and value not in self.fixed:
+                del live[value]
+        return State(live, seconds, state.choices)
+
+    def _result(self, state: State, frame: _Frame) -> Assignment:
+        found = Assignment(seconds=state.seconds)
+        choices = state.choices
+        while choices is not None:
+            before, node, way = choices
+            found.strategies[node] = way
+            if node.bodies:
+                found.bodies[node] = self._inner[node]
+            choices = before
+        # In order, the first reader of a free input has bound it.
+        for node in frame.graph.nodes:
+            chosen = found.strategies.get(node)
+            if chosen is not None:
+                for value, need in zip(node.inputs, chosen.needs, strict=True):
+                    if value in frame.free:
+                        binds = need.kind in ("replicated", "split")
+                        found.inputs.setdefault(value, need if binds else REPLICATED)
+        found.outputs = [
+            found.inputs.get(frame.order[frame.wanted[i]], REPLICATED)
+            if i in frame.wanted
+            else REPLICATED
+            for i in range(len(frame.graph.outputs))
+        ]
+        return found
+
+    def _loop(self, node: Node) -> Strategy:
+        """A loop carries each value in one placement, the one that suits its body best."""
+        parts = bodies(node)
+        if node not in self._inner:
+            self._inner[node] = self._assign_bodies(node, parts)
+        inner = self._inner[node]
+        needs = [REPLICATED] * len(node.inputs)
+        gives = [REPLICATED] * len(node.outputs)
+        if node.op != "cond":
+            for i, value in enumerate(parts[-1].carried):
+                gives[i] = inner[-1].inputs.get(value, REPLICATED)
+            start = len(node.inputs) - _count_after_carried(node)
+            for i, placement in enumerate(gives[: len(parts[-1].carried)]):
+                needs[start + i] = placement
+            count = turns(node)
+            seconds = sum(a.seconds for a in inner) * (UNKNOWN_TURNS if count is None else count)
+        else:
+            seconds = max(a.seconds for a in inner)
+        return Strategy(tuple(needs), tuple(gives), 1.0, seconds)
+
+    def _assign_bodies(self, node: Node, parts: Sequence[Body]) -> list[Assignment]:
+        if node.op == "cond":
+            return [self.assign(body.graph) for body in parts]
+        last = parts[-1]
+        self.fixed |= {
+            inner
+            for inner, xs in zip(last.slices, node.args.get("xs", ()), strict=True)
+            if xs in self.fixed
+        }
+        wanted = {i: i for i in range(len(last.carried))}
+        chosen = self.assign(last.graph, last.carried, wanted)
+        if node.op != "while_loop":
+            return [chosen]
+        # What decides on another turn sees what is carried as it lies.
+        same = dict(zip(last.carried, parts[0].carried, strict=True))
+        given = {same[v]: p for v, p in chosen.inputs.items()}
+        return [self._decide(parts[0].graph, given), chosen]
+
+    def _decide(self, graph: Graph, given: Mapping[Value, Placement]) -> Assignment:
+        split_ones = [v for v, p in given.items() if p != REPLICATED]
+        assignment = self.assign(graph)
+        assignment.inputs = {v: given[v] for v in split_ones}
+        return assignment
+
+
+def _count_after_carried(node: Node) -> int:
+    """How many of a loop's inputs stand at or after the first that it carries."""
+    before = 0
+    for name, arg in node.args.items():
+        if name == "carried":
+            break
+        before += len([arg] if isinstance(arg, Value) else _values(arg))
+    return len(node.inputs) - before
+
+
+def is_weight(node: Node, value: Value) -> bool:
+    """Is a fixed value a weight where this node reads it: of a product, or a table of rows?"""
+    if value.ndim < 2 or node.op not in OPS:
+        return False
+    return OPS[node.op].kind in _WITH_WEIGHTS or (
+        node.op in ("take", "getitem") and value is node.inputs[0]
+    )
+
+
+_WITH_WEIGHTS = frozenset({"product", "quantization", "convolution"})
+
+
+def _values(arg: object) -> list[Value]:
+    return [v for v in arg if isinstance(v, Value)] if isinstance(arg, tuple) else []
+
+
+def _stated(node: Node, ranks: int) -> Strategy:
+    """What the user said."""
+    x = node.operand("x")
+    if node.op == "replicate" or not x.shape:
+        return whole(node)
+    axis = node.args["axis"] % x.ndim
+    place = split(axis, -(-x.shape[axis] // ranks))
+    return Strategy((place,), (place,))
+
+
+class _Frame:
+    """One graph: when its values are read last, and how its outputs must lie."""
+
+    def __init__(self, graph: Graph, free: Sequence[Value], wanted: Mapping[int, int]) -> None:
+        self.graph = graph
+        self.order = tuple(free)
+        self.free = frozenset(free)
+        self.wanted = wanted
+        last: dict[Value, int] = {}
+        for place, node in enumerate(graph.nodes):
+            for value in (*node.outputs, *node.inputs):
+                last[value] = place
+        self.settles: dict[int, list[Value]] = {}
+        self._pairs: dict[Value, Value] = {}
+        for i, value in enumerate(graph.outputs):
+            if i in wanted:
+                self._pairs.setdefault(value, self.order[wanted[i]])
+            if value in last:
+                self.settles.setdefault(last[value], []).append(value)
+        for value, source in self._pairs.items():
+            if value in last:
+                last[source] = max(last.get(source, -1), last[value])
+        self.dies: dict[int, list[Value]] = {}
+        for value, place in last.items():
+            self.dies.setdefault(place, []).append(value)
+
+    def wanted_of(self, value: Value, live: Mapping[Value, Have]) -> Placement:
+        source = self._pairs.get(value)
+        if source is None:
+            return REPLICATED
+        return live.get(source, (REPLICATED,))[0]
