@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -20,7 +19,6 @@ from mlx.nn.layers.base import Module
 from .types import Spec, TensorType
 
 STATIC = (bool, int, float, complex, str, bytes)
-_LEAVES = (mx.array, Spec, TensorType)
 
 
 class Mismatch(ValueError):
@@ -65,9 +63,8 @@ def _same(a: Any, b: Any) -> bool:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """The form of a tree without its leaves.
+class Tree(NamedTuple):
+    """The form of a tree without its leaves; a tuple, since a call makes and compares one.
 
     Attributes:
         kind: "leaf", "none", "static", "list", "tuple", "dict", "namedtuple", "dataclass" or
@@ -124,7 +121,7 @@ class Tree:
         vars(made).update(self.static.value)
         return made
 
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]
         """Number of leaves."""
         return 1 if self.kind == "leaf" else sum(child.count() for child in self.children)
 
@@ -178,7 +175,7 @@ class Tree:
             named.sort(key=lambda item: (type(item[0]).__name__, repr(item[0])))
         keys = tuple(name for name, _ in named) if self.keys else ()
         children = tuple(child.sorted() for _, child in named)
-        return dataclasses.replace(self, keys=keys, children=children)
+        return self._replace(keys=keys, children=children)
 
     def words(self, leaves: Iterator[str]) -> str:
         """The form with words for its leaves, such as `{w: f32[4], b: [f32[1], 2]}`."""
@@ -217,29 +214,43 @@ def flatten(tree: Any, *, static: bool = False) -> tuple[list[Any], Tree]:
 
 
 def _visit(part: Any, static: bool, leaves: list[Any]) -> Tree:
-    if isinstance(part, _LEAVES):
+    kind = type(part)  # asked first: a call comes through here
+    if kind is mx.array:
         leaves.append(part)
         return LEAF
+    if kind is dict:
+        return Tree("dict", tuple(part), _all(part.values(), static, leaves))
+    if kind is list or kind is tuple:
+        return Tree("list" if kind is list else "tuple", (), _all(part, static, leaves))
     if part is None:
         return NONE
     if static and isinstance(part, STATIC):
         return Tree("static", static=Static(part.item() if isinstance(part, np.generic) else part))
+    return _visit_other(part, static, leaves)
+
+
+def _all(parts: Iterable[Any], static: bool, leaves: list[Any]) -> tuple[Tree, ...]:
+    return tuple([_visit(part, static, leaves) for part in parts])
+
+
+def _visit_other(part: Any, static: bool, leaves: list[Any]) -> Tree:
+    """Modules, dataclasses, and what is a dict, a list or a tuple by descent."""
+    if isinstance(part, Module):
+        children = _all([dict.__getitem__(part, key) for key in part], True, leaves)
+        return Tree("module", tuple(part), children, type(part), Static(dict(vars(part))))
     if isinstance(part, dict):
-        if isinstance(part, Module):
-            children = tuple(_visit(dict.__getitem__(part, key), True, leaves) for key in part)
-            return Tree("module", tuple(part), children, type(part), Static(dict(vars(part))))
-        return Tree("dict", tuple(part), tuple(_visit(part[key], static, leaves) for key in part))
-    if isinstance(part, tuple | list):
-        children = tuple(_visit(item, static, leaves) for item in part)
-        if isinstance(part, list):
-            return Tree("list", (), children)
-        kind = None if type(part) is tuple else type(part)
-        fields = getattr(kind, "_fields", None)
-        return Tree("tuple" if fields is None else "namedtuple", fields or (), children, kind)
-    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        return Tree("dict", tuple(part), _all([part[key] for key in part], static, leaves))
+    if isinstance(part, list):
+        return Tree("list", (), _all(part, static, leaves))
+    if isinstance(part, tuple):
+        fields = getattr(part, "_fields", None)
+        kind = "tuple" if fields is None else "namedtuple"
+        return Tree(kind, fields or (), _all(part, static, leaves), type(part))
+    described = isinstance(part, Spec | TensorType | type)
+    if dataclasses.is_dataclass(part) and not described:
         names = tuple(field.name for field in dataclasses.fields(part))
-        children = tuple(_visit(getattr(part, name), static, leaves) for name in names)
-        return Tree("dataclass", names, children, type(part))
+        parts = [getattr(part, name) for name in names]
+        return Tree("dataclass", names, _all(parts, static, leaves), type(part))
     leaves.append(part)
     return LEAF
 
