@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from qgraph.kernels.cuda.source import cuda_source
-from qgraph.kernels.matmul.tiled import BLOCKS, SOURCES
+from qgraph.kernels.matmul.tiled import SOURCES
+from qgraph.kernels.matmul.tiled_blocks import BLOCKS
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
@@ -28,6 +29,7 @@ extern "C" __global__ void gathered(const __half* x, const unsigned* w, const vo
                                     const unsigned* from, const unsigned* to, __half* y, int k) {
   gathered_product<__half, MXFP8, 8, 32, 0, 2, 2, 16, 256, 5>(x, w, s, e, {from, to}, y, k, 1,
                                                                 9);
+  group_rows(from, to, nullptr, nullptr, nullptr, k, 1, 9);
   add_parts<__half>(nullptr, y, 2, 3);
 }
 """

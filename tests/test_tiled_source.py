@@ -74,6 +74,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     loaded = ctypes.CDLL(str(path))
     loaded.run.restype = ctypes.c_bool
     loaded.run.argtypes = [Given, *[ctypes.c_int] * 5, ctypes.c_bool]
+    loaded.group.restype = ctypes.c_bool
+    loaded.group.argtypes = [Given, ctypes.c_int]
     loaded.add.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
     return loaded
 
@@ -167,3 +169,23 @@ def test_rows_of_experts_are_read_and_written_where_they_lie(library: Any, exper
     want = np.empty((case.m, case.n))
     want[in_y] = np.einsum("rk,rnk->rn", to_numpy(x).astype(np.float64)[in_x], dense[rhs])
     assert relative(numbers(y, case.dtype), want) < 3e-3
+
+
+@pytest.mark.parametrize("each", [1, 3])
+@pytest.mark.parametrize(("experts", "matrices"), [(1, 5), (8, 300), (70, 64)])
+def test_rows_are_grouped_by_expert(library: Any, experts: int, matrices: int, each: int) -> None:
+    rng = np.random.default_rng(matrices)
+    lhs = rng.integers(0, 9, matrices).astype(np.uint32)
+    rhs = rng.integers(0, experts, matrices).astype(np.uint32)
+    starts = np.zeros(experts + 1, np.int32)
+    in_x, in_y = (np.zeros(matrices * each, np.uint32) for _ in range(2))
+    given = Given(
+        address(lhs), address(rhs), None, None, *map(address, (starts, in_x, in_y)), matrices, 0, 0,
+        experts,
+    )  # fmt: skip
+    assert library.group(given, each)
+    counts = np.bincount(rhs, minlength=experts) * each
+    assert starts.tolist() == [0, *np.cumsum(counts)]
+    assert sorted(in_y) == list(range(matrices * each))
+    assert (np.diff(rhs[in_y // each].astype(int)) >= 0).all()
+    assert (in_x == lhs[in_y // each] * each + in_y % each).all()

@@ -215,8 +215,8 @@ struct Given {
   const unsigned* w;
   const void* scales;
   void* y;
-  const int* starts;
-  const unsigned *in_x, *in_y;
+  int* starts;
+  unsigned *in_x, *in_y;
   int m, k, tiles, experts;
 } given;
 
@@ -270,4 +270,16 @@ extern "C" void add(const float* parts, void* y, int count, int size) {
   static int number, all;
   from = parts, to = static_cast<B*>(y), number = count, all = size;
   launch([] { add_parts<B>(from, to, number, all); }, (size + 255) / 256, 64);
+}
+
+// Of m matrices of `each` rows; lhs and rhs in the places of x and w.
+extern "C" bool group(Given what, int each) {
+  static int rows;
+  given = what, rows = each;
+  return launch(
+      [] {
+        group_rows(static_cast<const unsigned*>(given.x), given.w, given.starts, given.in_x,
+                   given.in_y, given.m, rows, given.experts);
+      },
+      1, 128);
 }

@@ -26,8 +26,7 @@ struct Order {
 // WN and WK warpgroups along rows of W and along columns, COLUMNS rows of x, STAGES stages of
 // DEPTH columns.
 template <typename T, Mode MODE, int BITS, int GROUP, int WN, int WK, int COLUMNS,
-          int DEPTH,
-          int STAGES>
+          int DEPTH, int STAGES>
 struct Product {
   static constexpr int THREADS = 128 * WN * WK;
   static constexpr int TILES = DEPTH / 64;  // of 64 columns, in a stage
@@ -279,6 +278,48 @@ __device__ void product(const T* x, const unsigned* w, const void* scales, Y* y,
   p.template write<N % 2 == 0>(y + size_t(part) * m * n, n);
 }
 
+// The sum of a warp's numbers up to this lane's.
+__device__ __forceinline__ int sum_up_to(int number) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 1; i < 32; i *= 2) {
+    const int other = __shfl_up_sync(0xffffffff, number, i);
+    if (lane >= i) number += other;
+  }
+  return number;
+}
+
+// Puts matrices of EACH rows of x into the order of experts, by one block: where the rows of each
+// expert begin, and for rows in that order where they lie in x and in y.  In which order those of one
+// expert come is left to chance, and changes nothing.
+inline __device__ void group_rows(const unsigned* lhs, const unsigned* rhs, int* starts,
+                                  unsigned* in_x, unsigned* in_y, int matrices, int each,
+                                  int experts) {
+  extern __shared__ __align__(1024) char stages[];
+  int* next = reinterpret_cast<int*>(stages);  // first how many, then where the next one goes
+  for (int e = threadIdx.x; e < experts; e += blockDim.x) next[e] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < matrices; i += blockDim.x) atomicAdd(next + rhs[i], 1);
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    const int lane = threadIdx.x;
+    int before = 0;
+    for (int from = 0; from < experts; from += 32) {
+      const int own = from + lane < experts ? next[from + lane] : 0;
+      const int start = before + sum_up_to(own) - own;
+      if (from + lane < experts) next[from + lane] = start, starts[from + lane] = start * each;
+      before = __shfl_sync(0xffffffff, start + own, 31);
+    }
+    if (lane == 0) starts[experts] = before * each;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < matrices; i += blockDim.x) {
+    const int at = atomicAdd(next + rhs[i], 1);
+    for (int j = 0; j < each; j++)
+      in_x[at * each + j] = lhs[i] * each + j, in_y[at * each + j] = i * each + j;
+  }
+}
+
 // The BLOCK-th portion of up to COLUMNS rows, where those of each expert begin anew; none has 0
 // rows.  Rows of expert e are `starts[e]` to `starts[e + 1]`.
 template <int COLUMNS>
@@ -288,12 +329,7 @@ __device__ __forceinline__ Place portion(int block, const int* starts, int exper
     const int mine = from + lane;
     const int start = starts[min(mine, experts)], rows = starts[min(mine + 1, experts)] - start;
     const int own = (rows + COLUMNS - 1) / COLUMNS;
-    int sum = own;
-#pragma unroll
-    for (int i = 1; i < 32; i *= 2) {
-      const int other = __shfl_up_sync(0xffffffff, sum, i);
-      if (lane >= i) sum += other;
-    }
+    const int sum = sum_up_to(own);
     const int at = block - before - (sum - own);
     const unsigned found = __ballot_sync(0xffffffff, at >= 0 && at < own);
     if (found) {

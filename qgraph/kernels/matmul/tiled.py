@@ -9,93 +9,28 @@ out once, when it is packed, as the tensor cores want it (`tile_layout.py`); the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import mlx.core as mx
 
-from ..base import HALF, Kernel, Packed, Problem, Streams
-from ..cuda.arch import capability, shared_memory
+from ..base import HALF, Kernel, Machine, Packed, Problem, Streams
+from ..cuda.arch import capability
 from ..cuda.source import cuda_source
 from .gather import Gather, Indices, broadcast_indices
 from .tile_layout import TILE, padded
+from .tiled_blocks import READ, START_US, Block, block, microseconds, tiles
 from .untiled import LAYOUT, Untiled, UntiledGather, in_tiles
 
-SMS = 132
-"""Multiprocessors of an H100 and of an H200."""
 MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
 """In the order of the source."""
 SOURCES = ("tiled_instructions", "tiled_formats", "tiled")
 CONTRACT = "the weight is rounded to the dtype of x, sums are float32 in another order"
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """How a product is cut up among blocks of threads.
-
-    Attributes:
-        rows: warpgroups along the rows of the weight, 64 each.
-        split: warpgroups that share the columns of a stage.
-        columns: rows of x.
-        depth: columns of the weight in a stage.
-        stages: in shared memory.
-        step_us: what 64 columns of the weight take.
-        parts: blocks that share the columns of the weight.
-    """
-
-    rows: int
-    split: int
-    columns: int
-    depth: int
-    stages: int
-    step_us: float = 0.0
-    parts: int = 1
-
-    @property
-    def threads(self) -> int:
-        return 128 * self.rows * self.split
-
-    def stage_bytes(self, p: Problem) -> int:
-        """Shared memory of a stage."""
-        groups = max(1, self.depth // p.group_size)
-        scale = 4 if p.mode == "affine" else 1
-        w = self.rows * (self.depth * TILE * p.bits // 8 + groups * TILE * scale)
-        return self.columns * self.depth * 2 + w
-
-    def shared_memory(self, p: Problem) -> int:
-        return self.stages * self.stage_bytes(p)
-
-    def count(self, p: Problem) -> int:
-        """Blocks of one part."""
-        return -(-p.m // self.columns) * -(-_tiles(p.n) // self.rows)
-
-
-BLOCKS = (
-    Block(1, 2, 8, 256, 6, 0.098),
-    Block(1, 4, 8, 512, 6, 0.078),
-    Block(2, 2, 16, 256, 5, 0.15),
-    Block(1, 4, 16, 512, 5, 0.094),
-    Block(2, 2, 32, 256, 4, 0.20),
-    Block(2, 1, 64, 128, 4, 0.30),
-    Block(2, 1, 128, 128, 4, 0.43),
-    Block(2, 1, 192, 64, 6, 0.59),
-    Block(2, 1, 256, 64, 5, 0.75),
-)
-"""Those that were fastest for some size on an H100, of some 40."""
-PARTS = (1, 2, 3, 4, 6, 8)
-START_US = 4.0
-RAMP_US = 2.0
-"""Before the first byte and after the last, and between waves of blocks."""
-OVERLAP = 0.8
-"""Of the time of blocks one after the other, where two share a multiprocessor."""
-READ, CACHED = 2.8e6, 6.3e6
-"""Bytes a microsecond: of what is read once, and of what blocks read again from the cache."""
-PARTS_US = 4.0
-SUMMED = 1.0e7
-"""To add parts up: the launch, and their bytes a microsecond, written and read in the cache."""
-SORT_US = 30.0
-"""Sorting rows by expert: some small operations."""
+SORT_US = 4.0
+"""Grouping rows by expert."""
 
 
 class Tiled(Kernel):
@@ -126,7 +61,7 @@ class Tiled(Kernel):
 
     def modelled(self, problem: Problem) -> float | None:
         """By the time of a stage or of reading the weight, as measured on an H100."""
-        return _us(block(problem), problem) if capability(problem.arch) == 90 else None
+        return microseconds(block(problem), problem) if capability(problem.arch) == 90 else None
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
         return in_tiles(parts, problem)
@@ -139,7 +74,7 @@ class Tiled(Kernel):
         results: list[mx.array] = _product(b.shared_memory(p))(
             inputs=[x, *packed],
             template=[*_template(p, b), ("PARTS", b.parts > 1)],
-            grid=(-(-p.m // b.columns) * b.threads, -(-_tiles(p.n) // b.rows), b.parts),
+            grid=(-(-p.m // b.columns) * b.threads, -(-tiles(p.n) // b.rows), b.parts),
             threadgroup=(b.threads, 1, 1),
             output_shapes=[size if b.parts == 1 else (b.parts, *size)],
             output_dtypes=[p.dtype if b.parts == 1 else mx.float32],
@@ -174,15 +109,15 @@ class TiledGather(Gather):
     def extra_bytes(self, problem: Problem) -> int:
         return Tiled().extra_bytes(problem)
 
-    def estimate(self, problem: Problem, machine: Any) -> float | None:
+    def estimate(self, problem: Problem, machine: Machine) -> float | None:
         if (us := machine.measured(self.name, problem)) is not None:
-            return float(us)
+            return us
         if capability(problem.arch) != 90:
             return None
         b = _gathered_block(problem)
         # As many rows as if each portion were full.
         rows = _portions(problem, b) * b.columns
-        steps = _us(b, problem.replace(m=rows, experts=0))
+        steps = microseconds(b, problem.replace(m=rows, experts=0))
         return SORT_US + max(START_US + problem.moved_bytes / READ, steps)
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
@@ -199,50 +134,16 @@ class TiledGather(Gather):
     ) -> mx.array:
         p, b, each = problem, _gathered_block(problem), x.shape[-2]
         lhs, rhs = broadcast_indices(x, problem, lhs, rhs)
-        experts = rhs.flatten()
-        order = mx.argsort(experts)
-        first = mx.arange(p.experts + 1, dtype=mx.uint32)[:, None]
-        starts = (experts < first).sum(axis=1) * each
-        in_x, in_y = (_rows(i, each) for i in (lhs.flatten()[order], order))
+        starts, in_x, in_y = _grouped_rows(lhs, rhs, each, p.experts)
         y: mx.array = _gathered_product(b.shared_memory(p))(
             inputs=[x.reshape(-1, p.k), *packed, starts, in_x, in_y],
             template=_template(p, b),
-            grid=(_portions(p, b) * b.threads, -(-_tiles(p.n) // b.rows), 1),
+            grid=(_portions(p, b) * b.threads, -(-tiles(p.n) // b.rows), 1),
             threadgroup=(b.threads, 1, 1),
             output_shapes=[(p.m, p.n)],
             output_dtypes=[p.dtype],
         )[0]
         return y.reshape(*rhs.shape, each, p.n)
-
-
-@cache
-def block(p: Problem) -> Block:
-    """How a product is cut up: in the way that the model takes for the fastest."""
-    narrow = (b for b in BLOCKS if b.columns < 2 * max(p.m, BLOCKS[0].columns))
-    fitting = [b for b in (_fitted(b, p) for b in narrow) if b is not None]
-    cuts = [replace(b, parts=n) for b in fitting for n in PARTS if n == 1 or p.k >= 2 * n * b.depth]
-    return min(cuts, key=lambda b: _us(b, p))
-
-
-def _us(b: Block, p: Problem) -> float:
-    """Microseconds of a product: to read from memory, or from the cache, or the work of blocks."""
-    blocks = b.count(p) * b.parts
-    rounds = -(-blocks // SMS)
-    together = max(1, shared_memory(p.arch) // b.shared_memory(p))
-    overlap = OVERLAP if min(rounds, together) > 1 else 1.0
-    work = rounds * overlap * b.step_us * -(-p.k // (TILE * b.parts))
-    again = b.count(p) * (b.rows * TILE * p.bits // 8 + 2 * b.columns) * p.k / CACHED
-    added = 0.0 if b.parts == 1 else PARTS_US + 8 * b.parts * p.m * p.n / SUMMED
-    ramps = START_US + RAMP_US * ((rounds - 1) // together)
-    return ramps + max(p.moved_bytes / READ, again, work) + added
-
-
-def _fitted(b: Block, p: Problem) -> Block | None:
-    """A block with as many stages as the GPU has shared memory for; None if those are too few."""
-    if capability(p.arch) != 90 and b.columns > 64:
-        return None  # what mma.sync reads of x takes registers too
-    stages = min(b.stages, shared_memory(p.arch) // b.stage_bytes(p))
-    return replace(b, stages=stages) if stages >= 3 else None
 
 
 def _gathered_block(p: Problem) -> Block:
@@ -255,16 +156,22 @@ def _portions(p: Problem, b: Block) -> int:
     return -(-p.m // b.columns) + min(p.m, p.experts)
 
 
-def _rows(matrices: mx.array, each: int) -> mx.array:
-    """Rows of matrices of `each` rows."""
-    if each == 1:
-        return matrices.astype(mx.uint32)
-    rows = matrices[:, None].astype(mx.uint32) * each + mx.arange(each, dtype=mx.uint32)
-    return rows.flatten()
+def _grouped_rows(lhs: mx.array, rhs: mx.array, each: int, experts: int) -> list[mx.array]:
+    """Where rows of each expert begin in the order of experts, and where rows lie in x and in y.
 
-
-def _tiles(n: int) -> int:
-    return -(-n // TILE)
+    Args:
+        each: rows of a matrix of x.
+    """
+    rows = rhs.size * each
+    made: list[mx.array] = _group_rows(4 * (experts + 1))(
+        inputs=[lhs.astype(mx.uint32).flatten(), rhs.astype(mx.uint32).flatten()],
+        template=[("EACH", each), ("EXPERTS", experts)],
+        grid=(1024, 1, 1),
+        threadgroup=(1024, 1, 1),
+        output_shapes=[(experts + 1,), (rows,), (rows,)],
+        output_dtypes=[mx.int32, mx.uint32, mx.uint32],
+    )
+    return made
 
 
 def _template(p: Problem, b: Block) -> list[tuple[str, Any]]:
@@ -311,6 +218,19 @@ def _gathered_product(shared_memory: int) -> Any:
         header=_header(),
         source=f"qgraph::tiled::gathered_product<{_ARGUMENTS}>(x, w, scales, starts, {{in_x, in_y}}"
         ", y, x_shape[1], w_shape[1], w_shape[0]);",
+        shared_memory=shared_memory,
+    )
+
+
+@cache
+def _group_rows(shared_memory: int) -> Any:
+    return mx.fast.cuda_kernel(
+        name="qgraph_group_rows",
+        input_names=["lhs", "rhs"],
+        output_names=["starts", "in_x", "in_y"],
+        header=_header(),
+        source="qgraph::tiled::group_rows(lhs, rhs, starts, in_x, in_y, rhs_shape[0], EACH, "
+        "EXPERTS);",
         shared_memory=shared_memory,
     )
 
