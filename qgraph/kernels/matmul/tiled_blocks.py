@@ -88,8 +88,13 @@ def block(p: Problem) -> Block:
     """How a product is cut up: in the way that the model takes for the fastest."""
     narrow = (b for b in BLOCKS if b.columns < 2 * max(p.m, BLOCKS[0].columns))
     fitting = [b for b in (_fitted(b, p) for b in narrow) if b is not None]
-    cuts = [replace(b, parts=n) for b in fitting for n in PARTS if n == 1 or p.k >= 2 * n * b.depth]
+    cuts = [replace(b, parts=n) for b in fitting for n in PARTS if n == 1 or _may_part(b, n, p)]
     return min(cuts, key=lambda b: microseconds(b, p))
+
+
+def _may_part(b: Block, parts: int, p: Problem) -> bool:
+    """Are there two stages a part, and do warpgroups not share the columns of a block already?"""
+    return b.split < 4 and p.k >= 2 * parts * b.depth
 
 
 def microseconds(b: Block, p: Problem) -> float:
