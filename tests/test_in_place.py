@@ -155,7 +155,7 @@ def test_loops_on_arrays_leave_what_they_start_from() -> None:
 
     x = mx.array([0.0])
     assert qg.fori_loop(0, 3, lambda i, h: add_one(h), x).tolist() == [3.0]
-    assert qg.while_loop(lambda h: h < 3, add_one, x).tolist() == [3.0]
+    assert qg.while_loop(lambda h: h[0] < 3, add_one, x).tolist() == [3.0]
     assert qg.cond(mx.array(True), add_one, add_one, x).tolist() == [1.0]
     assert qg.scan(lambda h, y: (add_one(h), y), x, mx.ones((3,)))[0].tolist() == [3.0]
     assert x.tolist() == [0.0]

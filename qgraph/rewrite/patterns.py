@@ -190,7 +190,7 @@ def _stands_for(wanted: complex, value: Value) -> bool:
         made = beside(wanted, value.dtype)
     except ValueError:  # an integer that the dtype does not hold
         return False
-    return made.dtype == value.dtype and made.item() == number
+    return made.dtype == value.dtype and repr(made.item()) == repr(number)  # 0 is not -0
 
 
 def _number(value: Value) -> Any:
