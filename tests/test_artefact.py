@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 import qgraph as qg
+from qgraph.analysis.kernel_settings import _CHECKS
 from qgraph.analysis.verify import verify
 from qgraph.errors import QGraphError, ShapeError
 from qgraph.inspection.serialize import from_json, to_json
+from qgraph.ir.ops import OPS
 from qgraph.runtime import safetensors
 from qgraph.runtime.artefact import ABOUT, GRAPH, WEIGHTS
 
@@ -237,6 +239,12 @@ def test_constants_are_of_the_type_that_the_graph_says() -> None:
         lambda x: qg.as_strided(x, (4,), (-1,), 2),
         lambda x: qg.as_strided(x, (2**31,), (0,), 0),
         lambda x: qg.split(x, [2**31], axis=1),
+        lambda x: x[2],
+        lambda x: x[..., -513],
+        lambda x: x.at[0, 512].add(1.0),
+        lambda x: qg.take(x, 1024),
+        lambda x: qg.take(x, 2, axis=0),
+        lambda x: qg.slice(x, mx.array([0]), (0,), (3, 512)),
         lambda x: qg.fft.fftn(x, s=[2**40]),
     ],
 )
@@ -269,3 +277,38 @@ def test_what_an_earlier_qgraph_saved_still_loads() -> None:
     np.testing.assert_allclose(qg.load(folder / "program")(x), wanted, rtol=1e-5, atol=1e-6)
     graph = qg.Graph.from_json((folder / "graph.json").read_text())
     np.testing.assert_allclose(qg.compile(graph, target="cpu")(x), wanted, rtol=1e-5, atol=1e-6)
+
+
+INDICES, START = mx.array([1, 0, 1]), mx.array([1])
+OUTSIDE: dict[str, Any] = {
+    "rows": lambda x: x[INDICES],
+    "columns": lambda x: x[..., None, INDICES],
+    "put": lambda x: x.at[INDICES].add(1.0),
+    "take": lambda x: qg.take(x, INDICES, axis=0),
+    "along": lambda x: qg.take_along_axis(x, INDICES.reshape(1, 3), axis=1),
+    "in a loop": lambda x: qg.fori_loop(0, 9, lambda i, h: h + x[INDICES][:2], x),
+    "slice": lambda x: qg.slice(x, START, (1,), (2, 511)),
+    "experts": lambda x: qg.gather_mm(x[None], qg.ones((2, 512, 4)), None, INDICES),
+}
+
+
+@pytest.mark.parametrize("index", [-(2**31), 2**31 - 1, 600, -600])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_indices_that_point_outside_are_refused(name: str, index: int, tmp_path: Path) -> None:
+    fn = OUTSIDE[name]
+    folder = qg.compile(fn, X, target="cpu", passes=[]).save(tmp_path / "saved")
+    assert qg.load(folder) is not None
+    arrays = {
+        key: mx.array([index] * a.size, a.dtype).reshape(a.shape) if a.dtype == mx.int32 else a
+        for key, a in safetensors.read(folder / WEIGHTS).items()
+    }
+    mx.eval(arrays)
+    mx.save_safetensors(str(folder / WEIGHTS), arrays)
+    files = {file: (folder / file).read_bytes() for file in (GRAPH, WEIGHTS, ABOUT)}
+    with pytest.raises(QGraphError, match="holds indices"):
+        qg.load(write(folder, files))
+
+
+def test_every_kernel_of_our_own_has_its_settings_checked() -> None:
+    chosen = {name for name, op in OPS.items() if op.kind == "chosen kernels"}
+    assert chosen == set(_CHECKS)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..analysis.indices import stray_index
 from ..analysis.verify import verify
 from ..errors import QGraphError, writing
 from ..inspection.names import Names
@@ -95,6 +96,9 @@ def read(folder: str | Path) -> tuple[Graph, Target]:
         raise QGraphError(f"{path} cannot be read: {error}") from None
     _refuse_stages(graph, path)
     verify(graph)
+    if (stray := stray_index(graph)) is not None:
+        node, why = stray
+        raise QGraphError(f"{path}: {node.op} {why} there", origin=node.origin)
     return graph, target
 
 

@@ -1,4 +1,4 @@
-"""Arguments for which MLX ends the process, where it should raise (mlx 0.32.4).
+"""Arguments for which MLX ends the process or reads beyond an array (mlx 0.32.4).
 
 They are refused before MLX sees them, whoever made them: a traced function or a file.
 """
@@ -6,7 +6,7 @@ They are refused before MLX sees them, whoever made them: a traced function or a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..ir.graph import Value
@@ -40,10 +40,50 @@ def _product(args: Mapping[str, Any]) -> str | None:
 
 
 def _index(args: Mapping[str, Any]) -> str | None:
-    index = args.get("index")
+    a, index = args.get("a"), args.get("index")
+    if not isinstance(a, Value):
+        return None
+    for axis, part in indexed_axes(a.ndim, index):
+        if isinstance(part, slice) and part.step == 0:
+            return "a slice has step 0"
+        size = a.shape[axis] if axis < a.ndim else 0
+        if type(part) is int and axis < a.ndim and not -size <= part < size:
+            return f"index {part} is outside of axis {axis}, of {size}"
+    return None
+
+
+def indexed_axes(ndim: int, index: Any) -> Iterator[tuple[int, Any]]:
+    """The axes that the parts of an index are for: those that add no axis and stand for none.
+
+    >>> list(indexed_axes(4, (2, ..., None, 5)))
+    [(0, 2), (3, 5)]
+    """
     parts = index if isinstance(index, tuple | list) else (index,)
-    zero = any(isinstance(p, slice) and p.step == 0 for p in parts)
-    return "a slice has step 0" if zero else None
+    axis, taken = 0, sum(part is not None and part is not ... for part in parts)
+    for part in parts:
+        if part is ...:
+            axis += ndim - taken
+        elif part is not None:
+            yield axis, part
+            axis += 1
+
+
+def _take(args: Mapping[str, Any]) -> str | None:
+    a, index, axis = args.get("a"), args.get("indices"), args.get("axis")
+    if not isinstance(a, Value) or type(index) is not int:
+        return None
+    if axis is not None and not (type(axis) is int and -a.ndim <= axis < a.ndim):
+        return None  # which MLX refuses
+    size = a.type.size if axis is None else a.shape[axis]
+    return None if -size <= index < size else f"index {index} is outside of {size}"
+
+
+def _slice(args: Mapping[str, Any]) -> str | None:
+    a, sizes = args.get("a"), args.get("slice_size")
+    if not isinstance(a, Value) or not isinstance(sizes, tuple | list) or len(sizes) != a.ndim:
+        return None
+    fits = all(0 <= size <= whole for size, whole in zip(sizes, a.shape, strict=True))
+    return None if fits else f"a slice of {tuple(sizes)} is none of {a.type}"
 
 
 def _sizes(*names: str) -> Callable[[Mapping[str, Any]], str | None]:
@@ -86,6 +126,8 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     **dict.fromkeys(("at_divide", "at_maximum", "at_minimum"), _index),
     **dict.fromkeys((f"fft.{i}{r}fft{n}" for i in ("", "i") for r in ("", "r") for n in "2n"),
                     _sizes("s")),
+    "take": _take,
+    "slice": _slice,
     "split": _sizes("indices_or_sections"),
     "as_strided": _view,
 }  # fmt: skip
