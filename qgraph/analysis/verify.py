@@ -60,6 +60,13 @@ def _fail(graph: Graph, node: Node, what: str) -> None:
 
 
 _ORDER = {"pack": 0, "prepare": 1, "run": 2}
+_CARRY = {"carried", "invariants"}
+_ARGS = {
+    "fori_loop": _CARRY | {"lower", "upper"},
+    "scan": _CARRY | {"xs", "length", "reverse"},
+    "while_loop": _CARRY | {"cond_invariants"},
+    "cond": {"pred", "carried", "true_invariants", "false_invariants"},
+}
 _BOOL, _I32 = TensorType((), mx.bool_), TensorType((), mx.int32)
 
 
@@ -105,6 +112,8 @@ def _types(values: tuple[Value, ...]) -> list[TensorType]:
 
 def _check_control_flow(graph: Graph, node: Node) -> None:
     names = invariant_names(node)
+    if node.args.keys() != _ARGS[node.op]:
+        _fail(graph, node, f"has {sorted(node.args)} instead of {sorted(_ARGS[node.op])}")
     if len(node.bodies) != len(names):
         _fail(graph, node, f"has {len(node.bodies)} bodies instead of {len(names)}")
     carried = _types(node.args["carried"])
@@ -151,5 +160,7 @@ def _own_inputs(graph: Graph, node: Node, carried: list[TensorType]) -> list[Ten
         stacks, count = _types(node.args["xs"]), node.args["length"]
         if type(count) is not int or any(t.shape[:1] != (count,) for t in stacks):
             _fail(graph, node, f"makes {count!r} turns over {stacks}")
+        if not isinstance(node.args["reverse"], bool):
+            _fail(graph, node, f"has {node.args['reverse']!r} for reverse")
         return carried + [TensorType(t.shape[1:], t.dtype) for t in stacks]
     return carried

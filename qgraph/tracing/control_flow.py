@@ -219,7 +219,7 @@ def scan(
         "scan",
         {
             "length": count,
-            "reverse": reverse,
+            "reverse": bool(reverse),
             "carried": tuple(carried),
             "xs": tuple(stacked),
             "invariants": tuple(captured),
