@@ -12,6 +12,7 @@ if it does not keep its contract.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -68,6 +69,14 @@ class Rule:
                 f"the rule {self.name} has the contract {self.contract!r}",
                 hint="give 'exact', 'dtype-preserving' or 'tolerance 1e-3'",
             )
+        names = inspect.signature(self.pattern).parameters
+        try:
+            inspect.signature(self.replacement).bind(**dict.fromkeys(names))
+        except TypeError as error:
+            raise InputError(
+                f"the replacement of the rule {self.name} cannot be called: {error}",
+                hint=f"it is given the variables of the pattern by name: {', '.join(names)}",
+            ) from None
 
     @cached_property
     def tree(self) -> Call:
@@ -165,7 +174,13 @@ class _Run:
         return None
 
     def _replace(self, rule: Rule, node: Node, bindings: dict[str, Any]) -> Tensor:
-        made: Tensor = rule.replacement(**bindings)
+        made = rule.replacement(**bindings)
+        if not isinstance(made, Tensor):
+            raise QGraphError(
+                f"the replacement of the rule {rule.name} gives {made!r:.40}, not a tensor",
+                hint="build it of qgraph's ops on what the variables stand for",
+                origin=node.origin,
+            )
         if made.value.type != node.output.type:
             raise QGraphError(
                 f"the rule {rule.name} replaces {node.output.type} by {made.value.type}",
