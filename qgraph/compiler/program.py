@@ -13,6 +13,7 @@ import mlx.core as mx
 from ..errors import InputError, QGraphError
 from ..runtime.executable import Executable
 from ..runtime.packing import PackCache, Prepared, PreparedOnDemand, Progress, whole
+from ..tracing.misuse import checked_positions
 from ..tree import Tree, flatten
 from .plan import Plan
 from .signature import Signature, as_arrays, plain_form
@@ -63,9 +64,9 @@ class Program:
     ) -> None:
         self._specialise = specialise
         self._check = check
-        self._parameters = tuple(sorted(set(parameters)))
+        self._parameters = tuple(sorted(checked_positions(parameters)))
         self._owner = object()  # of what is prepared for specialisations to come
-        self._donate = tuple(donate)
+        self._donate = tuple(sorted(checked_positions(donate, name="donate")))
         self.cache = cache or PackCache()
         self._lock = threading.Lock()
         self._executables: dict[Key, Executable] = {}

@@ -114,14 +114,17 @@ def refuse_misfit(fn: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> No
         ) from None
 
 
-def checked_positions(parameters: Any, count: int) -> set[int]:
-    """Positions of arguments, all of which must be there."""
-    sequence = isinstance(parameters, Collection) and not isinstance(parameters, str)
-    wrong = [p for p in parameters if type(p) is not int or not 0 <= p < count] if sequence else ()
-    if not sequence or wrong:
-        some = f"0 to {count - 1}" if count else "none"
+def checked_positions(
+    positions: Any, count: int | None = None, name: str = "parameters"
+) -> set[int]:
+    """Positions of arguments, all of which must be there if it is known how many there are."""
+    sequence = isinstance(positions, Collection) and not isinstance(positions, str | bytes | dict)
+    last = 2**31 if count is None else count - 1
+    if not sequence or any(type(p) is not int or not 0 <= p <= last for p in positions):
+        some = f"0 to {last}" if count else "none"
         raise InputError(
-            f"parameters={parameters!r}",
-            hint=f"give the positions of arguments that hold weights, as a list; there are {some}",
+            f"{name}={positions!r}",
+            hint="give positions of arguments, as a list"
+            + ("" if count is None else f"; there are {some}"),
         )
-    return set(parameters)
+    return set(positions)
