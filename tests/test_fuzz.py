@@ -1,0 +1,67 @@
+"""A seed a day for every fuzzer, some damages of every artefact, and what they have found."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import qgraph as qg
+from qgraph.analysis.verify import verify
+from qgraph.errors import InputError, QGraphError, VerifyError
+from qgraph.rewrite import ApplyRules, Rule
+from tests.fuzz import damage
+from tests.fuzz.surface import today
+from tests.fuzz.surfaces import SURFACES
+
+X = mx.ones((2, 3))
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_a_seed_a_day(name: str) -> None:
+    """`python -m tests.fuzz NAME --count N` for more of the same."""
+    surface = SURFACES[name]
+    assert surface.run(surface.daily, today(), seconds=8) > 0
+
+
+@pytest.mark.parametrize("name", damage.PROGRAMS)
+def test_some_damages(name: str) -> None:
+    """`python -m tests.fuzz.damage` goes through all of them."""
+    counts, findings = damage.run(name, every=400 if name != "small" else 100)
+    assert not findings, findings
+    assert counts["refused"] > 10
+    assert counts["own"] + counts["same"] > 0
+
+
+@pytest.mark.parametrize("name", ["reverse", "xs", "length"])
+def test_a_scan_without_one_of_its_settings_is_refused(name: str) -> None:
+    graph = qg.trace(lambda x: qg.scan(lambda c, s: (c + s, c), x[0], x), X)
+    data = json.loads(graph.to_json())
+    scan = next(node for node in data["graph"]["nodes"] if node["op"] == "scan")
+    scan["args"][name + "d"] = scan["args"].pop(name)
+    with pytest.raises(VerifyError, match="instead of"):
+        verify(qg.Graph.from_json(json.dumps(data)))
+
+
+def test_the_variables_of_a_replacement_are_those_of_the_pattern() -> None:
+    with pytest.raises(InputError, match="it is given the variables of the pattern by name: x"):
+        Rule("r", lambda x: qg.abs(x), lambda x, y: x)
+    with pytest.raises(InputError, match="unexpected keyword argument 'x'"):
+        Rule("r", lambda x: qg.abs(x), lambda: X)
+
+
+@pytest.mark.parametrize("made", [None, 3, "x", []])
+def test_a_replacement_gives_a_tensor(made: Any) -> None:
+    rule = Rule("r", lambda x: qg.abs(x), lambda x: made)
+    with pytest.raises(QGraphError, match="not a tensor"):
+        qg.optimize(qg.trace(qg.abs, X), passes=[ApplyRules((rule,))])
+
+
+@pytest.mark.parametrize("positions", [None, 3, "0", [-1], [0.0], {0: 1}])
+def test_positions_are_a_list(positions: Any) -> None:
+    with pytest.raises(InputError, match="donate="):
+        qg.compile(lambda x: x * 2, X, donate=positions)
+    with pytest.raises(InputError, match="parameters="):
+        qg.jit(lambda x: x * 2, parameters=positions)
