@@ -64,16 +64,13 @@ class Panels : public Product {
         shape_{args, groups()},
         blocks_(over(a.m, kTall)),
         block_floats_(kTall * up(a.k, kStretch)),
-        deep_(a.k < kDeep ? a.k : kDeep) {
-    long parts = over(blocks_, kMostBlocks);  // of about the same size
-    together_ = over(blocks_, parts);
-  }
+        deep_(a.k < kDeep ? a.k : kDeep) {}
 
   int stages() const override { return 2; }
 
-  long tasks(int stage, int) const override {
+  long tasks(int stage, int threads) const override {
     if (stage == 0) return entries_ * blocks_;
-    return entries_ * over(blocks_, together_) * over(a.n, kWide);
+    return entries_ * over(blocks_, together(threads)) * over(a.n, kWide);
   }
 
   long shared_bytes() const override {
@@ -81,7 +78,7 @@ class Panels : public Product {
   }
 
   long own_bytes() const override {
-    long sums = together_ * kTall * kWide * (gated() ? 2 : 1);
+    long sums = together(1) * kTall * kWide * (gated() ? 2 : 1);
     return (deep_ * kWide + sums + panel_room(shape_)) * (long)sizeof(float);
   }
 
@@ -93,25 +90,33 @@ class Panels : public Product {
       return stretch_rows(a.x.dtype, from, a.x_row, a.x_column, rows, a.k,
                           x + task * block_floats_);
     }
-    long panels = over(a.n, kWide), parts = over(blocks_, together_);
+    long most = together(here.threads), panels = over(a.n, kWide), parts = over(blocks_, most);
     long first = task % panels * kWide, part = task / panels % parts, entry = task / panels / parts;
     Matrices at = matrices(here, entry);
-    long begin = part * together_ * kTall;
-    long rows = a.m - begin < together_ * kTall ? a.m - begin : together_ * kTall;
-    x += (entry * blocks_ + part * together_) * block_floats_;
-    float *panel = (float*)here.own, *sums = panel + deep_ * kWide;
-    float* sums2 = gated() ? sums + together_ * kTall * kWide : nullptr;
-    float* room = sums + together_ * kTall * kWide * (gated() ? 2 : 1);
+    long begin = part * most * kTall, all = most * kTall;
+    long rows = a.m - begin < all ? a.m - begin : all;
+    x += (entry * blocks_ + part * most) * block_floats_;
+    float *panel = (float*)here.own, *sums = panel + deep_ * kWide, *room = sums + all * kWide;
+    float* sums2 = gated() ? room : nullptr;
+    if (sums2) room += all * kWide;
     multiply(at.w, a.w, first, rows, x, panel, sums, room);
     if (sums2) multiply(at.w2, a.w2, first, rows, x, panel, sums2, room);
     long count = a.n - first < kWide ? a.n - first : kWide;
-    for (long i = 0; i < rows; i++)
-      finish(here, at, begin + i, first, sums + i * kWide, sums2 ? sums2 + i * kWide : nullptr,
-             count);
+    for (long i = 0; i < rows; i++) {
+      float *own = sums + i * kWide, *own2 = sums2 ? sums2 + i * kWide : nullptr;
+      finish(here, at, begin + i, first, own, own2, count);
+    }
   }
 
  private:
-  static constexpr long kMostBlocks = 252 / kTall;
+  static constexpr long kMostBlocks = 560 / kTall;
+
+  // Blocks of rows for which a panel is filled once: as many as leave tasks for all threads.
+  long together(int threads) const {
+    long parts = over(blocks_, kMostBlocks), panels = entries_ * over(a.n, kWide);
+    while (threads > 1 && parts * panels < 3 * threads && 4 * parts < blocks_) parts++;
+    return over(blocks_, parts);
+  }
 
   void multiply(const Matrices::Weight& w, const qg_weight& refs, long first, long rows,
                 const float* x, float* panel, float* sums, float* room) const {
@@ -127,7 +132,7 @@ class Panels : public Product {
   }
 
   PanelShape shape_;
-  long blocks_, block_floats_, deep_, together_;
+  long blocks_, block_floats_, deep_;
 };
 
 }  // namespace

@@ -8,7 +8,7 @@ namespace qgraph {
 
 constexpr long kWide = 2 * kLanes;  // columns of y
 constexpr long kStretch = 256;      // columns of x side by side
-constexpr long kDeep = 2048;        // of k at a time: a panel fits the second cache
+constexpr long kDeep = 512;        // of k at a time: a panel fits the second cache
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 constexpr int kTall = 14;  // rows of x whose sums fit the registers
 #elif defined(__AVX2__)

@@ -21,11 +21,14 @@ class Product : public Work {
  public:
   explicit Product(const qg_matmul& args) : a(args) {
     for (long i = 0; i < a.batch_rank; i++) entries_ *= a.batch[i];
+    plain_ = a.y.dtype == QG_F32 && a.y_column == 1 && a.alpha == 1 && !given(a.bias) &&
+             a.activation == QG_IDENTITY && !gated() && !given(a.times) && !given(a.add);
   }
 
  protected:
   const qg_matmul a;
   long entries_ = 1;
+  bool plain_;
 
   bool packed() const { return a.mode != QG_DENSE; }
   bool gated() const { return given(a.w2.codes); }
