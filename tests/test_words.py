@@ -44,6 +44,9 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "a function below a dot": (
         lambda: qg.trace(lambda x: mx.fast.rms_norm(x, None, 1e-5), S), "qg.fast.rms_norm",
     ),
+    "mx.stack": (lambda: qg.trace(lambda x: mx.stack([x, x]), S), "call qg.stack"),
+    "mx.einsum": (lambda: qg.trace(lambda x: mx.einsum("ij->ji", x), S), "qg.einsum"),
+    "mx.vjp": (lambda: qg.trace(lambda x: mx.vjp(qg.tanh, [x], [x]), S), "qg.call.mx.vjp"),
     "mx.vmap": (lambda: qg.trace(lambda x: mx.vmap(qg.tanh)(x), S), "qg.from_mlx"),
     "mx.grad": (lambda: qg.trace(lambda x: mx.grad(qg.sum)(x), S), "transformation"),
     "mx.compile": (lambda: qg.trace(lambda x: mx.compile(qg.tanh)(x), S), "mx.compile made"),

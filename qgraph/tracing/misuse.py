@@ -14,6 +14,7 @@ from ..ir.ops import OPS
 from ..origin import NOWHERE, raised_at
 
 _TENSOR = "qgraph.tracing.tensor.Tensor"
+_CAST = "std::bad_cast"
 _TRANSFORMED = "[tree_flatten] The argument should contain only arrays"
 
 
@@ -37,12 +38,29 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         words = str(error)
-        if isinstance(error, QGraphError) or not (_TENSOR in words or _TRANSFORMED in words):
+        called = re.match(r"(\w+)\(\): incompatible function arguments", words)
+        # Of lists MLX says no more than that they are lists.
+        among = called is not None and re.search(
+            r"Invoked with types: .*\b(list|tuple|dict)\b", words
+        )
+        ours = any(sign in words for sign in (_TENSOR, _TRANSFORMED, _CAST)) or among
+        if isinstance(error, QGraphError) or not ours:
             raise
         origin = raised_at(error)
-        called = re.match(r"(\w+)\(\): incompatible function arguments", words)
+        if called and among and _TENSOR not in words:
+            raise TraceError(
+                f"mlx.core's {called[1]} was called on arguments that it does not take",
+                hint=f"if they hold symbolic tensors, call {_ours(called[1])}",
+                origin=origin,
+            ) from error
+        if _CAST in words:
+            raise TraceError(
+                "a function of MLX was called on symbolic tensors",
+                hint="call the function of the same name in qgraph, such as qg.einsum",
+                origin=origin,
+            ) from None
         if called:
             in_module = f"{os.sep}mlx{os.sep}nn{os.sep}" in origin.file
             raise TraceError(
