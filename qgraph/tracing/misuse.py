@@ -14,11 +14,64 @@ from ..ir.ops import OPS
 from ..origin import NOWHERE, raised_at
 
 _TENSOR = "qgraph.tracing.tensor.Tensor"
-_CAST = "std::bad_cast"
-_TRANSFORMED = "[tree_flatten] The argument should contain only arrays"
-
-
 _MODULES = "call a module of mlx.nn by qg.call(module, x), or import all by qg.from_mlx(model, x)"
+
+Words = tuple[str, str]
+"""What was wrong, and what to do."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what MLX says of arguments of an unknown class into words about tracing.
+
+    Raises:
+        TraceError: a function of MLX was called on a symbolic tensor.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        origin = raised_at(error)
+        found = None if isinstance(error, QGraphError) else _explanation(str(error), origin.file)
+        if found is None:
+            raise
+        what, hint = found
+        raise TraceError(what, hint=hint, origin=origin) from None
+
+
+def _explanation(said: str, file: str) -> Words | None:
+    """Words for what MLX said in a file, if it was about symbolic tensors."""
+    if called := re.match(r"(\w+)\(\): incompatible function arguments", said):
+        return _of_a_function(called[1], said, file)
+    if "[tree_flatten] The argument should contain only arrays" in said:
+        return (
+            "a transformation of MLX (vmap, grad or their like) was called on a symbolic tensor",
+            "import what it gives, by qg.from_mlx(mx.vmap(fn), x), or call it by "
+            "qg.call(mx.vmap(fn), x), with fn a function of mlx.core",
+        )
+    if "std::bad_cast" in said:
+        what = "a function of MLX was called on symbolic tensors"
+        return what, "call the function of the same name in qgraph, such as qg.einsum"
+    if _TENSOR not in said:
+        return None
+    if said.startswith("[compile]"):
+        return (
+            "a function that mx.compile made, as mlx.nn does, was called on a symbolic tensor",
+            "call it by qg.call(nn.relu, x); qg.relu, qg.silu and qg.gelu are there too",
+        )
+    what = "an mx.array cannot be made of symbolic tensors"
+    return what, "put them together with qg.stack or qg.concatenate"
+
+
+def _of_a_function(name: str, said: str, file: str) -> Words | None:
+    if _TENSOR in said:
+        inside = f"{os.sep}mlx{os.sep}nn{os.sep}" in file
+        what = f"mlx.core's {name} was called on a symbolic tensor"
+        return what, _MODULES if inside else f"call {_ours(name)}"
+    # Of lists MLX says no more than that they are lists.
+    if not re.search(r"Invoked with types: .*\b(list|tuple|dict)\b", said):
+        return None
+    what = f"mlx.core's {name} was called on arguments that it does not take"
+    return what, f"if they hold symbolic tensors, call {_ours(name)}"
 
 
 def _ours(name: str) -> str:
@@ -27,67 +80,6 @@ def _ours(name: str) -> str:
     if not known:
         return f"qg.call(mx.{name}, ...)"
     return f"qg.{known[0]}, the function of the same name in qgraph"
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turn what MLX says of arguments of an unknown class into words about tracing.
-
-    Raises:
-        TraceError: an `mlx.core` function was called on a symbolic tensor.
-    """
-    try:
-        yield
-    except (RuntimeError, TypeError, ValueError) as error:
-        words = str(error)
-        called = re.match(r"(\w+)\(\): incompatible function arguments", words)
-        # Of lists MLX says no more than that they are lists.
-        among = called is not None and re.search(
-            r"Invoked with types: .*\b(list|tuple|dict)\b", words
-        )
-        ours = any(sign in words for sign in (_TENSOR, _TRANSFORMED, _CAST)) or among
-        if isinstance(error, QGraphError) or not ours:
-            raise
-        origin = raised_at(error)
-        if called and among and _TENSOR not in words:
-            raise TraceError(
-                f"mlx.core's {called[1]} was called on arguments that it does not take",
-                hint=f"if they hold symbolic tensors, call {_ours(called[1])}",
-                origin=origin,
-            ) from error
-        if _CAST in words:
-            raise TraceError(
-                "a function of MLX was called on symbolic tensors",
-                hint="call the function of the same name in qgraph, such as qg.einsum",
-                origin=origin,
-            ) from None
-        if called:
-            in_module = f"{os.sep}mlx{os.sep}nn{os.sep}" in origin.file
-            raise TraceError(
-                f"mlx.core's {called[1]} was called on a symbolic tensor",
-                hint=_MODULES if in_module else f"call {_ours(called[1])}",
-                origin=origin,
-            ) from None
-        if words.startswith("[compile]"):
-            raise TraceError(
-                "a function that mx.compile made, as those of mlx.nn are, was called on a symbolic "
-                "tensor",
-                hint="call it by qg.call(nn.relu, x); qg.relu, qg.silu and qg.gelu are there too",
-                origin=origin,
-            ) from None
-        if _TRANSFORMED in words:
-            raise TraceError(
-                "a transformation of MLX (vmap, grad, vjp or their like) was called on a symbolic "
-                "tensor",
-                hint="import what it gives, by qg.from_mlx(mx.vmap(fn), x), or call it by "
-                "qg.call(mx.vmap(fn), x), with fn a function of mlx.core",
-                origin=origin,
-            ) from None
-        raise TraceError(
-            "an mx.array cannot be made of symbolic tensors",
-            hint="put them together with qg.stack or qg.concatenate",
-            origin=origin,
-        ) from None
 
 
 def refuse_leaks(nodes: Sequence[Any], start: int) -> None:
