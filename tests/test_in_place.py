@@ -187,7 +187,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(STEPS, st.booleans())
 def test_random_aliases(steps: list[tuple[bool, int, int, int]], captured: bool) -> None:
     def fn(x: Any, y: Any) -> Any:

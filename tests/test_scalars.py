@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ DTYPES = [
     mx.bool_, mx.uint8, mx.int8, mx.uint32, mx.int32, mx.int64, mx.uint64,
     mx.float16, mx.bfloat16, mx.float32, mx.complex64,
 ]  # fmt: skip
+SOME = [mx.bool_, mx.int8, mx.uint32, mx.float16, mx.complex64]
+"""For ops that MLX gives their numbers as it does to others; all of them on demand."""
+
 NUMBERS: list[Any] = [
     True, False, 0, 1, -1, 3, 100, 200, 255, 256, -129, 70000, 2**31 - 1, 2**31, -(2**31) - 1,
     2**40, 2**63 - 1, 2**63, 0.0, -0.0, 0.5, 1e-9, 1e-50, 1e39, 65520.0, float("inf"),
@@ -78,7 +82,8 @@ def differences(
 @pytest.mark.parametrize("name", BINARY)
 def test_binary_ops(name: str) -> None:
     numbers = SMALL if name in PICKY else NUMBERS
-    for dtype in DTYPES:
+    thorough = "QGRAPH_EXAMPLES" in os.environ or name in ("add", "logical_and", "maximum", "power")
+    for dtype in DTYPES if thorough else SOME:
         assert not differences(lambda m, x, n: getattr(m, name)(x, n), dtype, numbers), dtype
         assert not differences(lambda m, x, n: getattr(m, name)(n, x), dtype, numbers), dtype
 
@@ -115,7 +120,7 @@ PYTHON: dict[str, Callable[[Any, Any, Any], Any]] = {
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_other_places_for_numbers(case: str) -> None:
-    for dtype in DTYPES:
+    for dtype in SOME:
         assert not differences(OTHERS[case], dtype, NUMBERS), dtype
 
 
@@ -123,7 +128,7 @@ def test_other_places_for_numbers(case: str) -> None:
 def test_places_for_numbers_of_python(case: str) -> None:
     """NumPy's own operators come first where its scalar stands to the left."""
     numbers = [n for n in NUMBERS if not isinstance(n, np.ndarray | np.generic)]
-    for dtype in DTYPES:
+    for dtype in SOME:
         assert not differences(PYTHON[case], dtype, numbers), dtype
 
 

@@ -95,7 +95,7 @@ def test_parameters_among_others_and_with_numbers() -> None:
 
 def test_prepared_parameters_belong_to_a_program_that_lives() -> None:
     prepared = None
-    for _ in range(12):  # the address of a program that is gone is soon that of another
+    for _ in range(6):  # the address of a program that is gone is soon that of another
         p = qg.compile(affine, {"w": W, "b": B}, X, parameters=[0], target="cpu", passes=[])
         if prepared is not None:
             with pytest.raises(InputError, match="another program"):
