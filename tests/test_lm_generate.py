@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +19,7 @@ import qgraph as qg
 from qgraph.cli import app
 from qgraph.examples import checkpoint
 from qgraph.examples import smollm2_files as files
+from qgraph.lm.background import settled
 
 pytest.importorskip("mlx_lm.models.cache")
 pytest.importorskip("transformers")
@@ -66,7 +66,7 @@ def tokens(model: Any, prompt: list[int] = PROMPT, count: int = 12, **settings: 
 
 def both(load: Load) -> tuple[Any, Any]:
     model, _ = load()
-    return model, qg.lm.accelerate(load()[0], target="cpu")
+    return model, qg.lm.accelerate(load()[0], target="cpu", background=False)
 
 
 def test_it_is_the_same_model(load: Load) -> None:
@@ -99,14 +99,36 @@ def test_stream_generate_past_the_end_of_a_buffer(load: Load) -> None:
 def test_the_program_for_the_next_buffer_is_made_ahead(load: Load) -> None:
     _, fast = both(load)
     tokens(fast, PROMPT * 9, count=6)  # 189 and 6 more of 256 positions
-    for thread in threading.enumerate():
-        if thread.daemon and thread is not threading.current_thread():
-            thread.join(30)
+    settled()
     ahead = [p for p in fast.qgraph.programs if p.form.length == 512]
-    assert [(p.form.count, p.calls) for p in ahead] == [(1, 0)]
+    assert [(p.form.count, p.calls, p.checked) for p in ahead] == [(1, 0, True)]
     tokens(fast, PROMPT * 9, count=70)
     assert ahead[0].calls > 0
-    assert ahead[0].checked
+
+
+def test_the_model_answers_while_its_programs_are_made(load: Load) -> None:
+    model, _ = load()
+    fast = qg.lm.accelerate(load()[0], target="cpu")
+    expected = tokens(model, count=20)
+    assert tokens(fast, count=20) == expected
+    assert fast.qgraph.report().count("while a program was made")
+    settled()
+    programs = fast.qgraph.programs
+    assert {p.form.count for p in programs} == {1, 4, 16}
+    assert all(p.checked for p in programs)
+    calls = sum(p.calls for p in programs)
+    assert tokens(fast, count=20) == expected
+    assert sum(p.calls for p in programs) == calls + 3 + 20
+    assert len(fast.qgraph.programs) == 3
+    assert not fast.qgraph.eager
+
+
+def test_warm(load: Load) -> None:
+    fast = qg.lm.accelerate(load()[0], target="cpu", warm=True)
+    made = {(p.form.count, p.form.fresh) for p in fast.qgraph.programs}
+    assert made == {(1, False), (4, True), (16, True), (64, True)}
+    tokens(fast, PROMPT[:16])
+    assert len(fast.qgraph.programs) == 4
 
 
 def test_prompts_of_any_length_and_kind(load: Load) -> None:
@@ -291,7 +313,9 @@ def test_quantized_by_qgraph(load: Load) -> None:
     """Float weights packed for the programs alone: nearly the numbers of the float model."""
     weights = files.dequantized(files.toy_weights(CONFIG))
     model = files.mlx_lm_model(weights, CONFIG)
-    fast = qg.lm.accelerate(model, quantize=qg.Quantize(8, group_size=32), target="cpu")
+    fast = qg.lm.accelerate(
+        model, quantize=qg.Quantize(8, group_size=32), target="cpu", background=False
+    )
     cache = [lm_cache.make_prompt_cache(m) for m in (model, fast)]
     for ids in ([PROMPT], [[3]], [[5]]):
         expected, actual = (

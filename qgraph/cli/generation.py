@@ -23,6 +23,7 @@ Html = Annotated[
 
 def _run(context: typer.Context, report: bool, html: Path | None) -> None:
     from ..lm import commands
+    from ..lm.background import settled
 
     name = context.info_name or ""
     if {"-h", "--help"} & set(context.args):
@@ -31,6 +32,8 @@ def _run(context: typer.Context, report: bool, html: Path | None) -> None:
     try:
         models = commands.run(name, context.args)
     finally:
+        if report:
+            settled()
         for model in models if report else ():
             typer.echo(model.qgraph.report())
     if html is not None:

@@ -21,6 +21,8 @@ def accelerate(
     target: Target | str | mx.Device | None = None,
     quantize: Quantize | None = None,
     tune: Tune = "table",
+    warm: bool = False,
+    background: bool = True,
 ) -> Any:
     """A model of mlx-lm that generates through programs.
 
@@ -29,6 +31,9 @@ def accelerate(
         target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
         quantize: which float weights to pack for the programs, and how; the model keeps its own.
         tune: as for `qg.optimize`.
+        warm: make the programs for a token and for short prompts now.
+        background: let the model answer itself while a program is being made; else wait for it.
+            Of prompts of more than 64 tokens on a CPU it is always waited for.
 
     Returns:
         An object of a subclass of the model's class over the very same modules.  Its `qgraph` says
@@ -40,7 +45,7 @@ def accelerate(
     >>> sizes = dict(hidden_size=64, num_hidden_layers=2, intermediate_size=128, vocab_size=100)
     >>> args = llama.ModelArgs("llama", num_attention_heads=2, rms_norm_eps=1e-5, **sizes)
     >>> model = llama.Model(args)
-    >>> fast = qg.lm.accelerate(model, target="cpu")
+    >>> fast = qg.lm.accelerate(model, target="cpu", background=False)
     >>> kept = cache.make_prompt_cache(fast)
     >>> logits = fast(mx.array([[1, 2, 3, 4]]), cache=kept)
     >>> isinstance(fast, llama.Model), logits.shape, kept[0].offset
@@ -53,7 +58,10 @@ def accelerate(
     fast = cls.__new__(cls)
     dict.update(fast, model)
     vars(fast).update(vars(model))
-    vars(fast)["qgraph"] = Acceleration(fast, Maker(cls._own, as_target(target), quantize, tune))
+    maker = Maker(cls._own, as_target(target), quantize, tune)
+    vars(fast)["qgraph"] = Acceleration(fast, maker, background)
+    if warm:
+        fast.qgraph.warm()
     return fast
 
 

@@ -10,22 +10,26 @@ from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
 
-from ..runtime.executable import Executable
 from ..runtime.packing import PackCache
-from .background import Library
+from .background import Library, Then
 from .caches import Caches
-from .call import Step
 from .check import Check
 from .numbers import Numbers, Pool
 from .overrides import overrides_of
 from .pieces import sizes_for
 from .programs import Form, Maker, Program, types_of
 from .report import Report
+from .run import first_run, run
 from .weights import Watch
 
 AHEAD = 64
 """So many tokens before a buffer is full the program for the next one is begun."""
+
+
+PATIENCE = 64
+"""Up to so many tokens the model takes itself on a CPU while their program is being made."""
 
 
 class Acceleration:
@@ -36,8 +40,8 @@ class Acceleration:
         eager: how often what ran without a program, by the reason.
     """
 
-    def __init__(self, model: Any, maker: Maker) -> None:
-        self._model = model
+    def __init__(self, model: Any, maker: Maker, background: bool = True) -> None:
+        self._model, self._background = model, background
         self._maker = maker
         self._sizes = sizes_for(maker.target)
         self._lock = threading.RLock()
@@ -53,6 +57,7 @@ class Acceleration:
         self._shapes: list[Any] | None = None
         self._numbers = Numbers()
         self._last: tuple[Any, Form] | None = None
+        self._wishes: dict[Form, tuple[mx.array, Caches]] = {}
 
     @property
     def programs(self) -> list[Program]:
@@ -61,6 +66,17 @@ class Acceleration:
     @property
     def eager(self) -> Counter[str]:
         return self._said.eager
+
+    def warm(self) -> None:
+        """Make the programs for a token and for short prompts, and wait for them."""
+        before, self._background = self._background, False
+        try:
+            for count in self._sizes.sizes[:4]:
+                cache = make_prompt_cache(self._model)
+                for tokens in (mx.zeros((1, count), mx.int32), mx.zeros((1, 1), mx.int32)):
+                    mx.eval(self.call(self._model, tokens, cache, {}))
+        finally:
+            self._background = before
 
     def report(self) -> str:
         """Programs, what ran eagerly and why, refusals, and memory."""
@@ -110,34 +126,48 @@ class Acceleration:
     def _piece(self, model: Any, tokens: mx.array, count: int, caches: Caches, extras: Any) -> Any:
         """A call of `count` tokens a row, the first of which are `tokens` and the rest padding."""
         form, pool = self._form(model, tokens, count, caches)
-        program = self._library.get(form)
+        program = self._library.ready(form)
+        if program is None and not self._waits(count):
+            self._wish(form, tokens, caches)
+            self._said.note("by the model itself while a program was made")
+            return self._maker.own(model, tokens, cache=caches.items, **extras)
+        program = program or self._library.get(form)
         if program.executable is None:
             return self._eagerly(program.reason, model, tokens, caches.items, extras)
         program.calls += 1
         if program.checked:
-            logits = self._run(program.executable, form, tokens, caches, pool)
+            logits = run(program.executable, form, tokens, caches, self._numbers, pool)
             if count == 1:
-                self._look_ahead(form, caches)
+                self._look_ahead(form, tokens, caches)
             return logits
-        before = copy.deepcopy(caches.items)
-        if program.reference is None:
-            logits = self._run(program.executable, form, tokens, caches, pool)
-            mine = logits, caches.items
-        else:
-            tried = Caches(copy.deepcopy(caches.items), caches.kinds)
-            mine = self._run(program.reference, form, tokens, tried, None), tried.items
-        difference = self._check.difference(model, caches.kinds, tokens, before, mine)
-        if difference is None:
-            program.checked = True
-            if program.reference is None:
-                return logits
-            program.reference = None
-            return self._run(program.executable, form, tokens, caches, pool)
-        program.executable, program.reason = None, str(difference)
-        logits = self._eagerly(program.reason, model, tokens, before, extras)
-        for c, right in zip(caches.items, before, strict=True):
-            vars(c).update(vars(right))
+        logits = first_run(program, model, tokens, caches, self._check)
+        if not program.checked:
+            self._said.ran_eagerly(program.reason)
         return logits
+
+    def _waits(self, count: int) -> bool:
+        """Is a program waited for?  On CPUs the model takes longer for many tokens than that."""
+        return not self._background or (self._maker.target.is_cpu and count > PATIENCE)
+
+    def _wish(self, form: Form, tokens: mx.array, caches: Caches) -> None:
+        """Have a program made in the background, once the first token of an answer is there."""
+        again = form in self._wishes
+        self._wishes[form] = tokens, Caches(copy.deepcopy(caches.items), caches.kinds)
+        if not again:
+            return
+        wishes, self._wishes = self._wishes, {}
+        self._prepare([(form, *wish) for form, wish in reversed(wishes.items())])
+
+    def _prepare(self, wanted: Sequence[tuple[Form, mx.array, Caches]]) -> None:
+        """Have programs made in the background, and compared from these caches."""
+        model, check = self._model, self._check
+        # Streams belong to threads: what another one reads must have been computed.
+        mx.eval([tokens for _, tokens, _ in wanted], [c.arrays() for _, _, c in wanted])
+
+        def trial(tokens: mx.array, caches: Caches) -> Then:
+            return lambda program: mx.eval(first_run(program, model, tokens, caches, check))
+
+        self._library.prepare([(form, trial(tokens, caches)) for form, tokens, caches in wanted])
 
     def _form(self, model: Any, tokens: mx.array, count: int, caches: Caches) -> tuple[Form, Pool]:
         """The form of a call, and its numbers; makes room in the caches for its tokens."""
@@ -157,37 +187,14 @@ class Acceleration:
             self._last = found, Form(*found)
         return self._last[1], pool
 
-    def _run(
-        self,
-        executable: Executable,
-        form: Form,
-        tokens: mx.array,
-        caches: Caches,
-        pool: Pool | None,
-    ) -> mx.array:
-        """The logits; the caches are handed over, and come back as they are after the call."""
-        valid, count = tokens.shape[1], form.count
-        if caches.end or pool is None:
-            caches.settle()
-            pool = self._numbers.pool(caches.kinds, caches.items)
-        if tokens.dtype != mx.int32:
-            tokens = tokens.astype(mx.int32)
-        if count > valid:
-            tokens = mx.pad(tokens, [(0, 0), (0, count - valid)])
-        numbers = [*pool.values, mx.array(valid, mx.int32)] if count > 1 else pool.values
-        given = [tokens, *numbers, *caches.hand_over()]
-        logits, *results = executable.take(given)
-        caches.put(form.kinds, results, form.arrays, Step(valid, count, pool.leaders))
-        self._numbers.follow(pool, caches.kinds, caches.items)
-        return logits[:, :valid] if count > valid else logits
-
-    def _look_ahead(self, form: Form, caches: Caches) -> None:
+    def _look_ahead(self, form: Form, tokens: mx.array, caches: Caches) -> None:
         """Begin to make the program for the next buffer while there is room for some tokens."""
         if caches.room() != AHEAD:
             return
-        later = Caches(copy.deepcopy(caches.items), caches.kinds)  # nothing of it is computed
+        later = Caches(copy.deepcopy(caches.items), caches.kinds)
         later.make_room(self._shapes or [], form.rows, AHEAD + 1)
-        self._library.prepare(replace(form, kinds=later.fixed(1), arrays=later.types()))
+        ahead = replace(form, kinds=later.fixed(1), arrays=later.types())
+        self._prepare([(ahead, tokens, later)])
 
 
 def refusal(tokens: Any, caches: Caches | None, extras: Mapping[str, Any]) -> str:

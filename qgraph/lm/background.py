@@ -1,21 +1,27 @@
-"""Programs made in a thread of their own, before a call needs them."""
+"""Programs made in a thread of their own, while the model itself answers."""
 
 from __future__ import annotations
 
+import atexit
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from .programs import Form, Program
 
+Then = Callable[[Program], Any]
+"""What is done with a program before anybody gets it: it is tried and compared."""
+
 
 class Library:
-    """The programs of a model by form; one that is being made is waited for.
+    """The programs of a model by form.
 
     >>> from qgraph.lm.programs import Form
     >>> form = Form(1, 1, False, (), (), (), ())
     >>> library = Library(lambda form: Program(form, reason="an example"))
-    >>> library.prepare(form)
+    >>> library.prepare([(form, lambda program: None)])
     >>> library.get(form).reason
     'an example'
     """
@@ -30,6 +36,28 @@ class Library:
         """Those that are made."""
         return [f.result() for f in list(self._futures.values()) if f.done()]
 
+    def ready(self, form: Form) -> Program | None:
+        future = self._futures.get(form)
+        return future.result() if future is not None and future.done() else None
+
+    def get(self, form: Form) -> Program:
+        """The program, made here and now if nobody has begun to."""
+        future, mine = self._claim(form)
+        if mine:
+            self._fulfil(form, future, None)
+        return future.result()
+
+    def prepare(self, wanted: Sequence[tuple[Form, Then]]) -> None:
+        """Begin to make the programs that nobody has begun, one after the other."""
+        claimed = [(form, then, *self._claim(form)) for form, then in wanted]
+        work = [(form, future, then) for form, then, future, mine in claimed if mine]
+        if work:
+            thread = threading.Thread(
+                target=self._work, args=(work,), daemon=True, name="qgraph.lm"
+            )
+            _threads.add(thread)
+            thread.start()
+
     def _claim(self, form: Form) -> tuple[Future[Program], bool]:
         """The form's program to come, and whether it is ours to make."""
         with self._lock:
@@ -39,23 +67,39 @@ class Library:
                 return found, True
             return found, False
 
-    def get(self, form: Form) -> Program:
-        future, mine = self._claim(form)
-        if mine:
-            self._fulfil(form, future)
-        return future.result()
+    def _work(self, work: Sequence[tuple[Form, Future[Program], Then]]) -> None:
+        for form, future, then in work:
+            self._fulfil(form, future, then)
 
-    def _fulfil(self, form: Form, future: Future[Program]) -> None:
+    def _fulfil(self, form: Form, future: Future[Program], then: Then | None) -> None:
         try:
-            future.set_result(self._make(form))
+            program = self._make(form)
+            if then is not None and program.executable is not None and not _leaving.is_set():
+                then(program)
+            future.set_result(program)
         except BaseException as error:  # interrupted: who waits is told, and the next one tries
-            del self._futures[form]
+            with self._lock:
+                self._futures.pop(form, None)
             future.set_exception(error)
             raise
 
-    def prepare(self, form: Form) -> None:
-        """Begin to make the program, if nobody has."""
-        future, mine = self._claim(form)
-        if mine:
-            work = threading.Thread(target=self._fulfil, args=(form, future), daemon=True)
-            work.start()
+
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_leaving = threading.Event()
+
+
+def settled(timeout: float = 60.0) -> None:
+    """Wait until nothing is being made.
+
+    Python ends while threads compute, and what they hold of MLX would be gone under them.
+    """
+    for thread in list(_threads):
+        thread.join(timeout)
+
+
+def _leave() -> None:
+    _leaving.set()
+    settled()
+
+
+atexit.register(_leave)

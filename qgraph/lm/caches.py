@@ -67,6 +67,11 @@ class Caches:
     def types(self) -> tuple[Any, ...]:
         return tuple([types_of(kind.arrays(c)) for kind, c in self._pairs()])
 
+    def arrays(self) -> list[mx.array]:
+        found = [kind.arrays(c) for kind, c in self._pairs()]
+        small = [kind.numbers(c) for kind, c in self._pairs()]
+        return [a for some in (*found, *small) for a in some if isinstance(a, mx.array)]
+
     def room(self) -> int | None:
         left = [room for kind, c in self._pairs() if (room := kind.room(c)) is not None]
         return min(left, default=None)

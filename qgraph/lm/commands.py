@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import InputError
 from ..origin import NOWHERE
 from .accelerate import accelerate
+from .background import settled
 
 COMMANDS = {"generate": "generate", "chat": "chat", "serve": "server"}
 """Names of qgraph's commands, and of mlx-lm's modules that hold them."""
@@ -45,6 +46,7 @@ def save_page(model: Any, path: Path) -> Path:
     Raises:
         InputError: the model ran without programs.
     """
+    settled()
     programs = [program for program in model.qgraph.programs if program.plan is not None]
     if not programs:
         raise InputError("no program was made", hint="see --report", origin=NOWHERE)
