@@ -22,6 +22,7 @@ from rich.table import Table
 import qgraph as qg
 from benchmarks.lm_models import MODELS, build
 from benchmarks.machine import describe, save
+from qgraph.lm.background import settled
 from qgraph.target import as_target
 
 
@@ -57,11 +58,12 @@ def compare(name: str, model: Any, prompt: int, count: int, rounds: int) -> dict
     first: dict[str, list[float]] = {label: [] for label in runners}
     reads: dict[str, list[float]] = {label: [] for label in runners}
     steps: dict[str, list[float]] = {label: [] for label in runners}
-    for turn in range(rounds + 1):
+    for turn in range(-2, rounds):
+        settled()
         for label, runner in runners.items():
             warm, times, _ = answer(runner, short, count, stream)
-            read, _, _ = answer(runner, ids, 1, stream)
-            if turn:  # the first makes programs
+            read, _, _ = answer(runner, ids, 3, stream)
+            if turn >= 0:  # programs are made before
                 first[label].append(warm)
                 reads[label].append(read)
                 steps[label] += times[1:]
