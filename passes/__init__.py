@@ -18,6 +18,7 @@ from .raise_dequantize import RaiseDequantize
 from .raise_layer_norm import RaiseLayerNorm
 from .raise_rms_norm import RaiseRmsNorm
 from .raise_rope import RaiseRope
+from .read_packed_rows import ReadPackedRows
 from .shard import Shard
 from .simplify import Simplify
 from .sink_dequantize import SinkDequantize
@@ -42,6 +43,7 @@ __all__ = [
     "RaiseLayerNorm",
     "RaiseRmsNorm",
     "RaiseRope",
+    "ReadPackedRows",
     "Shard",
     "Simplify",
     "SinkDequantize",

@@ -24,8 +24,8 @@ Leaves alone:
     5. kernels that run from the host and save little: a compiled stretch ends before them and
        another begins after, and a loop around them cannot be compiled.
 
-Every kernel but the dense ones reads the weight packed as MLX packs it, so that plans for one row
-and for many share one packed copy.
+On one target kernels of one layout serve one row and many, but for the dense ones: as MLX packs the
+weight, or on Hopper GPUs in tiles.  So all plans of a program share one packed copy.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import qgraph as qg
 from qgraph.analysis.estimate import FORMULAS
 from qgraph.ir.kinds import COSTS, TRAITS
 from qgraph.ir.ops import ALIASES, LEFT_OUT, OPS
-from qgraph.kernels import Problem
+from qgraph.kernels import Problem, kernel
 from qgraph.tracing.functions import FUNCTIONS
 from tests.arrays import to_numpy
 
@@ -31,6 +31,8 @@ Q3 = mx.quantize(mx.random.normal((3, 128, 64), key=KEY))
 NV = mx.quantize(BIG, mode="nvfp4")
 IDS = mx.array([2, 0, 1], mx.uint32)
 PROBLEM = Problem(2, 128, 64, mx.float32, "affine", 4, 64, scales_dtype=mx.float32)
+HALVES = Problem(1, 128, 64, mx.float16, "affine", 4, 64, backend="cuda", arch="sm_90")
+TILES = list(kernel("untiled+qmm").pack([Q[0], *(s.astype(mx.float16) for s in Q[1:])], HALVES))
 EXPERTS = PROBLEM.replace(m=6, experts=3)
 
 ONE = "abs arctan arcsinh ceil conjugate cos cosh degrees erf exp expm1 floor isfinite isinf isnan "
@@ -257,6 +259,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "pack_weight": (list(Q), PROBLEM, "dense"),
     "packed_matmul": (mx.ones((2, 64)), list(Q), PROBLEM, "qmm"),
     "packed_gather": (mx.ones((3, 2, 64)), list(Q3), EXPERTS, "sort+gather_qmm", None, IDS),
+    "packed_rows": (TILES, IDS, HALVES, "untiled+qmm"),
     "decode_attention": (
         mx.random.normal((1, 2, 1, 64), key=KEY),
         *[mx.ones((1, 2, 5, 64))] * 2,

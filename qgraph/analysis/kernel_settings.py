@@ -96,6 +96,17 @@ def _pack_weight(node: Node) -> str | None:
     return _wrong_problem(node) or _wrong_operand(node, "parts", raw_types(node.args["problem"]))
 
 
+def _packed_rows(node: Node) -> str | None:
+    if (wrong := _wrong_problem(node)) is not None:
+        return wrong
+    p, name = node.args["problem"], node.args["kernel"]
+    if not kernel(name).gives_rows or p.experts:
+        return f"has kernel {name}, which gives no rows"
+    if not mx.issubdtype(node.operand("indices").dtype, mx.integer):
+        return f"reads rows by {node.operand('indices').type}"
+    return _wrong_operand(node, "packed", packed_types(name, p))
+
+
 def _product(node: Node) -> str | None:
     if (wrong := _wrong_problem(node)) is not None:
         return wrong
@@ -159,6 +170,7 @@ _CHECKS: dict[str, Callable[[Node], str | None]] = {
     "pack_weight": _pack_weight,
     "packed_matmul": _product,
     "packed_gather": _product,
+    "packed_rows": _packed_rows,
     "decode_attention": _decode_attention,
     "cached_attention": _cached_attention,
 }

@@ -24,6 +24,7 @@ from ..kernels.chosen import (
     pack_weight,
     packed_gather,
     packed_matmul,
+    packed_rows,
 )
 from ..kernels.collectives import (
     all_gather,
@@ -187,6 +188,7 @@ _LOCAL: dict[str, Callable[..., Any]] = {
     "pack_weight": pack_weight,
     "packed_matmul": packed_matmul,
     "packed_gather": packed_gather,
+    "packed_rows": packed_rows,
     "distributed.all_gather": all_gather,
     "distributed.all_max": all_max,
     "distributed.all_min": all_min,
@@ -364,6 +366,7 @@ _TABLE: dict[str, str] = {
         pack_weight(parts, problem, kernel): each
         packed_matmul(x, packed, problem, kernel): own
         packed_gather(x, packed, problem, kernel, lhs_indices=None, rhs_indices=None): own, gathers
+        packed_rows(packed, indices, problem, kernel): pick
         decode_attention(q, k, v, last, scale, cores=0): own
         cached_attention(q, k, v, keys, values, position, last, freqs=None, *, heads, rope,
                          scale): own

@@ -178,6 +178,7 @@ class Kernel:
         streams: how many it spreads over.
         layout: what it packs; kernels of one layout can share one packed copy.
         left_to_mlx: does what MLX's own op does in a graph, which need not choose it then.
+        gives_rows: can give rows of what it packed as MLX packs them, so that nothing else need.
         mlx_form: the name of the kernel of MLX's own ops that reads the same packed arrays: what
             MLX's transformations and files take.
     """
@@ -189,6 +190,7 @@ class Kernel:
     streams: int = 1
     layout: tuple[str, ...] = ()
     left_to_mlx: bool = False
+    gives_rows: bool = False
 
     @property
     def mlx_form(self) -> str:
@@ -233,6 +235,10 @@ class Kernel:
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
         """What `run` reads, made once of (w_q, scales) or (w_q, scales, biases); lazy."""
         return tuple(parts)
+
+    def take_rows(self, packed: Sequence[mx.array], indices: mx.array, problem: Problem) -> Packed:
+        """Rows (indices.shape, …) of what was packed, as they were, if it `gives_rows`."""
+        raise NotImplementedError
 
     def run(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams

@@ -1,6 +1,7 @@
 """The ops that chosen kernels become.
 
-`pack_weight` runs once, in the pack or the prepare step, `packed_matmul` at every call;
+`pack_weight` runs once, in the pack or the prepare step, `packed_matmul` at every call, and
+`packed_rows` where rows of a weight are read that nothing else keeps;
 `decode_attention` is attention to the first keys of a cache, `cached_attention` all that a decoding
 step does with one.  Kernels are in `qgraph/kernels`.
 """
@@ -34,6 +35,13 @@ streams_in_use: ContextVar[Any] = ContextVar("streams_in_use", default=None)
 def pack_weight(parts: Sequence[mx.array], problem: Problem, kernel: str) -> list[mx.array]:
     """What kernel `kernel` reads at each call, of (w_q, scales) or (w_q, scales, biases)."""
     return list(named(kernel).pack(parts, problem))
+
+
+def packed_rows(
+    packed: Sequence[mx.array], indices: mx.array, problem: Problem, kernel: str
+) -> list[mx.array]:
+    """Rows of a packed weight, its scales and its biases, as they were before `pack_weight`."""
+    return list(named(kernel).take_rows(packed, indices, problem))
 
 
 def packed_matmul(

@@ -87,6 +87,11 @@ def scales_of(tiles: mx.array, dtype: mx.Dtype, n: int, groups: int) -> list[mx.
     """The inverse of `tiled_scales`: [scales, biases] of half precision `dtype`, or [scales]."""
     *experts, _, _, _ = tiles.shape
     both = tiles.swapaxes(-1, -2).reshape(*experts, -1, tiles.shape[-2])[..., :n, :groups]
+    return _halves(both, dtype)
+
+
+def _halves(both: mx.array, dtype: mx.Dtype) -> list[mx.array]:
+    """Scales and biases that stand in one word; scales alone of a byte."""
     if both.dtype == mx.uint8:
         return [both]
     halves = [(both & 0xFFFF).astype(mx.uint16), (both >> 16).astype(mx.uint16)]
@@ -156,3 +161,42 @@ def _packed(q: mx.array, bits: int) -> mx.array:
         if bit + bits > 32:
             words[at + 1] = words[at + 1] | q[..., i] >> (32 - bit)
     return mx.stack(words, axis=-1).reshape(*q.shape[:-2], -1)
+
+
+def rows_of_tiles(tiles: mx.array, bits: int, rows: mx.array, k: int) -> mx.array:
+    """Some of MLX's packed rows (…, K bits/32), without the others.
+
+    Args:
+        tiles: of one matrix.
+        rows: their numbers (…), none below 0.
+
+    >>> w = mx.quantize(mx.random.normal((100, 96)), group_size=32)[0]
+    >>> ids = mx.array([[3, 99], [3, 64]])
+    >>> mx.array_equal(rows_of_tiles(tiled_weight(w, 4), 4, ids, 96), w[ids]).item()
+    True
+    """
+    flat = rows.flatten()[:, None]
+    warp, g, r = flat % TILE // 16, flat % 16 // 2, flat % 2
+    q, begin = mx.zeros((flat.size, tiles.shape[-2], 4, 2, 4, 2), mx.uint32), 0
+    for low, width in _placed(bits):
+        together = min(4, width)
+        word, t = mx.arange(width)[:, None], mx.arange(4)
+        lane = 4 * g[..., None] + t
+        at = (word // together * 32 + lane) * together + word % together
+        own = (warp * 32 * bits + begin)[..., None] + at  # rows, words, t
+        words = tiles[flat[..., None] // TILE, :, own]  # rows, words, t, tiles of columns
+        place = mx.arange(16).reshape(4, 2, 2)[..., 0]  # of step and c; r comes on top
+        each = 16 // width
+        shift = (place % each * width)[..., None] + mx.arange(2) * 16  # step, c, h
+        moved = shift.astype(mx.uint32) + (r * width).astype(mx.uint32)[..., None, None]
+        mine = words[:, place // each].transpose(0, 4, 1, 2, 3)[..., None]
+        part = mine >> moved.reshape(-1, 1, 4, 2, 1, 2)
+        q = q | (part & ((1 << width) - 1)) << low
+        begin += 32 * width
+    return _packed(q.reshape(*rows.shape, -1)[..., :k], bits)
+
+
+def scales_of_rows(tiles: mx.array, dtype: mx.Dtype, rows: mx.array, groups: int) -> list[mx.array]:
+    """[scales, biases] (…, groups) of some rows, or [scales]: see `rows_of_tiles`."""
+    both = tiles[rows // TILE, :, rows % TILE][..., :groups]
+    return _halves(both, dtype)

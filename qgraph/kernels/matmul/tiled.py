@@ -21,7 +21,7 @@ from ..cuda.source import cuda_source
 from .gather import Gather, Indices, broadcast_indices
 from .tile_layout import TILE, padded
 from .tiled_blocks import READ, START_US, Block, block, microseconds, tiles
-from .untiled import LAYOUT, Untiled, UntiledGather, in_tiles
+from .untiled import LAYOUT, Untiled, UntiledGather, in_tiles, some_rows
 
 MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
 """In the order of the source."""
@@ -37,6 +37,7 @@ class Tiled(Kernel):
     name = "tiled"
     backends = ("cuda",)
     layout = LAYOUT
+    gives_rows = True
     mlx_form = Untiled.name
 
     def applies(self, problem: Problem) -> str | None:
@@ -65,6 +66,9 @@ class Tiled(Kernel):
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
         return in_tiles(parts, problem)
+
+    def take_rows(self, packed: Sequence[mx.array], indices: mx.array, problem: Problem) -> Packed:
+        return some_rows(packed, indices, problem)
 
     def run(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams

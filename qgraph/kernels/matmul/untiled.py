@@ -12,7 +12,14 @@ import mlx.core as mx
 from ..base import Machine, Packed, Problem, Streams
 from .gather import Gather, Indices
 from .plain import Plain
-from .tile_layout import packed_rows, scales_of, tiled_scales, tiled_weight
+from .tile_layout import (
+    packed_rows,
+    rows_of_tiles,
+    scales_of,
+    scales_of_rows,
+    tiled_scales,
+    tiled_weight,
+)
 
 LAYOUT = ("tiled",)
 
@@ -30,11 +37,21 @@ def in_rows(packed: Sequence[mx.array], problem: Problem) -> Packed:
     return (rows, *scales_of(scales, p.scales_dtype, p.n, p.k // p.group_size))
 
 
+def some_rows(packed: Sequence[mx.array], indices: mx.array, problem: Problem) -> Packed:
+    """Rows of the weight and of its scales as MLX packs them; -1 is the last."""
+    p, (w, scales) = problem, packed
+    rows = indices.astype(mx.int32)
+    rows = mx.where(rows < 0, rows + p.n, rows)
+    parts = scales_of_rows(scales, p.scales_dtype, rows, p.k // p.group_size)
+    return (rows_of_tiles(w, p.bits, rows, p.k), *parts)
+
+
 class Untiled(Plain):
     name = "untiled+qmm"
     backends = ("cuda",)
     layout = LAYOUT
     left_to_mlx = False
+    gives_rows = True
 
     @classmethod
     def tried(cls, problem: Problem) -> Sequence[str]:
@@ -42,6 +59,9 @@ class Untiled(Plain):
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
         return in_tiles(parts, problem)
+
+    def take_rows(self, packed: Sequence[mx.array], indices: mx.array, problem: Problem) -> Packed:
+        return some_rows(packed, indices, problem)
 
     def run(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams
