@@ -29,6 +29,7 @@ extern "C" __global__ void gathered(const __half* x, const unsigned* w, const vo
                                     const unsigned* from, const unsigned* to, __half* y, int k) {
   gathered_product<__half, MXFP8, 8, 32, 0, 2, 2, 16, 256, 5>(x, w, s, e, {from, to}, y, k, 1,
                                                                 9);
+  take_rows<AFFINE, 6, 64>(w, s, e, nullptr, y, y, 5, k);
   group_rows(from, to, nullptr, nullptr, nullptr, k, 1, 9);
   add_parts<__half>(nullptr, y, 2, 3);
 }

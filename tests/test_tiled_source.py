@@ -74,6 +74,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     loaded = ctypes.CDLL(str(path))
     loaded.run.restype = ctypes.c_bool
     loaded.run.argtypes = [Given, *[ctypes.c_int] * 5, ctypes.c_bool]
+    loaded.take.restype = ctypes.c_bool
+    loaded.take.argtypes = [Given, ctypes.c_int]
     loaded.group.restype = ctypes.c_bool
     loaded.group.argtypes = [Given, ctypes.c_int]
     loaded.add.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
@@ -189,3 +191,27 @@ def test_rows_are_grouped_by_expert(library: Any, experts: int, matrices: int, e
     assert sorted(in_y) == list(range(matrices * each))
     assert (np.diff(rhs[in_y // each].astype(int)) >= 0).all()
     assert (in_x == lhs[in_y // each] * each + in_y % each).all()
+
+
+FORMATS = [(2, 64), (3, 32), (4, 64), (5, 32), (6, 128), (8, 32), (4, 16)]
+
+
+@pytest.mark.parametrize("which", range(len(FORMATS)), ids=lambda i: f"{FORMATS[i]}")
+def test_rows_are_taken(library: Any, which: int) -> None:
+    bits, group = FORMATS[which]
+    mode = "nvfp4" if group == 16 else "affine"
+    n, k = 150, 2176 if mode == "affine" else 2192  # more than one block reads a row
+    w = mx.random.normal((n, k), key=mx.random.key(which)).astype(mx.float16)
+    parts = list(mx.quantize(w, bits=bits, group_size=group, mode=mode))
+    asked = np.array([0, 149, -1, -150, 64, 7], np.int32)
+    want = [plain(part[mx.array(asked)]) for part in parts]
+    got = [np.zeros_like(part) for part in want]
+    tiles, scales = plain(tiled_weight(parts[0], bits)), plain(tiled_scales(parts[1:], group))
+    outputs = [*map(address, got), None][:3]
+    given = Given(
+        None, address(tiles), address(scales), outputs[0], address(asked), *outputs[1:], n, k, 0,
+        len(asked),
+    )  # fmt: skip
+    assert library.take(given, which)
+    for mine, theirs in zip(got, want, strict=True):
+        assert np.array_equal(mine, theirs)

@@ -283,3 +283,22 @@ extern "C" bool group(Given what, int each) {
       },
       1, 128);
 }
+
+template <Mode MODE, int BITS, int GROUP, typename S>
+void rows() {
+  take_rows<MODE, BITS, GROUP, S>(given.w, given.scales, given.starts,
+                                  static_cast<unsigned*>(given.y), reinterpret_cast<S*>(given.in_x),
+                                  reinterpret_cast<S*>(given.in_y), given.m, given.k);
+}
+
+// Of a weight of m rows; their numbers in the place of starts, how many in that of experts.
+extern "C" bool take(Given what, int which) {
+  using U = unsigned short;
+  static void (*of[])() = {
+      rows<AFFINE, 2, 64, U>, rows<AFFINE, 3, 32, U>,  rows<AFFINE, 4, 64, U>,
+      rows<AFFINE, 5, 32, U>, rows<AFFINE, 6, 128, U>, rows<AFFINE, 8, 32, U>,
+      rows<NVFP4, 4, 16, unsigned char>,
+  };
+  given = what;
+  return launch(of[which], {(given.k + 2047) / 2048, given.experts, 1}, 64);
+}

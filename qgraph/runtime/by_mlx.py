@@ -43,7 +43,7 @@ def _own(node: Node) -> Sequence[Value] | None:
         return None
     if node.op == "decode_attention" and node.args.get("cores"):
         return node.replace(args={**node.args, "cores": 0}, kernel="").outputs
-    if node.op not in ("packed_matmul", "packed_gather"):
+    if node.op not in ("packed_matmul", "packed_gather", "packed_rows"):
         return None
     name = kernel(node.args["kernel"]).mlx_form
     if name == node.args["kernel"]:

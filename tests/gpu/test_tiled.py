@@ -85,3 +85,13 @@ def test_experts(experts: int, rows: int, each: int) -> None:
     want = dense[lhs] @ w.swapaxes(-1, -2)[rhs]
     assert y.shape == want.shape
     assert error(y, want) < ROUNDED[mx.bfloat16]
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f"{f[0]}{f[1]}g{f[2]}")
+def test_rows_are_taken_as_they_were(form: tuple[str, int, int]) -> None:
+    p = make(1, 300, 4096, mx.bfloat16, form)
+    _, parts = random_operands(p)
+    ids = mx.array([[0, 299, -1], [64, 63, 7]])
+    rows = kernel("tiled").take_rows(kernel("tiled").pack(parts, p), ids, p)
+    for got, want in zip(rows, parts, strict=True):
+        assert mx.array_equal(got, want[ids]).item()

@@ -21,7 +21,7 @@ from ..cuda.source import cuda_source
 from .gather import Gather, Indices, broadcast_indices
 from .tile_layout import TILE, padded
 from .tiled_blocks import READ, START_US, Block, block, microseconds, tiles
-from .untiled import LAYOUT, Untiled, UntiledGather, in_tiles, some_rows
+from .untiled import LAYOUT, Untiled, UntiledGather, in_tiles
 
 MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
 """In the order of the source."""
@@ -68,7 +68,24 @@ class Tiled(Kernel):
         return in_tiles(parts, problem)
 
     def take_rows(self, packed: Sequence[mx.array], indices: mx.array, problem: Problem) -> Packed:
-        return some_rows(packed, indices, problem)
+        p, rows = problem, indices.astype(mx.int32)
+        groups = (*rows.shape, p.k // p.group_size)
+        affine = p.mode == "affine"
+        made: list[mx.array] = _take_rows(affine)(
+            inputs=[*packed, rows],
+            template=[
+                ("MODE", MODES.index(p.mode)),
+                ("BITS", p.bits),
+                ("GROUP", p.group_size),
+                ("N", p.n),
+                ("K", p.k),
+            ],
+            grid=(-(-p.k // 32 // 128) * 128, rows.size, 1),
+            threadgroup=(128, 1, 1),
+            output_shapes=[(*rows.shape, p.k * p.bits // 32), *[groups] * (1 + affine)],
+            output_dtypes=[mx.uint32, *[p.scales_dtype] * (1 + affine)],
+        )
+        return tuple(made)
 
     def run(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams
@@ -236,6 +253,19 @@ def _group_rows(shared_memory: int) -> Any:
         source="qgraph::tiled::group_rows(lhs, rhs, starts, in_x, in_y, rhs_shape[0], EACH, "
         "EXPERTS);",
         shared_memory=shared_memory,
+    )
+
+
+@cache
+def _take_rows(affine: bool) -> Any:
+    return mx.fast.cuda_kernel(
+        name="qgraph_take_rows",
+        input_names=["w", "scales", "rows"],
+        output_names=["w_rows", "s_rows", "b_rows"][: 2 + affine],
+        header=_header(),
+        source="qgraph::tiled::take_rows<qgraph::tiled::Mode(MODE), BITS, GROUP>(w, scales, rows, "
+        f"w_rows, s_rows, {'b_rows' if affine else 's_rows'}, N, K);",
+        shared_memory=0,
     )
 
 

@@ -41,6 +41,20 @@ __device__ __forceinline__ void read_words(unsigned (&to)[BITS], const unsigned*
   read_plane<B::second>(to + B::first, from + 32 * B::first, lane);
 }
 
+// One of the two numbers of a place of a plane of P bits, of the words of a warp.
+template <int P>
+__device__ __forceinline__ unsigned number_of(const unsigned* plane, int lane, int place,
+                                              int half) {
+  if constexpr (P == 0) {
+    return 0;
+  } else {
+    constexpr int EACH = 16 / P, TOGETHER = P < 4 ? P : 4;
+    const int word = place / EACH;
+    const unsigned v = plane[(word / TOGETHER * 32 + lane) * TOGETHER + word % TOGETHER];
+    return v >> (place % EACH * P + 16 * half) & ((1u << P) - 1);
+  }
+}
+
 // The two numbers of place AT (0 to 15) of a plane of P bits, moved to bit LOW of each half.
 template <int P, int AT, int LOW>
 __device__ __forceinline__ unsigned field(const unsigned* plane, unsigned rest) {
