@@ -46,10 +46,13 @@ class Shard:
     Args:
         target: with its mesh; without one, statements of placements are dropped.
         held: seconds that a byte of a weight is worth which a rank need not hold.
+        states: numbers of an input and the result that it is at the next call, such as a cache:
+            they may lie on the mesh in any one way, as no call needs them whole.
     """
 
     target: Target | None = None
     held: float = HELD
+    states: tuple[tuple[int, int], ...] = ()
     name: str = _NAME
     contract: str = "tolerance"
 
@@ -62,8 +65,9 @@ class Shard:
             record(Entry(_NAME, "kept", what, reason="it has collectives of its own"))
             return graph
         search = Search(graph, Costs(target, self.held), fixed_values(graph))
-        chosen = search.assign(graph)
-        spread = Spreading(graph, chosen, search, {})
+        free = [graph.inputs[i] for i, _ in self.states]
+        chosen = search.assign(graph, free, {j: n for n, (_, j) in enumerate(self.states)})
+        spread = Spreading(graph, chosen, search)
         outputs = spread.run()
         if all(new is old for new, old in zip(outputs, graph.outputs, strict=True)):
             _tell_of_weights(graph, graph, search, target.mesh.size)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+from mlx_lm.models import cache, llama
 
 import qgraph as qg
 from qgraph.examples import smollm2_files as files
@@ -22,6 +26,18 @@ def generator(mesh: qg.Mesh | None) -> Generator:
     )
 
 
+def tiny() -> Any:
+    """A model of mlx-lm with three heads of keys and values, packed."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "vocab_size": 100}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 16}
+    mx.random.seed(0)
+    model = llama.Model(llama.ModelArgs("llama", rms_norm_eps=1e-5, **sizes, **heads))
+    random = lambda a: mx.random.normal(a.shape) * 0.3 if a.ndim > 1 else a  # noqa: E731
+    model.update(tree_map(random, model.parameters()))
+    nn.quantize(model, 32, 4)
+    return model
+
+
 def main(scenario: str) -> None:
     mx.set_default_device(mx.cpu)
     mesh = qg.Mesh.of(mx.distributed.init(strict=True, backend="ring"))
@@ -32,9 +48,17 @@ def main(scenario: str) -> None:
         w = mx.ones((64, 64)) / 64
         program = qg.compile(lambda x: qg.tanh(qg.tensor(x) @ w) @ w, qg.spec((1, 64)), mesh=mesh)
         x = mx.ones((1, 64))
-        for _ in range(60):
+        for _ in range(20):
             x = program(x)
         mx.eval(x)
+    elif scenario == "model":
+        model = tiny()
+        fast = qg.lm.accelerate(model, target="cpu", mesh=mesh)
+        here, there = cache.make_prompt_cache(model), cache.make_prompt_cache(fast)
+        for tokens in ([1, 2, 3, 4, 5, 6, 7], [8], [9]):
+            one, other = (m(mx.array([tokens]), cache=c) for m, c in ((model, here), (fast, there)))
+            assert mx.max(mx.abs(one - other)).item() < 1e-4 * mx.max(mx.abs(one)).item()
+        assert there[0].keys.shape[1] == 2  # of 3 heads, each rank holds two
     elif scenario == "killed":
         run = generator(mesh)
         list(run.tokens(PROMPT, 4))

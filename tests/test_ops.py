@@ -193,6 +193,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "replicate": (X,),
     "shard": (X, 0),
     "distributed.part": (X, 0, 2, 2),
+    "distributed.join": (X, 0, 4, 1),
     "distributed.send": (X, 1),
     "distributed.recv": ((2, 3), mx.float32, 1),
     **{

@@ -57,11 +57,16 @@ class Spreading:
         graph: as it was written.
         chosen: its placements.
         search: that chose them.
-        inputs: of the new graph, in place of those that are not replicated.
+        inputs: of the new graph, in place of those that are not replicated; without them the graph
+            takes and gives whole values, and parts of states are taken and joined at its ends.
     """
 
     def __init__(
-        self, graph: Graph, chosen: Assignment, search: Search, inputs: Mapping[Value, Value]
+        self,
+        graph: Graph,
+        chosen: Assignment,
+        search: Search,
+        inputs: Mapping[Value, Value] | None = None,
     ) -> None:
         self.graph = graph
         self.chosen = chosen
@@ -76,8 +81,9 @@ class Spreading:
         self._near: dict[tuple[Value, int], Value] = {}
         self._owner: dict[Placement, Value] = {}
         for value in graph.inputs:
-            place = chosen.inputs.get(value, REPLICATED)
-            self._have[value] = {place: inputs.get(value, value)}
+            place = REPLICATED if inputs is None else chosen.inputs.get(value, REPLICATED)
+            self._have[value] = {place: value if inputs is None else inputs.get(value, value)}
+        self._joins = inputs is None
 
     def run(self, slices: Sequence[Value] = ()) -> list[Value]:
         """The graph's outputs, placed as chosen.
@@ -94,7 +100,11 @@ class Spreading:
         results = []
         for value, place in zip(self.graph.outputs, self.chosen.outputs, strict=True):
             with stating(value.node.origin.by(_NAME)):
-                results.append(self.get(value, place, None))
+                found = self.get(value, place, None)
+                if self._joins and place.kind == "split":
+                    given = (Tensor(found), place.axis, value.shape[place.axis], self.ranks)
+                    found = _value(apply("distributed.join", given))
+                results.append(found)
         return results
 
     # Values in their placements.

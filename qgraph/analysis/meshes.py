@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
 
 from ..errors import UnsupportedError
-from ..ir.graph import Graph, Node, Value, in_order, input_value, map_values
+from ..ir.graph import Graph, Node, Value, in_order, input_value, map_values, reachable
 from ..ir.loops import Body, bodies, invariant_names
 from ..ir.ops import OPS
+from ..kernels.collectives import part
 from ..mesh import Mesh
 from ..origin import stating
 from ..rewrite.rewriter import rewrite_each
 from ..tracing.tensor import Tensor, apply
+from ..types import TensorType
 
 
 def is_collective(node: Node) -> bool:
@@ -34,10 +39,69 @@ def for_mesh(graph: Graph, mesh: Mesh | None) -> Graph:
     return in_one_process(graph, mesh.size) if mesh.rank is None else for_rank(graph, mesh.rank)
 
 
+class Part(NamedTuple):
+    """What a rank holds of a value: so much of it along an axis, zeros beyond the value's end."""
+
+    axis: int
+    size: int
+    whole: TensorType
+
+    @property
+    def type(self) -> TensorType:
+        shape = list(self.whole.shape)
+        shape[self.axis] = self.size
+        return TensorType(tuple(shape), self.whole.dtype)
+
+    def of(self, array: mx.array, mesh: Mesh) -> mx.array:
+        """The part that this rank holds of a whole array; one that is a part stays."""
+        if array.shape == self.type.shape:
+            return array
+        return part(array, self.axis, self.size, mesh.size, mesh.rank or 0)
+
+
+def keeping_parts(graph: Graph, states: Sequence[tuple[int, int]]) -> tuple[Graph, dict[int, Part]]:
+    """The graph that takes and gives a rank's parts of states, and which those are.
+
+    Args:
+        states: numbers of an input and the result that it is at the next call.
+
+    Returns:
+        The graph, and which part each input is that is no longer whole, by its number.
+    """
+    inputs, outputs = list(graph.inputs), list(graph.outputs)
+    replace: dict[Value, Value] = {}
+    parts = {}
+    for i, j in states:
+        whole, joined = graph.inputs[i], graph.outputs[j].node
+        taken = graph.users.get(whole, ())
+        forms = {(n.args.get("axis"), n.args.get("size")) for n in taken if _is_part(n)}
+        if joined.op != "distributed.join" or whole in graph.outputs:
+            continue
+        axis, kept = joined.args["axis"], joined.operand("x")
+        if forms != {(axis, kept.shape[axis])} or not all(map(_is_part, taken)):
+            continue
+        inputs[i] = input_value(kept.type, whole.node.args["name"])
+        replace.update((n.output, inputs[i]) for n in taken)
+        outputs[j] = kept
+        parts[i] = Part(axis, kept.shape[axis], whole.type)
+    gone = {value.node for value in replace}
+    nodes = []
+    for node in graph.nodes:
+        if node not in gone:
+            nodes.append(node.with_inputs(replace))
+            replace.update(zip(node.outputs, nodes[-1].outputs, strict=True))
+    outputs = [replace.get(v, v) for v in outputs]
+    read = set(reachable(outputs, stop=inputs))
+    nodes = [node for node in nodes if node in read]
+    return graph.replace(inputs=inputs, nodes=nodes, outputs=outputs), parts
+
+
 def for_rank(graph: Graph, rank: int) -> Graph:
     """The graph with the parts that `rank` holds, known by their places."""
 
     def visit(node: Node) -> Sequence[Value] | None:
+        if node.op == "distributed.join":
+            return [_join(node)]
         return [_part(node, node.operand("x"), rank)] if _is_part(node) else None
 
     return rewrite_each(graph, visit, "")
@@ -58,6 +122,21 @@ def _part(node: Node, whole: Value, rank: int) -> Value:
         widths = tuple((0, size - (stop - start) if i == axis else 0) for i in range(whole.ndim))
         return staged("pad", found, widths)
     return found if node.stage == "run" else staged("contiguous", found)
+
+
+def _join(node: Node) -> Value:
+    """`distributed.join` in ops."""
+    axis, length, ranks = (node.args[name] for name in ("axis", "length", "ranks"))
+    x = Tensor(node.operand("x"))
+    joined = apply("distributed.all_gather", (apply("expand_dims", (x, 0)), ranks))
+    joined = apply("moveaxis", (joined, 0, axis))
+    shape = list(x.shape)
+    shape[axis] *= ranks
+    joined = apply("reshape", (joined, tuple(shape)))
+    if shape[axis] > length:
+        joined = apply("getitem", (joined, ((slice(None),) * axis + (slice(0, length),))))
+    value: Value = joined.value
+    return value
 
 
 def in_one_process(graph: Graph, ranks: int) -> Graph:
@@ -122,6 +201,11 @@ class _Together:
                 origin=node.origin,
             )
         xs = [Tensor(v) for v in self.values[node.operand("x")]]
+        if name == "join":
+            axis, length = node.args["axis"], node.args["length"]
+            joined = apply("concatenate", (xs, axis))
+            places = (slice(None),) * axis + (slice(0, length),)
+            return [apply("getitem", (joined, places)).value] * self.ranks
         if name == "all_gather":
             joined = apply("concatenate" if xs[0].shape else "stack", (xs, 0))
             return [joined.value] * self.ranks

@@ -20,6 +20,11 @@ Html = Annotated[
     Path | None, typer.Option("--html", help="Write a page of the program that ran most often.")
 ]
 
+Ranks = Annotated[
+    int,
+    typer.Option("--ranks", min=1, help="Spread the model over so many processes of this machine."),
+]
+
 
 def _run(context: typer.Context, report: bool, html: Path | None) -> None:
     from ..lm import commands
@@ -42,8 +47,18 @@ def _run(context: typer.Context, report: bool, html: Path | None) -> None:
 
 
 @app.command(context_settings=_MLX_LMS)
-def generate(context: typer.Context, report: Report = False, html: Html = None) -> None:
-    """Answer a prompt: `mlx_lm.generate` and its options, through programs."""
+def generate(
+    context: typer.Context, report: Report = False, html: Html = None, ranks: Ranks = 1
+) -> None:
+    """Answer a prompt: `mlx_lm.generate` and its options, through programs.
+
+    Launched by `mlx.launch`, or with `--ranks`, every rank holds its part of the model.
+    """
+    if ranks > 1:
+        from ..lm.launch import launch
+
+        options = [*(["--report"] if report else []), *(["--html", str(html)] if html else [])]
+        raise typer.Exit(launch(ranks, ["generate", *options, *context.args]))
     _run(context, report, html)
 
 

@@ -25,7 +25,11 @@ Tune = Literal["table", "measure"]
 
 
 def default_passes(
-    target: Target | None = None, *, budget: int = 0, tune: Tune = "table"
+    target: Target | None = None,
+    *,
+    budget: int = 0,
+    tune: Tune = "table",
+    states: Sequence[tuple[int, int]] = (),
 ) -> list[Pass]:
     """The passes that `optimize` runs, in order; arguments as there.
 
@@ -74,7 +78,7 @@ def default_passes(
         SinkDequantize(),
         FuseQuantizedMatmul(),
         EliminateDeadCode(),  # a dequantize that nothing reads any more still holds its weight
-        Shard(target),
+        Shard(target, states=tuple(states)),
         MergeMatmuls(target),
         Legalize(target),
         ChooseAttention(target),
@@ -97,7 +101,11 @@ def _quantizing(config: Quantize | None) -> list[Pass]:
 
 
 def _chosen(
-    passes: Sequence[Pass] | None, target: Target, budget: int, tune: Tune
+    passes: Sequence[Pass] | None,
+    target: Target,
+    budget: int,
+    tune: Tune,
+    states: Sequence[tuple[int, int]],
 ) -> Sequence[Pass]:
     from ..passes import Shard
 
@@ -106,9 +114,9 @@ def _chosen(
     if not isinstance(budget, int | float) or budget < 0:
         raise InputError(f"budget={budget!r}", hint="give the bytes that dense copies may take")
     if passes is None:
-        return default_passes(target, budget=budget, tune=tune)
+        return default_passes(target, budget=budget, tune=tune, states=states)
     if target.mesh is not None and all(run.name != "shard" for run in passes):
-        passes = [Shard(target), *passes]
+        passes = [Shard(target, states=tuple(states)), *passes]
     if budget or tune != "table":
         raise InputError(
             "budget and tune belong to the default passes",
@@ -173,6 +181,7 @@ def optimize(
     passes: Sequence[Pass] | None = None,
     budget: int = 0,
     tune: Tune = "table",
+    states: Sequence[tuple[int, int]] = (),
     check: bool = True,
     on_pass: Callable[[PlanStep], None] | None = None,
 ) -> Plan:
@@ -187,6 +196,8 @@ def optimize(
         budget: bytes that dense copies of weights may take, where they make products faster.
         tune: "measure" times the kernels for the products of this graph on this machine and
             remembers the results; "table" asks what was measured before, here or for the package.
+        states: on a mesh, numbers of an input and of the result that it is at the next call, such
+            as a cache; ranks may then keep parts of it.
         check: verify the graph after every pass.
         on_pass: called after each pass, with its step.
 
@@ -212,7 +223,7 @@ def optimize(
     _refuse_tracers(graph)
     where = on_mesh(as_target(target), mesh)
     source = graph
-    runs = _chosen(passes, where, budget, tune)
+    runs = _chosen(passes, where, budget, tune, states)
     if check:
         verify(graph)
     steps = []

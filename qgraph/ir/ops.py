@@ -31,6 +31,7 @@ from ..kernels.collectives import (
     all_max,
     all_min,
     all_sum,
+    join,
     part,
     recv,
     send,
@@ -193,6 +194,7 @@ _LOCAL: dict[str, Callable[..., Any]] = {
     "distributed.all_max": all_max,
     "distributed.all_min": all_min,
     "distributed.all_sum": all_sum,
+    "distributed.join": join,
     "distributed.part": part,
     "distributed.recv": recv,
     "distributed.send": send,
@@ -376,6 +378,7 @@ _TABLE: dict[str, str] = {
         distributed.all_max(x): each
         distributed.all_min(x): each
         distributed.all_sum(x): each
+        distributed.join(x, axis, length, ranks): move
         distributed.recv(shape, dtype, src): move
         distributed.send(x, dst): move
         distributed.sum_scatter(x, ranks=None): each

@@ -43,6 +43,22 @@ def all_gather(
     return mx.distributed.all_gather(x, group=_group(group), stream=stream)
 
 
+def join(
+    x: mx.array, axis: int, length: int, ranks: int, *, group: Any = None, stream: Any = None
+) -> mx.array:
+    """All ranks' parts joined along `axis`, without what they reach beyond `length`.
+
+    It stands for the collective where a state leaves a program; `analysis/meshes` lowers it.
+    """
+    shape = list(x.shape)
+    shape[axis] = length
+    if group is None:
+        return mx.zeros(shape, x.dtype)
+    whole = mx.distributed.all_gather(x[None], group=group, stream=stream)
+    whole = mx.moveaxis(whole, 0, axis).flatten(axis, axis + 1)
+    return mx.take(whole, mx.arange(length), axis=axis) if whole.shape[axis] > length else whole
+
+
 def sum_scatter(
     x: mx.array, ranks: int | None = None, *, group: Any = None, stream: Any = None
 ) -> mx.array:

@@ -9,8 +9,9 @@ from typing import Any
 import mlx.core as mx
 
 from ..compiler.pipeline import Tune
+from ..mesh import Mesh
 from ..quantization.config import Quantize
-from ..target import Target, as_target
+from ..target import Target, as_target, on_mesh
 from .acceleration import Acceleration
 from .programs import Maker
 
@@ -19,6 +20,7 @@ def accelerate(
     model: Any,
     *,
     target: Target | str | mx.Device | None = None,
+    mesh: Mesh | None = None,
     quantize: Quantize | None = None,
     tune: Tune = "table",
     warm: bool = False,
@@ -29,6 +31,8 @@ def accelerate(
     Args:
         model: as `mlx_lm.load` gives it.
         target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
+        mesh: the ranks to spread the model over; each holds its part of the weights and the caches,
+            and every rank must make the same calls.
         quantize: which float weights to pack for the programs, and how; the model keeps its own.
         tune: as for `qg.optimize`.
         warm: make the programs for a token and for short prompts now.
@@ -53,12 +57,13 @@ def accelerate(
     >>> print(fast.qgraph.programs[0].form)
     4 tokens, the first, 256 positions
     """
+    where = on_mesh(as_target(target), mesh)
     base: Any = type(model)
     cls = _accelerated(base)
     fast = cls.__new__(cls)
     dict.update(fast, model)
     vars(fast).update(vars(model))
-    maker = Maker(cls._own, as_target(target), quantize, tune)
+    maker = Maker(cls._own, where, quantize, tune)
     vars(fast)["qgraph"] = Acceleration(fast, maker, background)
     if warm:
         fast.qgraph.warm()

@@ -20,6 +20,7 @@ from .numbers import Numbers, Pool
 from .overrides import overrides_of
 from .pieces import sizes_for
 from .programs import Form, Maker, Program, types_of
+from .ranks import Ranks
 from .report import Report
 from .run import first_run, run
 from .weights import Watch
@@ -41,7 +42,9 @@ class Acceleration:
     """
 
     def __init__(self, model: Any, maker: Maker, background: bool = True) -> None:
-        self._model, self._background = model, background
+        self._ranks = Ranks(maker.target.mesh)
+        self._model = model
+        self._background = background and not self._ranks.launched
         self._maker = maker
         self._sizes = sizes_for(maker.target)
         self._lock = threading.RLock()
@@ -120,6 +123,7 @@ class Acceleration:
     def _eagerly(
         self, why: str, model: Any, tokens: Any, cache: Any, extras: Mapping[str, Any]
     ) -> Any:
+        self._ranks.refuse(why, cache)
         self._said.ran_eagerly(why)
         return self._maker.own(model, tokens, cache=cache, **extras)
 
@@ -135,7 +139,8 @@ class Acceleration:
         if program.executable is None:
             return self._eagerly(program.reason, model, tokens, caches.items, extras)
         program.calls += 1
-        if program.checked:
+        if program.checked or self._ranks.launched:
+            self._ranks.learn(program.executable)
             logits = run(program.executable, form, tokens, caches, self._numbers, pool)
             if count == 1:
                 self._look_ahead(form, tokens, caches)
@@ -181,7 +186,7 @@ class Acceleration:
         pool = self._numbers.pool(caches.kinds, caches.items)
         found = (
             rows, count, fresh, caches.fixed(count), pool.places, types_of(pool.values),
-            caches.types(),
+            self._ranks.whole(caches.types()),
         )  # fmt: skip
         if self._last is None or self._last[0] != found:
             self._last = found, Form(*found)
@@ -189,7 +194,7 @@ class Acceleration:
 
     def _look_ahead(self, form: Form, tokens: mx.array, caches: Caches) -> None:
         """Begin to make the program for the next buffer while there is room for some tokens."""
-        if caches.room() != AHEAD:
+        if caches.room() != AHEAD or self._ranks.launched:
             return
         later = Caches(copy.deepcopy(caches.items), caches.kinds)
         later.make_room(self._shapes or [], form.rows, AHEAD + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..errors import InputError
 from ..origin import NOWHERE
 from .accelerate import accelerate
 from .background import settled
+from .launch import as_one, launched
 
 COMMANDS = {"generate": "generate", "chat": "chat", "serve": "server"}
 """Names of qgraph's commands, and of mlx-lm's modules that hold them."""
@@ -24,20 +26,24 @@ def run(command: str, args: Sequence[str]) -> list[Any]:
         command: "generate", "chat" or "serve".
         args: what stands behind the command, in mlx-lm's words.
     """
+    mesh = launched() if command == "generate" else None
     module: Any = importlib.import_module(f"mlx_lm.{COMMANDS[command]}")
     load, argv, models = module.load, sys.argv, []
 
     def accelerated(*given: Any, **settings: Any) -> Any:
+        if mesh is not None:
+            settings["lazy"] = True  # each rank reads a weight when it packs its part
         model, *rest = load(*given, **settings)
-        models.append(accelerate(model))
+        models.append(accelerate(model, mesh=mesh))
         return models[-1], *rest
 
     module.load, sys.argv = accelerated, [f"qgraph {command}", *args]
     try:
-        module.main()
+        with nullcontext() if mesh is None else as_one(mesh):
+            module.main()
     finally:
         module.load, sys.argv = load, argv
-    return models
+    return models if mesh is None or mesh.rank == 0 else []
 
 
 def save_page(model: Any, path: Path) -> Path:

@@ -104,11 +104,15 @@ class Maker:
         try:
             with sharing(packed.constants):
                 graph = self._graph(model, form)
+            kept = sum(map(len, form.arrays))
+            inputs, outputs = len(graph.inputs), len(graph.outputs)
+            states = [(inputs - kept + i, outputs - kept + i) for i in range(kept)]
             program.plan = optimize(
-                graph, target=self.target, quantize=self.quantize, tune=self.tune, check=False
-            )
+                graph, target=self.target, quantize=self.quantize, tune=self.tune, check=False,
+                states=states,
+            )  # fmt: skip
             program.executable = Executable(
-                program.plan.graph, self.target, packed, release=False, progress=None
+                program.plan.graph, self.target, packed, release=False, progress=None, states=states
             )
             if self.quantize is not None:
                 program.reference = Executable(

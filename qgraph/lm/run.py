@@ -38,7 +38,7 @@ def run(
     if count > valid:
         tokens = mx.pad(tokens, [(0, 0), (0, count - valid)])
     counts = [mx.array(valid, mx.int32)] if count > 1 else []
-    given = [tokens, *pool.values, *counts, *caches.hand_over()]
+    given = executable.in_parts([tokens, *pool.values, *counts, *caches.hand_over()])
     logits, *results = executable.take(given)
     caches.put(form.kinds, results, form.arrays, Step(valid, count, pool.leaders))
     numbers.follow(pool, caches.kinds, caches.items)

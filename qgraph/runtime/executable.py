@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..analysis.meshes import for_mesh
+from ..analysis.meshes import Part, for_mesh, keeping_parts
 from ..ir.graph import Graph
 from ..kernels.compiled import Compiled
 from ..kernels.streams import Streams
@@ -33,12 +33,23 @@ class Executable:
         *,
         release: bool,
         progress: Progress | None,
+        states: Sequence[tuple[int, int]] = (),
     ) -> None:
+        """Pack and lower a graph.
+
+        Args:
+            graph: optimized for the target.
+            states: on a launched mesh, numbers of an input and of the result that it is at the next
+                call: where a rank needs but a part of them, it takes and gives that part.
+        """
         device = target.device
         self.owner = object()  # of what is prepared: an identity that nothing else has or gets
         self.watch = watch(target.mesh)
         if self.watch is not None:
             self.watch.agree(graph)
+        self.parts: dict[int, Part] = {}
+        if self.watch is not None:
+            graph, self.parts = keeping_parts(graph, states)
         self.graph = graph = for_mesh(graph, target.mesh)
         self.target = target
         self.streams = Streams(device, None if target.mesh is None else target.mesh.group)
@@ -74,6 +85,14 @@ class Executable:
         if self._compiled is None or mx.default_device() != self._device:
             return self.consume(list(arrays))
         return self._in_form(self._compiled.call(*arrays))
+
+    def in_parts(self, arrays: list[mx.array]) -> list[mx.array]:
+        """The arrays as they are taken: of a state that ranks share out this rank's part."""
+        mesh = self.target.mesh
+        for i, part in self.parts.items():
+            assert mesh is not None
+            arrays[i] = part.of(arrays[i], mesh)
+        return arrays
 
     def consume(self, arrays: list[mx.array]) -> Any:
         """As a call, on arrays that nobody else holds; empties the list."""
