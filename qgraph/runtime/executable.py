@@ -15,6 +15,7 @@ from ..kernels.compiled import Compiled
 from ..kernels.streams import Streams
 from ..kernels.tracers import Tracers
 from ..target import Target
+from ..tree import LEAF, Tree
 from .by_mlx import transformable
 from .interpret import Env, Interpreter
 from .lower import LoweredGraph, Stretch
@@ -74,9 +75,9 @@ class Executable:
         take = _direct(self.lowered)
         self._take = transformable(take, self.body, self.known, device)
         self._compiled = _single(self.lowered) if self._take is take else None
-        self.out_tree = graph.out_tree
+        self.out_tree = _result_form(graph)
         self._device = device
-        self._one_result = graph.out_tree is None or graph.out_tree.kind == "leaf"
+        self._one_result = self.out_tree == LEAF
 
     def __call__(self, arrays: Sequence[mx.array]) -> Any:
         """Run on prepared parameters and inputs; the results in the form the function gave."""
@@ -101,7 +102,6 @@ class Executable:
     def _in_form(self, results: list[mx.array]) -> Any:
         if self._one_result:
             return results[0]
-        assert self.out_tree is not None
         return self.out_tree.build(results)
 
     def run(self, arrays: Sequence[mx.array]) -> list[mx.array]:
@@ -137,6 +137,14 @@ class Executable:
                     if last_reader[value] is node and value not in self.prepared:
                         env.pop(value, None)
         return [env[v] for v in self.prepared]
+
+
+def _result_form(graph: Graph) -> Tree:
+    """That of a graph; one made by hand gives its one result, or a list of all."""
+    if graph.out_tree is not None:
+        return graph.out_tree
+    leaves = (LEAF,) * len(graph.outputs)
+    return LEAF if len(leaves) == 1 else Tree("list", (), leaves)
 
 
 def _single(lowered: LoweredGraph) -> Compiled | None:

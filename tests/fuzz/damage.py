@@ -1,6 +1,6 @@
 """An artefact with every byte and every field of its JSON damaged in turn.
 
-    python -m tests.fuzz.damage [loops layers small] [--every 10] [--limit 20]
+    python -m tests.fuzz.damage [loops layers search small] [--every 10] [--limit 20]
 
 No damage may crash or hang the process, give a wrong answer, or raise an error that is not
 documented.  Cases run in a process of their own; one that ends it, or takes longer than the limit,
