@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -282,3 +283,25 @@ def test_along_an_axis_and_sorted() -> None:
     s.add(h.SORT, h.Sort(rows_of(s, x, order, 0), 1, 0))
     s.run()
     assert order.tolist() == [2, 5, 6, 3, 0, 4, 1]
+
+
+@pytest.mark.parametrize("pairs", [1, 5, 16, 20_001])
+def test_random_words_are_those_of_mlx(pairs: int) -> None:
+    keys = np.stack([np.array(mx.random.key(seed)) for seed in (0, 7)])
+    y = np.zeros((2, 2 * pairs), np.uint32)
+    s = Steps()
+    s.add(h.RANDOM, h.Random(s.ref(keys), s.ref(y), 2, 2 * pairs))
+    s.run()
+    for row, key in zip(y, keys, strict=True):
+        want = mx.random.split(mx.array(key), pairs)
+        np.testing.assert_array_equal(row, np.array(want).ravel())
+
+
+def test_an_odd_number_of_random_words() -> None:
+    key = mx.random.key(3)
+    y = np.zeros(7, np.uint32)
+    s = Steps()
+    s.add(h.RANDOM, h.Random(s.ref(np.array(key)), s.ref(y), 1, 7))
+    s.run()
+    uniform = np.array(mx.random.uniform(shape=(7,), key=key))
+    np.testing.assert_allclose(y / 2**32, uniform, atol=1e-6)

@@ -71,6 +71,7 @@ typedef struct {
 enum qg_kind {
   QG_ELEMENTWISE, QG_MATMUL, QG_ATTENTION, QG_NORM, QG_ROPE, QG_SOFTMAX, QG_REDUCE, QG_SCAN,
   QG_COPY, QG_TAKE, QG_SORT, QG_JUMP, QG_TAKE_ALONG,
+  QG_RANDOM,
   QG_KINDS,
 };
 
@@ -258,6 +259,13 @@ typedef struct {
   int64_t index_strides[QG_RANK], index_axis;
   int64_t x_length; /* of the axis in x */
 } qg_take_along;
+
+/* Random words as MLX draws them: y (keys, words), uint32, for keys (keys, 2).  Word i and word
+ * i + ceil(words / 2) are the halves of one block of Threefry. */
+typedef struct {
+  qg_ref keys, y; /* both uint32 without gaps */
+  int64_t count, words;
+} qg_random;
 
 /* ---- Functions ------------------------------------------------------------------------------ */
 

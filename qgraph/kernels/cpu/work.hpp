@@ -147,6 +147,7 @@ Maker make_scan(const Table& table, long args);
 Maker make_copy(const Table& table, long args);
 Maker make_take(const Table& table, long args);
 Maker make_sort(const Table& table, long args);
+Maker make_random(const Table& table, long args);
 Maker make_take_along(const Table& table, long args);
 
 }  // namespace qgraph
