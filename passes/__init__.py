@@ -6,6 +6,7 @@ from .choose_kernel import ChooseKernel
 from .eliminate_common_subexpressions import EliminateCommonSubexpressions
 from .eliminate_dead_code import EliminateDeadCode
 from .fold_constants import FoldConstants
+from .form_regions import FormRegions
 from .fuse_cache import FuseCache
 from .fuse_quantized_matmul import FuseQuantizedMatmul
 from .hoist_quantize import HoistQuantize
@@ -22,6 +23,7 @@ from .read_packed_rows import ReadPackedRows
 from .shard import Shard
 from .simplify import Simplify
 from .sink_dequantize import SinkDequantize
+from .stored_scales import StoredScales
 from .widen_half import WidenHalf
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "EliminateCommonSubexpressions",
     "EliminateDeadCode",
     "FoldConstants",
+    "FormRegions",
     "FuseCache",
     "FuseQuantizedMatmul",
     "HoistQuantize",
@@ -47,5 +50,6 @@ __all__ = [
     "Shard",
     "Simplify",
     "SinkDequantize",
+    "StoredScales",
     "WidenHalf",
 ]

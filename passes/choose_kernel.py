@@ -116,7 +116,7 @@ class ChooseKernel:
         fixed = fixed_values(graph)
         least = (2e5 if target.is_cpu else 4e6) if self.min_flops is None else self.min_flops
         found = []
-        for _, node in graph.walk():
+        for _, node in graph.walk(regions=False):
             if is_open(node, fixed):
                 problem = _problem(node, target)
                 if problem.flops >= least:

@@ -202,4 +202,5 @@ def test_a_mask_without_axes(mask: Any) -> None:
     def fn(q: Any, k: Any) -> Any:
         return qg.fast.scaled_dot_product_attention(q, k, k, scale=0.1, mask=mx.array(mask))
 
-    assert mx.allclose(qg.compile(fn, q, k, target="cpu")(q, k), fn(q, k), equal_nan=True)
+    y = qg.compile(fn, q, k, target="cpu")(q, k)
+    assert mx.allclose(y, fn(q, k), atol=1e-6, equal_nan=True)

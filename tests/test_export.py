@@ -16,8 +16,8 @@ import pytest
 import qgraph as qg
 from qgraph.kernels import Problem
 from qgraph.kernels.choice.tuner import Choice
-from qgraph.target import as_target
 from tests.compiler import needs_compiler
+from tests.passes import passes_without
 
 
 def imported(path: Path, *inputs: mx.array) -> list[np.ndarray]:
@@ -38,7 +38,7 @@ assert "qgraph" not in sys.modules
 
 
 def plain_passes() -> list[qg.Pass]:
-    return [p for p in qg.default_passes(as_target("cpu")) if p.name != "choose-kernel"]
+    return passes_without("choose-kernel", "form-regions")
 
 
 def test_a_quantized_layer_with_a_loop(tmp_path: Path) -> None:
@@ -119,7 +119,8 @@ def test_products_from_the_host(name: str, tmp_path: Path, monkeypatch: pytest.M
     w = mx.random.normal((512, 512), key=mx.random.key(1)) / 23
     x = mx.random.normal((4, 512), key=mx.random.key(2))
     turns = lambda x: qg.fori_loop(0, 3, lambda i, h: qg.tanh(qg.quantized_matmul(h, w)), x)  # noqa: E731
-    program = qg.compile(turns, x, target="cpu", budget=1 << 40)
+    passes = passes_without("form-regions", budget=1 << 40)
+    program = qg.compile(turns, x, target="cpu", passes=passes)
     assert {n.kernel for _, n in program.plan.graph.walk() if n.kernel} == {name}
     path = tmp_path / "f.mlxfn"
     (y,) = imported(program.export(path), x)
@@ -140,7 +141,8 @@ def test_attention_from_the_host(tmp_path: Path) -> None:
         mask = qg.arange(length) <= last
         return qg.fast.scaled_dot_product_attention(q, k, k, scale=0.1, mask=mask)
 
-    program = qg.compile(fn, q, k, mx.array(7), target="cpu")
+    passes = passes_without("form-regions")
+    program = qg.compile(fn, q, k, mx.array(7), target="cpu", passes=passes)
     assert {n.kernel for n in program.plan.graph.nodes if n.op == "decode_attention"} == {
         "host-attention"
     }

@@ -30,6 +30,7 @@ from qgraph.inspection.viewer import to_html
 from qgraph.inspection.viewer.groups import Groups
 from qgraph.inspection.viewer.page import plan_page
 from qgraph.ir import Graph
+from tests.passes import passes_without
 
 from .browser import Page, chromium
 
@@ -50,7 +51,8 @@ def plan() -> Plan:
     config = dataclasses.replace(smollm2_files.TOY_CONFIG, layers=LAYERS)
     model = smollm2.Llama(config, smollm2_files.toy_weights(config), length=32)
     state = (mx.array(1), mx.array(0), mx.random.key(0), model.empty_cache())
-    return qg.optimize(qg.trace(model.decode(4), *state, name="decode"), target="cpu")
+    graph = qg.trace(model.decode(4), *state, name="decode")
+    return qg.optimize(graph, target="cpu", passes=passes_without("form-regions"))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 
 import qgraph as qg
 from qgraph.errors import InputError, QGraphError, TraceError
+from tests.passes import passes_without
 
 W = mx.random.normal((128, 64), key=mx.random.key(1))
 X = mx.random.normal((2, 64), key=mx.random.key(2))
@@ -213,7 +214,8 @@ def packed_arrays(*programs: qg.Program) -> set[int]:
 
 def test_one_row_and_many_have_a_plan_each_and_one_packed_copy() -> None:
     w = mx.random.normal((64, 512), key=mx.random.key(3))
-    program = qg.jit(lambda x: qg.quantized_matmul(x, w), target="cpu")
+    passes = passes_without("form-regions")
+    program = qg.jit(lambda x: qg.quantized_matmul(x, w), target="cpu", passes=passes)
     kernels = []
     for m in (1, 8, 256):
         x = mx.random.normal((m, 512), key=mx.random.key(m))
@@ -256,7 +258,8 @@ def test_tune_measures_and_remembers(tmp_path: Any, monkeypatch: pytest.MonkeyPa
     fn = lambda x: qg.quantized_matmul(x, *w)  # noqa: E731
     sources = []
     for tune in ("measure", "table"):
-        program = qg.compile(fn, x, target="cpu", tune=tune)
+        passes = passes_without("form-regions", tune=tune)
+        program = qg.compile(fn, x, target="cpu", passes=passes)
         entries = [e for e in program.plan.ledger() if e.made_by == "choose-kernel"]
         sources.append(
             [word for e in entries for word in ("measured", "cache") if word in e.reason]

@@ -16,6 +16,7 @@ from qgraph.passes import ChooseKernel
 from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.target import Target
 from tests.compiler import needs_compiler
+from tests.passes import passes_without
 
 CPU = Target(mx.Device(mx.cpu, 0), "cpu", "x86_64", 2)
 GPU = Target(mx.Device(mx.cpu, 0), "cuda", "sm_90", 2)
@@ -110,7 +111,7 @@ def test_the_drawing() -> None:
     plan = qg.optimize(
         qg.trace(lambda x: qg.tanh(qg.quantized_matmul(x, *w)), qg.spec((1, 2048)), name="f"),
         target=CPU,
-        passes=[p for p in qg.default_passes(CPU) if p.name != "choose-kernel"],
+        passes=passes_without("choose-kernel", "form-regions"),
     )
     first, one, two, path = plan.timeline(72).splitlines()
     assert first.startswith("f: one call, estimated ")

@@ -24,6 +24,7 @@ from qgraph.target import as_target
 from tests import reference
 from tests.arrays import to_numpy
 from tests.compiler import forget_builds, needs_compiler
+from tests.passes import passes_without
 
 CPU = as_target("cpu")
 FORMATS = [("affine", b, g) for b in (2, 3, 4, 5, 6, 8) for g in (32, 64, 128)]
@@ -197,7 +198,10 @@ def test_a_cache_folder_that_cannot_be_written(fresh: Path) -> None:
 def test_many_threads_at_once() -> None:
     """One of them has the pool, the others work alone."""
     w = mx.quantize(mx.random.normal((512, 512), key=mx.random.key(3)))
-    program = qg.compile(lambda x: qg.quantized_matmul(x, *w), qg.spec((3, 512)), target="cpu")
+    program = qg.compile(
+        lambda x: qg.quantized_matmul(x, *w), qg.spec((3, 512)), target="cpu",
+        passes=passes_without("form-regions"),
+    )  # fmt: skip
     assert [n.kernel for n in program.plan.graph.nodes if n.kernel] == ["simd"]
     xs = [mx.random.normal((3, 512), key=mx.random.key(i)) for i in range(6)]
     mx.eval(xs)

@@ -22,6 +22,7 @@ from qgraph.kernels import Problem
 from qgraph.kernels.choice.tuner import Choice
 from qgraph.kernels.tracers import Tracers
 from tests.compiler import needs_compiler
+from tests.passes import passes_without
 
 Fn = Callable[..., Any]
 W = mx.random.normal((256, 256), key=mx.random.key(1)) / 16
@@ -140,7 +141,8 @@ def test_products(
     x = given((rows, 256)).astype(dtype)
     w = mx.quantize(W.astype(dtype))
     fn = lambda x: qg.tanh(qg.quantized_matmul(x, *w)).astype(mx.float32)  # noqa: E731
-    program = qg.compile(fn, x, target="cpu", budget=1 << 40)
+    passes = passes_without("form-regions", budget=1 << 40)
+    program = qg.compile(fn, x, target="cpu", passes=passes)
     mine, theirs = (mx.grad(loss(f, x)) for f in (program, fn))
     np.testing.assert_allclose(
         np.array(mine(x).astype(mx.float32)), np.array(theirs(x).astype(mx.float32)),
@@ -248,7 +250,7 @@ def test_without_compiling(no_compile: None, monkeypatch: pytest.MonkeyPatch) ->
 def test_gradients_leave_the_kernels_of_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     forced(monkeypatch, "host-blas")
     x = given((4, 256))
-    program = qg.compile(product, x, target="cpu")
+    program = qg.compile(product, x, target="cpu", passes=passes_without("form-regions"))
     calls: list[int] = []
     (step,) = [s for s in program.executables[0].lowered.steps if hasattr(s, "product")]
     own: Any = step.product

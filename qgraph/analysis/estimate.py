@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.kinds import GATHERS
-from ..ir.loops import CONTROL_FLOW, turns
+from ..ir.loops import HOLDERS, turns
 from ..ir.ops import OPS
 
 
@@ -80,7 +80,7 @@ def estimate(node: Node) -> Cost:
     """
     if node.op in ("input", "constant"):
         return Cost()
-    if node.op not in CONTROL_FLOW:
+    if node.op not in HOLDERS:
         return Cost(_bytes(node), _flops(node))
     bodies = [total(body) for body in node.bodies]
     if node.op == "cond":

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.loops import CONTROL_FLOW
+from ..ir.loops import HOLDERS
 
 
 def in_order(graph: Graph, inside: Node | None = None) -> Iterator[tuple[Node, Node | None]]:
@@ -122,7 +122,7 @@ class _Keys:
 
     def __call__(self, node: Node) -> Any:
         where = (node.origin.file, node.origin.line, node.origin.label, node.origin.made_by)
-        if node.op in CONTROL_FLOW:  # hoisting makes a loop anew, with more operands
+        if node.op in HOLDERS:  # hoisting makes a loop anew, with more operands
             return (node.op, *where[:-1])
         types = tuple(str(v.type) for v in node.outputs)
         if node.op == "constant":

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.kinds import VIEWS
-from ..ir.loops import CONTROL_FLOW, turns
+from ..ir.loops import HOLDERS, turns
 from ..kernels.chosen import runs_on_host
 from ..target import Target
 from .estimate import estimate
@@ -73,7 +73,7 @@ class Durations:
             return seconds / max(times, 1)
         if node.op in VIEWS:
             return 0.0
-        if node.op in CONTROL_FLOW:
+        if node.op in HOLDERS:
             bodies = [max((b.start + b.seconds for b in schedule(g, self)), default=0.0)
                       for g in node.bodies]  # fmt: skip
             if node.op == "cond":

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from ..errors import QGraphError, VerifyError
 from ..ir.graph import Graph, Node, Stage, Value
-from ..ir.loops import CONTROL_FLOW, invariant_names
+from ..ir.loops import HOLDERS, REGION, invariant_names
 from ..ir.ops import OPS
 from ..tracing.tensor import infer
 from ..types import TensorType, type_of
@@ -66,6 +66,7 @@ _ARGS = {
     "scan": _CARRY | {"xs", "length", "reverse"},
     "while_loop": _CARRY | {"cond_invariants"},
     "cond": {"pred", "carried", "true_invariants", "false_invariants"},
+    REGION: _CARRY,
 }
 _BOOL, _I32 = TensorType((), mx.bool_), TensorType((), mx.int32)
 
@@ -91,8 +92,8 @@ def _check_node(graph: Graph, node: Node, known: dict[Value, str], types: bool) 
         if not data.is_released and type_of(data.array) != node.output.type:
             _fail(graph, node, f"says it is {node.output.type}, its array is {type_of(data.array)}")
         return
-    if node.op in CONTROL_FLOW:
-        _check_control_flow(graph, node)
+    if node.op in HOLDERS:
+        _check_bodies(graph, node)
         for body in node.bodies:
             verify(body, types)
     elif node.op not in OPS:
@@ -110,7 +111,7 @@ def _types(values: tuple[Value, ...]) -> list[TensorType]:
     return [value.type for value in values]
 
 
-def _check_control_flow(graph: Graph, node: Node) -> None:
+def _check_bodies(graph: Graph, node: Node) -> None:
     names = invariant_names(node)
     if node.args.keys() != _ARGS[node.op]:
         _fail(graph, node, f"has {sorted(node.args)} instead of {sorted(_ARGS[node.op])}")
@@ -124,9 +125,11 @@ def _check_control_flow(graph: Graph, node: Node) -> None:
             given = _types(body.inputs)
             _fail(graph, node, f"gives {body.name} {own + outer}, which takes {given}")
     gives = [_types(body.outputs) for body in node.bodies]
-    if node.op == "cond":
+    if node.op == REGION and carried:
+        _fail(graph, node, f"carries {carried}; a region takes all it needs as invariants")
+    if node.op in ("cond", REGION):
         if any(types != _types(node.outputs) for types in gives):
-            _fail(graph, node, f"gives {_types(node.outputs)}, its branches give {gives}")
+            _fail(graph, node, f"gives {_types(node.outputs)}, its bodies give {gives}")
         return
     if node.op == "while_loop" and gives[0] != [_BOOL]:
         _fail(graph, node, f"is asked to go on by {gives[0]} instead of one bool")

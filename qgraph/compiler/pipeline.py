@@ -47,6 +47,7 @@ def default_passes(
         EliminateCommonSubexpressions,
         EliminateDeadCode,
         FoldConstants,
+        FormRegions,
         FuseCache,
         FuseQuantizedMatmul,
         HoistQuantize,
@@ -62,9 +63,15 @@ def default_passes(
         Shard,
         Simplify,
         SinkDequantize,
+        StoredScales,
         WidenHalf,
     )
+    from ..passes.stored_scales import forms_regions
 
+    regions: list[Pass] = []
+    if not budget and tune == "table" and forms_regions(target):  # else kernels are asked for
+        # What does not change leaves loops before they enter regions as a whole.
+        regions = [StoredScales(target), HoistQuantize(), FormRegions(target)]
     return [
         EliminateDeadCode(),
         RaiseDequantize(),
@@ -82,6 +89,7 @@ def default_passes(
         MergeMatmuls(target),
         Legalize(target),
         ChooseAttention(target),
+        *regions,
         FuseCache(target),
         ChooseKernel(target, budget=budget, tune=tune == "measure"),
         ReadPackedRows(),

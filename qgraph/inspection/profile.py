@@ -50,6 +50,29 @@ class StretchTime:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class PhaseTime:
+    """A phase of a region that ran natively.
+
+    Attributes:
+        region: the node.
+        nodes: what its steps carry out, a tuple for each.
+        seconds: of all its turns in one call, median.
+        nbytes: that its nodes move in all turns, at least.
+    """
+
+    region: Node
+    nodes: tuple[tuple[Node, ...], ...]
+    seconds: float
+    nbytes: float
+
+    @property
+    def what(self) -> str:
+        """Its steps, by the ops that they carry out."""
+        steps = ["+".join(node.op for node in step) or "copy" for step in self.nodes]
+        return " | ".join(dict.fromkeys(steps))
+
+
 @dataclass(frozen=True)
 class Profile:
     """What `Program.profile` measured; print it.
@@ -60,6 +83,7 @@ class Profile:
         stretches: as they really run, compiled.
         seconds: median of a whole call.
         copy_bandwidth: bytes a second that a large copy reads and writes on this machine.
+        phases: of regions that ran natively, in order.
     """
 
     graph: Graph
@@ -68,6 +92,7 @@ class Profile:
     stretches: tuple[StretchTime, ...]
     seconds: float
     copy_bandwidth: float
+    phases: tuple[PhaseTime, ...] = ()
 
     @property
     def total(self) -> float:
@@ -93,6 +118,8 @@ class Profile:
             f"one by one {_time(self.total)}; a copy moves {self.copy_bandwidth / 1e9:.1f} GB/s"
         )
         parts = [head, _render(self._stretch_table(names), width)]
+        if self.phases:
+            parts.append(_render(self._phase_table(top), width))
         parts.append(_render(self._line_table(top), width))
         parts.append(_render(self._node_table(names, self.rows[:top]), width))
         left = len(self.rows) - len(self.rows[:top])
@@ -109,6 +136,28 @@ class Profile:
         for s in self.stretches:
             last = names[s.nodes[-1].outputs[-1]] if s.nodes else ""
             table.add_row(s.label, last, str(len(s.nodes)), _time(s.seconds))
+        return table
+
+    def by_phase(self) -> dict[str, list[PhaseTime]]:
+        """Phases of regions by what they do, the costliest together first."""
+        groups: dict[str, list[PhaseTime]] = {}
+        for phase in self.phases:
+            groups.setdefault(phase.what, []).append(phase)
+        return dict(sorted(groups.items(), key=lambda item: -sum(p.seconds for p in item[1])))
+
+    def _phase_table(self, top: int | None) -> Table:
+        table = _table("phases of regions", ("does", "phases", "time", "bytes", "GB/s", "copy"))
+        for what, phases in list(self.by_phase().items())[:top]:
+            seconds, nbytes = sum(p.seconds for p in phases), sum(p.nbytes for p in phases)
+            rate = nbytes / seconds if seconds else 0.0
+            table.add_row(
+                what if len(what) <= 64 else f"{what[:61]}...",
+                str(len(phases)),
+                _time(seconds),
+                in_bytes(nbytes),
+                f"{rate / 1e9:.1f}",
+                f"{rate / self.copy_bandwidth:.0%}",
+            )
         return table
 
     def by_line(self) -> dict[tuple[str, str], list[NodeTime]]:
@@ -149,7 +198,7 @@ class Profile:
 def _table(title: str, headings: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in headings:
-        left = heading in ("node", "line", "op", "stretch", "to")
+        left = heading in ("node", "line", "op", "stretch", "to", "does")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     return table
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 from ..analysis.estimate import estimate, total
 from ..ir.graph import Graph, Node, Value
 from ..ir.kinds import VIEWS
-from ..ir.loops import body_inputs
+from ..ir.loops import REGION, body_inputs
 from ..ir.ops import OPS
 from ..types import SHORT_NAMES
 from .fold import repeats
@@ -131,6 +131,9 @@ class _Writer:
         for body, (own, shared) in zip(node.bodies, body_inputs(node), strict=True):
             invariants = listed([names[v] for v, _ in shared], self.limit)
             outer = f"; {invariants}" if invariants else ""
+            if node.op == REGION:  # its operands are called the same inside, and stand above
+                lines += self.body(body, indent + 2, "yield")
+                continue
             header = f"{body.name}({self.typed(own)}{outer})"
             lines += [Line(indent + 2, header), *self.body(body, indent + 4, "yield")]
         return lines
@@ -214,6 +217,8 @@ def _loop_call(node: Node, names: Names, limit: int | None) -> str:
         operands = ", ".join(filter(None, [names[node.operand("pred")], operands]))
     found = [names[source] for _, shared in body_inputs(node) for _, source in shared]
     invariants = listed(list(dict.fromkeys(found)), limit)
+    if node.op == REGION:
+        return f"{node.op}({invariants})"
     count = trip_count(node, names)
     return f"{node.op}{count}({operands}{'; ' + invariants if invariants else ''})"
 

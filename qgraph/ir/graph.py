@@ -314,14 +314,19 @@ class Graph(Immutable):
     def constants(self) -> list[Node]:
         return [node for node in self.nodes if node.op == "constant"]
 
-    def walk(self) -> Iterable[tuple[Graph, Node]]:
-        """Every node with the graph that holds it, those of bodies after their loop."""
+    def walk(self, regions: bool = True) -> Iterable[tuple[Graph, Node]]:
+        """Every node with the graph that holds it, those of bodies after their loop.
+
+        Args:
+            regions: those of the bodies of regions too, which a back end has settled.
+        """
         pending = [self]
         while pending:
             graph = pending.pop()
             for node in graph.nodes:
                 yield graph, node
-                pending.extend(node.bodies)
+                if regions or node.op != "region":
+                    pending.extend(node.bodies)
 
     def count(self) -> int:
         """Operations in the graph and in its bodies; constants are not operations."""

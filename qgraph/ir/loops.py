@@ -1,8 +1,8 @@
-"""Loops and branches: the parts of their bodies, and how they turn.
+"""Nodes that hold graphs: the parts of their bodies, and how loops and branches turn.
 
 A node with bodies gives each body its own inputs (a counter, what is carried, slices) and then what
 the body shares with the graph around it.  Whoever reads, checks, runs or times such a node asks
-here for these parts and for the turns.
+here for these parts and for the turns.  A region's body shares all that it takes, and runs once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from .graph import Graph, Node, Value
 
 LOOPS = frozenset({"fori_loop", "scan", "while_loop"})
 CONTROL_FLOW = LOOPS | {"cond"}
+
+REGION = "region"
+"""A stretch that one native kernel may carry out; its body is its meaning."""
+
+HOLDERS = CONTROL_FLOW | {REGION}
+"""Ops that hold bodies."""
 
 _SHARED = {
     "while_loop": ("cond_invariants", "invariants"),
@@ -128,7 +134,9 @@ def unchanging(node: Node) -> set[int]:
 
 
 def turns(node: Node) -> int | None:
-    """How often a loop turns, or None where only the run can tell."""
+    """How often a loop turns, or None where only the run can tell; once for what is no loop."""
+    if node.op not in LOOPS:
+        return 1
     if node.op == "scan":
         return int(node.args["length"])
     lower, upper = node.args.get("lower"), node.args.get("upper")
@@ -152,8 +160,10 @@ MLX may write into their buffers.
 
 
 def runs(node: Node, look_up: Callable[[Value], mx.array]) -> Runs:
-    """The runs of the bodies of a loop or a branch, on what `look_up` knows of its operands."""
+    """The runs of the bodies of a node, on what `look_up` knows of its operands."""
     carried = [look_up(v) for v in node.args["carried"]]
+    if node.op == REGION:
+        return _once()
     if node.op == "cond":
         return _branch(bool(look_up(node.operand("pred")).item()), carried)
     if node.op == "while_loop":
@@ -228,6 +238,10 @@ def _while(carried: Arrays) -> Runs:
         carried.clear()
         carried = yield 1, given
     return carried
+
+
+def _once() -> Runs:
+    return (yield 0, [])
 
 
 def _branch(true: bool, operands: Arrays) -> Runs:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from ..ir.graph import Graph, Node, Value
+from ..ir.loops import REGION
 from ..origin import Maker, making
 
 _replaced: ContextVar[dict[Value, Value] | None] = ContextVar("replaced", default=None)
@@ -35,6 +36,8 @@ after this one: what came before keeps reading them as they were.
 def rewrite(graph: Graph, visitor: Callable[[Graph], Visit], made_by: str) -> Graph:
     """Replace nodes one by one in topological order, in bodies first.
 
+    What a region holds is settled: its back end has been asked about it, so it stays as it is.
+
     A visit may return values of the graph or of nodes it makes; new nodes get the origin of the
     node they stand for, marked with the pass.  A graph in which nothing is replaced is returned
     as it was.
@@ -59,7 +62,7 @@ def _rewrite(graph: Graph, visitor: Callable[[Graph], Visit], maker: Maker) -> G
     changed = False
     for node in graph.nodes:
         new = node.with_inputs(replace)
-        if node.bodies:
+        if node.bodies and node.op != REGION:
             new = with_bodies(new, lambda body: _rewrite(body, visitor, maker))
         maker.origin = node.origin
         results = visit(new, node)

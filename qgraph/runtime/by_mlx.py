@@ -20,6 +20,7 @@ from ..kernels.attention.decode_attention import only_mlx
 from ..kernels.matmul.formats import address
 from ..kernels.streams import Streams, as_device
 from ..kernels.tracers import Tracers
+from ..rewrite.regions import inlined
 from ..rewrite.rewriter import rewrite_each
 from .interpret import Env, Interpreter, unrolls
 
@@ -34,8 +35,9 @@ class OneStream(Streams):
 
 
 def by_mlx(graph: Graph) -> Graph:
-    """The graph with MLX's own kernel wherever one reads the weight as it is packed."""
-    return rewrite_each(graph, _own, "by-mlx")
+    """The graph without regions, and with MLX's own kernel wherever one reads the weight as it is
+    packed."""
+    return rewrite_each(inlined(graph), _own, "by-mlx")
 
 
 def _own(node: Node) -> Sequence[Value] | None:
@@ -69,11 +71,16 @@ def run_by_mlx(
     token = only_mlx.set(True)
     try:
         for node in graph.nodes:
-            if node.stage == "run" and node.op != "constant":
+            if node.stage == "run" and not _is_there(node, env):
                 _run(interpreter, node, env)
     finally:
         only_mlx.reset(token)
     return [env[v] for v in graph.outputs]
+
+
+def _is_there(node: Node, env: Env) -> bool:
+    """Is it a constant that is known, or that only the pack step read?  Regions have their own."""
+    return node.op == "constant" and (node.output in env or node.args["data"].is_released)
 
 
 def _run(interpreter: Interpreter, node: Node, env: Env) -> None:

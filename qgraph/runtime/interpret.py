@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..ir.graph import Graph, Node, Value, map_values
-from ..ir.loops import CONTROL_FLOW, LOOPS, bodies, carry_out, turns
+from ..ir.loops import CONTROL_FLOW, LOOPS, REGION, bodies, carry_out, turns
 from ..ir.ops import OPS, Op
 from ..kernels.chosen import runs_on_host, streams_in_use
 from ..kernels.streams import Streams
@@ -133,9 +133,11 @@ def _settings(node: Node) -> str:
 
 
 def unrolls(node: Node) -> bool:
-    """Does this loop unroll inside `mx.compile`?"""
+    """Does this loop, or the body of a region, unroll inside `mx.compile`?"""
     count = turns(node)
-    if count is None:
+    if count is None or node.op == "cond":
+        return False
+    if any(n.op == REGION for n in node.bodies[0].nodes):
         return False
     if any(runs_on_host(n.op, n.args) for n in node.bodies[0].nodes):
         return False

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.loops import CONTROL_FLOW, LOOPS, Body, bodies, carry_out
+from ..ir.loops import CONTROL_FLOW, LOOPS, REGION, Body, bodies, carry_out
 from ..kernels import kernel
 from ..kernels.chosen import runs_on_host
 from ..kernels.compiled import Compiled, Uncompiled
 from ..kernels.streams import Streams
 from .interpret import Arrays, Env, Interpreter, has_several_results, unrolls
 from .positions import expand_ahead
+from .regions.cpu.region import NativeRegion
+from .regions.run import bound
 from .uncompiled import breaks_compile
 
 
@@ -46,10 +48,7 @@ class LoweredGraph:
         wanted = set(graph.outputs)
         for nodes in reversed(_turns(graph, self.known)):
             if _from_host(nodes[0]):
-                self.steps += [
-                    (HostLoop if node.bodies else HostKernel)(node, self.known, streams)
-                    for node in nodes[::-1]
-                ]
+                self.steps += [from_host(node, self.known, streams) for node in nodes[::-1]]
             else:
                 self.steps.append(Stretch.of(nodes, wanted, self.known, streams))
             wanted.update(v for node in nodes for v in node.inputs)
@@ -93,7 +92,9 @@ class LoweredGraph:
 
 
 def _from_host(node: Node) -> bool:
-    return runs_on_host(node.op, node.args) or (node.op in CONTROL_FLOW and not unrolls(node))
+    if node.op in CONTROL_FLOW:
+        return not unrolls(node)
+    return node.op == REGION or runs_on_host(node.op, node.args)
 
 
 def _turns(graph: Graph, known: Mapping[Value, mx.array]) -> list[list[Node]]:
@@ -260,3 +261,27 @@ class HostKernel(FromHost):
         inputs: Env = {v: self.look_up(env, v) for v in self.node.inputs}
         Interpreter(self.streams).run(self.node, inputs)
         env[self.node.output] = inputs[self.node.output]
+
+
+class HostRegion(FromHost):
+    """A region by its native form."""
+
+    def __init__(
+        self, node: Node, known: Mapping[Value, mx.array], streams: Streams, native: NativeRegion
+    ) -> None:
+        super().__init__(node, known, streams)
+        self.native = native
+
+    def run(self, env: Env) -> None:
+        arrays = [self.look_up(env, v) for v in self.native.needs]
+        mx.eval(arrays)
+        env.update(zip(self.node.outputs, self.native(arrays), strict=True))
+
+
+def from_host(node: Node, known: Mapping[Value, mx.array], streams: Streams) -> FromHost:
+    """The step of a node that Python carries out."""
+    if node.op == REGION:
+        native = bound(node, known, streams.device)
+        if native is not None:
+            return HostRegion(node, known, streams, native)
+    return (HostLoop if node.bodies else HostKernel)(node, known, streams)

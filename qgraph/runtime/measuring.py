@@ -21,12 +21,14 @@ from ..analysis.problems import product_estimate
 from ..inspection.profile import NodeTime, Profile, StretchTime
 from ..ir.graph import Graph, Node, Value, reachable
 from ..ir.kinds import VIEWS
-from ..ir.loops import CONTROL_FLOW, bodies, runs, turns
+from ..ir.loops import CONTROL_FLOW, REGION, bodies, runs, turns
 from ..kernels.streams import Streams
 from ..target import Target
 from ..timing import once
 from .interpret import Env, Interpreter
 from .lower import FromHost, LoweredGraph, Step, Stretch
+from .regions.measuring import Clock, InPhase
+from .regions.run import bound
 
 if TYPE_CHECKING:
     from .executable import Executable
@@ -98,10 +100,22 @@ def profile(executable: Executable, arrays: Sequence[mx.array], *, repeats: int 
     )
     rows.sort(key=lambda row: -row.seconds)
     whole = statistics.median(wholes)
-    return Profile(executable.graph, target, tuple(rows), stretches, whole, bandwidth)
+    phases = tuple(
+        clock.phases()
+        for clock in dict.fromkeys(each.clock for each in timed if isinstance(each, InPhase))
+    )
+    return Profile(
+        executable.graph,
+        target,
+        tuple(rows),
+        stretches,
+        whole,
+        bandwidth,
+        tuple(p for found in phases for p in found),
+    )
 
 
-def _row(timed: _Timed, seconds: float, bandwidth: float, target: Target) -> NodeTime:
+def _row(timed: _Timed | InPhase, seconds: float, bandwidth: float, target: Target) -> NodeTime:
     cost = estimate(timed.node).times(timed.times)
     known = product_estimate(timed.node, target)
     guess = cost.nbytes / bandwidth if known is None else known * timed.times
@@ -166,7 +180,7 @@ def _timer(step: Step, before: Env, outputs: Sequence[Value]) -> Callable[[], fl
     return run
 
 
-def _nodes(executable: Executable, arrays: Sequence[mx.array]) -> Iterator[_Timed]:
+def _nodes(executable: Executable, arrays: Sequence[mx.array]) -> Iterator[_Timed | InPhase]:
     streams = executable.streams
     order = [*executable.prepared, *executable.free]
     env: Env = {**executable.known, **dict(zip(order, arrays, strict=True))}
@@ -174,10 +188,16 @@ def _nodes(executable: Executable, arrays: Sequence[mx.array]) -> Iterator[_Time
     yield from _timed(run, env, streams, 1)
 
 
-def _timed(nodes: Sequence[Node], env: Env, streams: Streams, times: int) -> Iterator[_Timed]:
+def _timed(
+    nodes: Sequence[Node], env: Env, streams: Streams, times: int
+) -> Iterator[_Timed | InPhase]:
     """Run `nodes` once, adding to `env`; give each one's timer, of bodies at their first turn."""
     for node in nodes:
-        if node.op in CONTROL_FLOW:
+        if node.op == REGION and (native := bound(node, {}, streams.device)) is not None:
+            arrays = [env[v] for v in native.needs]
+            env.update(zip(node.outputs, native(arrays), strict=True))
+            yield from Clock(node, native, arrays).timers(times)
+        elif node.op in CONTROL_FLOW or node.op == REGION:
             yield from _control_flow(node, env, streams, times)
             continue
         if all(v in env for v in node.outputs):
@@ -201,7 +221,7 @@ def _runner(node: Node, env: Env, streams: Streams) -> Callable[[], list[mx.arra
     return run
 
 
-def _control_flow(node: Node, env: Env, streams: Streams, times: int) -> Iterator[_Timed]:
+def _control_flow(node: Node, env: Env, streams: Streams, times: int) -> Iterator[_Timed | InPhase]:
     step = LoweredGraph(_alone(node), {}, streams)
     results = step([env[v] for v in dict.fromkeys(node.inputs)])
     mx.eval(results)

@@ -161,7 +161,7 @@ class Take : public Work {
   void decode(const Code& code, const Here& here, long row, char* y) const {
     long bytes = a.inner * a.bits / 8, groups = a.inner / a.group;
     const uint8_t* codes = here.at<const uint8_t>(a.x) + row * bytes;
-    float out[kLanes], scale[kLanes], bias[kLanes];
+    float out[kLanes], scale[kLanes], bias[kLanes], scales[kLanes] = {}, biases[kLanes] = {};
     for (long j = 0; j < a.inner; j += kLanes) {
       long some = a.inner - j < kLanes ? a.inner - j : kLanes;
       Words low{};
@@ -174,8 +174,11 @@ class Take : public Work {
       for (long i = 0; i < some; i++) {
         long group = row * groups + (j + i) / a.group;
         if (i == 0 || (j + i) % a.group == 0) scale_at(here, group, scale, bias);
-        out[i] = out[i] * scale[0] + bias[0];
+        scales[i] = scale[0], biases[i] = bias[0];
       }
+      Floats x = load<Floats>(out) * load<Floats>(scales);
+      if (a.y.dtype != QG_F32) x = rounded(a.y.dtype, x);  // as MLX does, in the dtype of y
+      store(out, x + load<Floats>(biases));
       narrow(a.y.dtype, out, y + j * size_of(a.y.dtype), 1, some);
     }
   }

@@ -1,0 +1,1 @@
+"""Regions on CPUs: bodies as steps of the engine in `qgraph/kernels/cpu`."""

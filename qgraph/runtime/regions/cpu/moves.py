@@ -1,0 +1,199 @@
+"""Elements moved: gathers, joins, slices and updates at positions that only the run knows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlx.core as mx
+
+from ....ir.graph import Node, Value
+from ....ir.ops import setting
+from ..arrays import Array
+from .chains import Chain
+from .patterns import TakenRows
+from .products import MODES, packing
+from .refs import Unknown, fill, h, ref
+from .translate import PATTERNS, Translator, kind
+
+
+@kind("take")
+def take(t: Translator, node: Node) -> None:
+    x = t.contiguous(node.operand("a"), node)
+    axis = setting(node, "axis")
+    indices = _indices(t, node)
+    if axis is None:
+        outer, length, inner = 1, x.size, 1
+    else:
+        axis %= x.ndim
+        outer, length = math.prod(x.shape[:axis]), x.shape[axis]
+        inner = math.prod(x.shape[axis + 1 :])
+    y = t.result(node)
+    absent = ref(None)
+    args = fill(
+        h.Take(), x=ref(x), y=ref(y), scales=absent, biases=absent, indices=ref(indices),
+        outer=outer, length=length, inner=inner, count=indices.size, mode=h.DENSE,
+    )  # fmt: skip
+    t.step(h.TAKE, args, [x, indices], [y], node)
+
+
+def _indices(t: Translator, node: Node) -> Array:
+    value = node.args["indices"]
+    if not isinstance(value, Value):
+        raise Unknown("an index that is a number")
+    indices = t.contiguous(value, node)
+    if not mx.issubdtype(indices.dtype, mx.integer):
+        raise Unknown("indices that are no integers")
+    return indices
+
+
+def take_packed(t: Translator, pattern: TakenRows) -> None:
+    """Rows taken from each part of a packed weight, of which only they are decoded."""
+    node, rows = pattern.node, pattern.rows
+    parts = [t.contiguous(row.operand("a"), node) for row in rows]
+    decode(t, node, parts, _indices(t, rows[0]), *rows)
+
+
+def decode(t: Translator, node: Node, parts: list[Array], indices: Array, *more: Node) -> None:
+    """Rows of a packed weight, by number."""
+    if node.args.get("global_scale") is not None or node.args.get("dtype") is not None:
+        raise Unknown("dequantize to another dtype or by a global scale")
+    mode, bits, group = packing(node)
+    y = t.result(node)
+    inner = y.shape[-1]
+    args = fill(
+        h.Take(), x=ref(parts[0]), y=ref(y), scales=ref(parts[1]),
+        biases=ref(parts[2] if len(parts) > 2 else None), indices=ref(indices), outer=1,
+        length=parts[1].size * group // inner, inner=inner, count=indices.size,
+        mode=MODES[mode], bits=bits, group=group,
+    )  # fmt: skip
+    t.step(h.TAKE, args, [*parts, indices], [y], node, *more)
+
+
+PATTERNS[TakenRows] = take_packed
+
+
+@kind("take_along_axis")
+def take_along_axis(t: Translator, node: Node) -> None:
+    x, indices = t.array(node.operand("a")), t.array(node.operand("indices"))
+    axis = setting(node, "axis")
+    y = t.result(node)
+    if axis is None or not mx.issubdtype(indices.dtype, mx.integer):
+        raise Unknown("take_along_axis of all axes")
+    axis %= x.ndim
+    outer = [a for a in range(x.ndim) if a != axis]
+    shape = [y.shape[a] for a in outer]
+    wide = x.broadcast([x.shape[a] if a == axis else y.shape[a] for a in range(x.ndim)])
+    picks = indices.broadcast(y.shape)
+    rows = fill(
+        h.Rows(), x=ref(x), y=ref(y), rank=len(outer), shape=shape,
+        x_strides=[wide.strides[a] for a in outer], y_strides=[y.strides[a] for a in outer],
+        length=y.shape[axis], x_axis=x.strides[axis], y_axis=y.strides[axis],
+    )  # fmt: skip
+    args = fill(
+        h.TakeAlong(), rows=rows, indices=ref(indices),
+        index_strides=[picks.strides[a] for a in outer], index_axis=picks.strides[axis],
+        x_length=x.shape[axis],
+    )  # fmt: skip
+    t.step(h.TAKE_ALONG, args, [x, indices], [y], node)
+
+
+@kind("concatenate", "stack")
+def concatenate(t: Translator, node: Node) -> None:
+    y = t.result(node)
+    parts = [t.array(v) for v in node.inputs]
+    axis = setting(node, "axis") % y.ndim
+    if any(p.dtype != y.dtype for p in parts):
+        raise Unknown("joined values of several dtypes")
+    start = 0
+    for part in parts:
+        if node.op == "stack":
+            goal = y.sliced(axis, start, 1).without(axis)
+            start += 1
+        else:
+            goal = y.sliced(axis, start, part.shape[axis])
+            start += part.shape[axis]
+        t.copy(part, goal, node)
+
+
+def starts(t: Translator, node: Node, of: Array, sizes: tuple[int, ...]) -> tuple[Any, list[Array]]:
+    """`qg_start`s by axis of a node with `start_indices`, and what they read."""
+    value = node.args["start_indices"]
+    axes = [a % of.ndim for a in node.args["axes"]]
+    if not isinstance(value, Value):
+        raise Unknown("starts that are numbers")
+    at = t.contiguous(value, node)
+    if not mx.issubdtype(at.dtype, mx.integer):
+        raise Unknown("starts that are no integers")
+    found = {
+        axis: h.Start(ref(at.moved(i)), of.strides[axis], of.shape[axis] - sizes[axis])
+        for i, axis in enumerate(axes)
+    }
+    return found, [at]
+
+
+@kind("slice")
+def slice_(t: Translator, node: Node) -> None:
+    x = t.array(node.operand("a"))
+    y = t.result(node)
+    found, reads = starts(t, node, x, y.shape)
+    window = Array(x.buffer, x.dtype, y.shape, x.strides, x.offset)
+    t.copy(window, y, node, reads=reads, source_starts=found)
+
+
+@kind("slice_update")
+def slice_update(t: Translator, node: Node) -> None:
+    update = t.array(node.operand("update"))
+    if update.dtype != node.output.dtype:
+        raise Unknown("an update of another dtype")
+    y = t.own(node.operand("a"), node)
+    t.places[node.output] = y
+    found, reads = starts(t, node, y, update.shape)
+    window = Array(y.buffer, y.dtype, update.shape, y.strides, y.offset)
+    t.copy(update, window, node, reads=[y, *reads], goal_starts=found)
+
+
+@kind("dequantize")
+def dequantize(t: Translator, node: Node) -> None:
+    """All rows of a packed weight, as if each were taken."""
+    values = [node.value(name) for name in ("w", "scales", "biases")]
+    parts = [t.contiguous(v, node) for v in values if v is not None]
+    rows = node.output.type.size // max(1, node.output.shape[-1])
+    chain = Chain((rows,), 0)
+    every = t.table.array((rows,), mx.int32)
+    chain.outputs.append((every, chain.add(h.OP_IOTA, mx.int32, ())))
+    every.buffer.ready = 0
+    t.work.append(t.chain_step(chain))
+    decode(t, node, parts, every)
+
+
+@kind("zeros", "ones", "full", "zeros_like", "ones_like")
+def full(t: Translator, node: Node) -> None:
+    out = node.output
+    number: float = float(node.op.startswith("ones"))
+    if node.op == "full":
+        value = node.args["vals"]
+        if isinstance(value, Value):
+            raise Unknown("full of an array")
+        number = value
+    t.places[out] = t.filled(number, out.dtype).broadcast(out.shape)
+
+
+@kind("arange")
+def arange(t: Translator, node: Node) -> None:
+    out = node.output
+    start, stop, step = (node.args.get(name) for name in ("start", "stop", "step"))
+    if any(isinstance(v, Value) for v in (start, stop, step)):
+        raise Unknown("arange of arrays")
+    chain = Chain(out.shape, 0)
+    number = chain.add(h.OP_IOTA, out.dtype, ())
+    step = 1 if step is None else step
+    if step != 1:
+        number = chain.add(h.OP_MULTIPLY, out.dtype, (number, chain.constant(step, out.dtype)))
+    first = 0 if stop is None else start or 0
+    if first:
+        number = chain.add(h.OP_ADD, out.dtype, (number, chain.constant(first, out.dtype)))
+    y = t.result(node)
+    chain.outputs.append((y, number))
+    y.buffer.ready = 0
+    t.work.append(t.chain_step(chain))

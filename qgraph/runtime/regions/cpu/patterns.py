@@ -1,0 +1,189 @@
+"""Several nodes that are one step: rows of a packed weight, and products with what follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import mlx.core as mx
+
+from ....ir.graph import Graph, Node, Value, is_scalar
+from ....ir.ops import setting
+
+ABSORBED: Final = "absorbed"
+"""A node that is part of another's step."""
+
+
+@dataclass
+class TakenRows:
+    """`dequantize` of rows `take`n of each part of a packed weight."""
+
+    node: Node
+    rows: list[Node]
+
+
+@dataclass
+class Followed:
+    """A product and what is done to its sums before they are written.
+
+    Attributes:
+        node: the product.
+        last: the node whose result is written.
+        steps: all nodes but the product.
+        gate: another product of the same rows, which the activated sums are multiplied by.
+    """
+
+    node: Node
+    last: Node
+    steps: list[Node] = field(default_factory=list)
+    bias: Value | None = None
+    activation: str = ""
+    gate: Node | None = None
+    times: Value | None = None
+    add: Value | None = None
+
+
+Pattern = TakenRows | Followed
+
+
+def find(body: Graph, uses: Mapping[Value, int]) -> dict[Node, Pattern | str]:
+    """The patterns of a body by the node at which they are carried out; `ABSORBED` for others."""
+    found: dict[Node, Pattern | str] = {}
+    for node in body.nodes:
+        if node.op == "dequantize" and (rows := _taken_rows(node, uses)):
+            found[node] = TakenRows(node, rows)
+            found.update(dict.fromkeys(rows, ABSORBED))
+        elif node.op in ("quantized_matmul", "matmul") and node not in found:
+            product = _followed(node, body, uses, found)
+            if product is not None:
+                parts = [product.node, *product.steps, *filter(None, [product.gate])]
+                found.update(dict.fromkeys(parts, ABSORBED))
+                found[product.last] = product
+    return found
+
+
+def _taken_rows(node: Node, uses: Mapping[Value, int]) -> list[Node] | None:
+    parts = [node.value(name) for name in ("w", "scales", "biases")]
+    rows = [part.node for part in parts if part is not None]
+    if node.args.get("global_scale") is not None or node.args.get("dtype") is not None:
+        return None
+    alike = all(
+        row.op == "take"
+        and uses.get(row.output) == 1
+        and row.operand("a").ndim == 2
+        and setting(row, "axis") == 0
+        and row.args["indices"] is rows[0].args["indices"]
+        for row in rows
+    )
+    return rows if alike else None
+
+
+def _is_plain(node: Node) -> bool:
+    """Is it a product with one matrix?"""
+    weight = node.operand("w" if node.op == "quantized_matmul" else "b")
+    return weight.ndim == 2 and node.output.ndim >= 2
+
+
+def _followed(
+    node: Node, body: Graph, uses: Mapping[Value, int], found: Mapping[Node, Any]
+) -> Followed | None:
+    if not _is_plain(node):
+        return None
+    product = Followed(node, node)
+    for grow in (_biased, _activated, _gated, _multiplied, _added):
+        grow(product, body, uses, found)
+    return product if product.steps else None
+
+
+def _only_reader(value: Value, body: Graph, uses: Mapping[Value, int]) -> Node | None:
+    readers = body.users.get(value, ())
+    return readers[0] if len(readers) == 1 and uses.get(value) == 1 else None
+
+
+def _partner(product: Followed, body: Graph, uses: Mapping[Value, int], op: str) -> Value | None:
+    """The other operand of the one node that reads the result so far, if that is an `op`."""
+    result = product.last.output
+    reader = _only_reader(result, body, uses)
+    if reader is None or reader.op != op or reader.output.type != result.type:
+        return None
+    a, b = reader.inputs
+    return b if a is result else a
+
+
+def _take(product: Followed, *nodes: Node) -> None:
+    product.steps += nodes
+    product.last = nodes[-1]
+
+
+def _biased(product: Followed, body: Graph, uses: Mapping[Value, int], _: Any) -> None:
+    other = _partner(product, body, uses, "add")
+    result = product.last.output
+    if other is not None and other.shape == result.shape[-1:] and other.dtype == result.dtype:
+        product.bias = other
+        _take(product, body.users[result][0])
+
+
+def _activated(product: Followed, body: Graph, uses: Mapping[Value, int], _: Any) -> None:
+    result = product.last.output
+    readers = body.users.get(result, ())
+    if len(readers) == 1 and uses[result] == 1:
+        (reader,) = readers
+        if reader.op in ("sigmoid", "tanh"):
+            product.activation = reader.op
+            _take(product, reader)
+        elif reader.op == "maximum" and _is_zero(reader, result):
+            product.activation = "relu"
+            _take(product, reader)
+    elif len(readers) == 2 and uses[result] == 2 and result.dtype == mx.float32:
+        gate, times = readers
+        silu = (
+            gate.op == "sigmoid"
+            and times.op == "multiply"
+            and uses.get(gate.output) == 1
+            and set(times.inputs) == {result, gate.output}
+        )
+        if silu:
+            product.activation = "silu"
+            _take(product, gate, times)
+
+
+def _is_zero(node: Node, result: Value) -> bool:
+    other = next((v for v in node.inputs if v is not result), None)
+    return other is not None and is_scalar(other) and other.node.args["data"].array.item() == 0
+
+
+def _gated(
+    product: Followed, body: Graph, uses: Mapping[Value, int], found: Mapping[Node, Any]
+) -> None:
+    other = _partner(product, body, uses, "multiply")
+    if other is None or other.node in found or other.node.op != product.node.op:
+        return
+    gate = other.node
+    if uses.get(other) == 1 and _is_plain(gate) and _alike(gate, product.node):
+        product.gate = gate
+        _take(product, body.users[product.last.output][0])
+
+
+def _alike(a: Node, b: Node) -> bool:
+    """Do two products read the same rows, by weights that are stored alike?"""
+    x, w = ("x", "w") if a.op == "quantized_matmul" else ("a", "b")
+    if a.args[x] is not b.args[x] or a.attrs != b.attrs:
+        return False
+    names = (w, "scales", "biases") if a.op == "quantized_matmul" else (w,)
+    pairs = [(a.value(name), b.value(name)) for name in names]
+    return all(p is q or (p is not None and q is not None and p.type == q.type) for p, q in pairs)
+
+
+def _multiplied(product: Followed, body: Graph, uses: Mapping[Value, int], _: Any) -> None:
+    other = _partner(product, body, uses, "multiply")
+    if product.gate is None and other is not None and other.type == product.last.output.type:
+        product.times = other
+        _take(product, body.users[product.last.output][0])
+
+
+def _added(product: Followed, body: Graph, uses: Mapping[Value, int], _: Any) -> None:
+    other = _partner(product, body, uses, "add")
+    if other is not None and other.type == product.last.output.type:
+        product.add = other
+        _take(product, body.users[product.last.output][0])

@@ -1,0 +1,258 @@
+"""A region of a program, made ready: weights bound once, a call binds inputs and results."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ....ir.graph import Graph, Node, Value
+from ....kernels.cpu.region import Region
+from ....types import TensorType
+from ..arrays import Array, Buffer
+from ..memory import Plan, plan
+from ..steps import Jump, Schedule, scheduled
+from . import attention, loops, moves, products, rows  # noqa: F401  (they fill the table of kinds)
+from .refs import DTYPES, h, ref
+from .translate import Table, Translator, address, encoded, row_by_row
+
+_MEMORY = {"given": h.GIVEN, "fixed": h.FIXED, "arena": h.ARENA}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a result lies: in an array made for it, in an input written over, or as it came.
+
+    Attributes:
+        pointer: the number of its address among those given to a run.
+        made: is the array made for it?
+    """
+
+    pointer: int
+    made: bool
+    type: TensorType
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A body as phases over buffers.
+
+    Attributes:
+        results: of the body, in order.
+        pointers: how many addresses a run is given: of the inputs that are not fixed, in order,
+            then of the arrays made for results.
+        over: the inputs that are written over, by the numbers of their pointers.
+    """
+
+    table: Table
+    schedule: Schedule
+    plan: Plan
+    results: tuple[Result, ...]
+    pointers: int
+    over: frozenset[int]
+
+
+def translate(body: Graph, fixed: Mapping[Value, mx.array]) -> Translation:
+    """The phases of a body; of `fixed` inputs the arrays are known.
+
+    Raises:
+        Unknown: it holds what the engine does not know.
+    """
+    table = Table()
+    given: dict[Value, Array] = {}
+    free = [v for v in body.inputs if v not in fixed]
+    for value in body.inputs:
+        if value in fixed:
+            given[value] = table.fixed(fixed[value])
+            continue
+        given[value] = table.array(value.shape, value.dtype, "given")
+        given[value].buffer.place = free.index(value)
+    t = Translator(body, table, given, set(free))
+    t.run()
+    results, pointers = _results(t, body, given, len(free))
+    schedule = scheduled(t.finish())
+    over = {r.pointer for r, v in zip(results, body.outputs, strict=True)
+            if not r.made and v not in given}  # fmt: skip
+    return Translation(
+        table, schedule, plan(schedule), tuple(results), pointers, frozenset(over)
+    )  # fmt: skip
+
+
+def _results(
+    t: Translator, body: Graph, given: Mapping[Value, Array], pointers: int
+) -> tuple[list[Result], int]:
+    """Each result in memory that is handed to a run, and how many pieces of it there are."""
+    inputs = {a.buffer: v.type for v, a in given.items() if a.buffer.memory == "given"}
+    taken: set[Buffer] = set()
+    found = []
+    for value in body.outputs:
+        array = t.array(value)
+        came = value in given and array.buffer in inputs
+        over = inputs.get(array.buffer) == value.type and t.wrote(array.buffer)
+        if came or (over and array.is_whole and array.buffer not in taken):
+            found.append(Result(array.buffer.place, False, value.type))
+            taken |= set() if came else {array.buffer}
+            continue
+        if array.buffer.memory != "arena" or not array.is_whole:
+            array = t.copied(array)
+        array.buffer.memory, array.buffer.place = "given", pointers
+        found.append(Result(pointers, True, value.type))
+        pointers += 1
+    return found, pointers
+
+
+class NativeRegion:
+    """A region's node, ready to run: weights are bound, a call binds inputs and results.
+
+    Args:
+        node: the region.
+        known: arrays that are the same at every call.
+        threads: how many to use.
+
+    Attributes:
+        needs: the values whose arrays a call takes.
+
+    Raises:
+        Unknown: it holds what the engine does not know.
+        RegionError: the engine refuses it.
+        OSError, subprocess.CalledProcessError: the engine cannot be built.
+    """
+
+    def __init__(self, node: Node, known: Mapping[Value, mx.array], threads: int) -> None:
+        body = node.bodies[0]
+        pairs = list(zip(body.inputs, node.args["invariants"], strict=True))
+        fixed = {inner: known[outer] for inner, outer in pairs if outer in known}
+        self.needs = tuple(outer for _, outer in pairs if outer not in known)
+        self.translation = translate(body, fixed)
+        self.threads = threads
+        self._region = _made(self.translation)
+        self._results = [(r.pointer, r.type.dtype) for r in self.translation.results]
+        self._rooms = [_Room.of(r.type) for r in self.translation.results if r.made]
+        types = {r.pointer: r.type for r in self.translation.results}
+        self._over = [(i, _Room.of(types[i])) for i in sorted(self.translation.over)]
+
+    @property
+    def steps(self) -> int:
+        """How many numbers `nanoseconds` of a call has room for."""
+        return int(self._region.steps)
+
+    def phases(self) -> list[tuple[int, list[tuple[Node, ...]]]]:
+        """The phases in order: the place of each one's time, and the nodes of its steps."""
+        found, place = [], 0
+        for entry in self.translation.schedule.entries:
+            if isinstance(entry, Jump):
+                place += 1
+                continue
+            found.append((place, [step.nodes for step in entry]))
+            place += len(entry)
+        return found
+
+    @property
+    def memory(self) -> Plan:
+        """Bytes of the region's own, and of its largest cut."""
+        return self.translation.plan
+
+    def __call__(self, inputs: Sequence[mx.array], nanoseconds: Any = None) -> list[mx.array]:
+        """The results for evaluated arrays of `needs`.
+
+        Raises:
+            RegionError: too little memory.
+        """
+        given: list[Any] = [_readable(array) for array in inputs]
+        copies = [(i, room.empty()) for i, room in self._over]
+        made = [room.empty() for room in self._rooms]
+        given += made
+        fresh = [a for a in (*made, *(a for _, a in copies)) if isinstance(a, mx.array)]
+        if fresh:
+            mx.eval(fresh)
+        for i, array in copies:
+            _copy(given[i], array)
+            given[i] = array
+        self._region.run([address(a) for a in given], self.threads, nanoseconds)
+        return [_as_array(given[pointer], dtype) for pointer, dtype in self._results]
+
+
+SMALL = 1 << 16
+"""Bytes up to which a result is written by NumPy and copied: MLX takes 11 microseconds to make an
+array."""
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Where a result is written to."""
+
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+    small: bool
+
+    @staticmethod
+    def of(type: TensorType) -> _Room:
+        return _Room(type.shape, type.dtype, type.nbytes <= SMALL)
+
+    def empty(self) -> Any:
+        """An array of MLX, not evaluated, or of NumPy."""
+        if self.small:
+            return np.empty(self.shape, _NUMPY[self.dtype])
+        return mx.empty(self.shape, self.dtype)
+
+
+_NUMPY = {
+    dtype: np.dtype("uint16" if dtype == mx.bfloat16 else str(dtype).partition(".core.")[2])
+    for dtype in DTYPES
+}
+"""NumPy knows no bfloat16, but the bits will do."""
+
+
+def _as_array(array: Any, dtype: mx.Dtype) -> mx.array:
+    made: mx.array = array if isinstance(array, mx.array) else mx.array(array)
+    return made if made.dtype == dtype else made.view(dtype)
+
+
+def _readable(array: mx.array) -> mx.array:
+    """The array, or a copy whose elements lie row by row."""
+    buffer: Any = array
+    return array if memoryview(buffer).c_contiguous else row_by_row(array)
+
+
+def _copy(source: mx.array, goal: Any) -> None:
+    start, end = address(_readable(source)), address(goal)
+    if start is not None and end is not None:
+        ctypes.memmove(end, start, source.nbytes)
+
+
+def _made(translation: Translation) -> Region:
+    args = bytearray()
+
+    def place(struct: Any) -> int:
+        at = len(args)
+        args.extend(bytes(struct))
+        args.extend(bytes(-len(args) % 8))
+        return at
+
+    entries = translation.schedule.entries
+    begins: list[int] = []
+    count = 0
+    for entry in entries:
+        begins.append(count)
+        count += 1 if isinstance(entry, Jump) else len(entry)
+    begins.append(count)
+    steps = []
+    for entry in entries:
+        if isinstance(entry, Jump):
+            jump = h.Jump(ref(entry.if_zero), begins[entry.target])
+            steps.append(h.Step(h.JUMP, h.BARRIER, place(jump)))
+            continue
+        for i, step in enumerate(entry):
+            flags = h.BARRIER if i == 0 else 0
+            steps.append(h.Step(step.kind, flags, encoded(step, place)))
+    buffers = [
+        h.Buffer(_MEMORY[b.memory], 0, b.place or 0, b.nbytes) for b in translation.table.buffers
+    ]
+    return Region(
+        buffers, steps, bytes(args), pointers=translation.pointers,
+        arena_bytes=translation.plan.nbytes,
+    )  # fmt: skip

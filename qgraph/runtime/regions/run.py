@@ -1,0 +1,30 @@
+"""A region's native form on the device that it is to run on."""
+
+from __future__ import annotations
+
+import subprocess
+import warnings
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from ...ir.graph import Node, Value
+from ...kernels.cpu.library import missing
+from ...kernels.cpu.region import RegionError
+from ...target import as_target
+from .cpu.refs import Unknown
+from .cpu.region import NativeRegion
+
+
+def bound(node: Node, known: Mapping[Value, mx.array], device: mx.Device) -> NativeRegion | None:
+    """A region made ready with the arrays that are known; None where its body must run instead."""
+    if device.type != mx.DeviceType.cpu or missing() is not None:
+        return None
+    try:
+        return NativeRegion(node, known, as_target(device).cores)
+    except Unknown:  # formed by another version, or for another machine
+        return None
+    except (RegionError, OSError, subprocess.CalledProcessError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        warnings.warn(f"a region runs by its body ({why}), which is slower", stacklevel=2)
+        return None

@@ -1,0 +1,198 @@
+"""Regions as programs run them: products, attention, loops, caches, and random graphs."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import qgraph as qg
+from qgraph.passes import FormRegions, StoredScales
+from qgraph.rewrite.regions import inlined
+from qgraph.target import as_target
+from tests import region_cases as cases
+from tests.arrays import to_numpy
+from tests.compiler import needs_compiler
+from tests.fusion import FORMATS
+from tests.in_numpy import InNumPy
+from tests.random_graphs import ROWS, K, parameters, programs, run
+from tests.test_region_ops import agree, as_list, both_ways, error
+
+pytestmark = needs_compiler
+CPU = as_target("cpu")
+
+
+def with_regions() -> list[qg.Pass]:
+    """The default passes, which form regions however little they save."""
+    everywhere = FormRegions(CPU, everywhere=True)
+    return [everywhere if p.name == "form-regions" else p for p in qg.default_passes(CPU)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 70])
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+def test_packed_products(form: str, dtype: mx.Dtype, rows: int) -> None:
+    w = cases.numbers(40, 128, seed=1, dtype=dtype)
+    packed = mx.quantize(w, **FORMATS[form])
+    x = cases.numbers(rows, 128, dtype=dtype)
+    dense = to_numpy(mx.dequantize(*packed, **FORMATS[form])).astype(np.float64)
+    exact = to_numpy(x).astype(np.float64) @ dense.T
+    agree(lambda x: qg.quantized_matmul(x, *packed, **FORMATS[form]), x, exact=exact)
+
+
+@pytest.mark.parametrize("form", ["affine-4-32", "mxfp4"])
+def test_packed_products_by_columns(form: str) -> None:
+    packed = mx.quantize(cases.numbers(64, 128, seed=1), **FORMATS[form])
+    agree(lambda x: qg.quantized_matmul(x, *packed, **FORMATS[form], transpose=False),
+          cases.numbers(3, 64))  # fmt: skip
+
+
+def test_scales_are_read_as_they_are_stored() -> None:
+    packed = mx.quantize(cases.numbers(64, 128, seed=1).astype(mx.float16))
+    wide = [packed[0], *(p.astype(mx.float32) for p in packed[1:])]
+
+    def product(x: Any) -> Any:
+        w, *scales = map(qg.tensor, packed)
+        return qg.quantized_matmul(x, w, *(s.astype(mx.float32) for s in scales))
+
+    x = cases.numbers(3, 128)
+    program = qg.compile(
+        product, x, target="cpu", passes=[StoredScales(CPU), FormRegions(CPU, everywhere=True)]
+    )
+    (region,) = [n for n in program.plan.graph.nodes if n.op == "region"]
+    assert {v.dtype for v in region.inputs} == {mx.float32, mx.uint32, mx.float16}
+    assert error(program(x), to_numpy(mx.quantized_matmul(x, *wide))) < 1e-6
+
+
+MASKS = {
+    "none": None,
+    "causal": "causal",
+    "bool": mx.array(np.tril(np.ones((6, 11), bool), 5)),
+    "added": cases.numbers(4, 6, 11, seed=5),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+def test_attention(mask: str, dtype: mx.Dtype) -> None:
+    q = cases.numbers(2, 4, 6, 16, dtype=dtype)
+    k, v = (cases.numbers(2, 2, 11, 16, seed=i, dtype=dtype) for i in (1, 2))
+    found: Any = MASKS[mask]
+    if mask == "added":
+        found = found.astype(dtype)
+    if isinstance(found, mx.array):
+        agree(cases.attention(), q, k, v, found)
+    else:
+        agree(cases.attention(mask=found), q, k, v)
+
+
+def test_attention_with_sinks_over_transposed_heads() -> None:
+    def attend(x: Any, sinks: Any) -> Any:
+        heads = x.reshape(1, 6, 4, 16).transpose(0, 2, 1, 3)
+        y = qg.fast.scaled_dot_product_attention(
+            heads, heads[:, :2], heads[:, 2:], scale=0.25, mask="causal", sinks=sinks
+        )
+        return y.transpose(0, 2, 1, 3).reshape(1, 6, 64)
+
+    agree(attend, cases.numbers(1, 6, 64), cases.numbers(4, seed=3))
+
+
+def test_rows_of_a_packed_embedding() -> None:
+    packed = mx.quantize(cases.numbers(30, 64), bits=8)
+
+    def look_up(ids: Any) -> Any:
+        parts = [qg.take(qg.tensor(p), ids, axis=0) for p in packed]
+        return qg.dequantize(*parts, bits=8) * 2
+
+    agree(look_up, mx.array([[3, 29, 0]]))
+    agree(lambda x: qg.dequantize(*map(qg.tensor, packed), bits=8) @ x, cases.numbers(64, 2))
+
+
+LOOPS: dict[str, Any] = {
+    "fori": lambda x: qg.fori_loop(0, 5, lambda i, h: qg.tanh(h) + i, x),
+    "no turns": lambda x: qg.fori_loop(3, 3, lambda i, h: h * 2, x),
+    "bounds": lambda x: qg.fori_loop(
+        qg.argmin(x[0]).astype(mx.int32), qg.argmax(x[0]).astype(mx.int32), lambda i, h: h + i, x),
+    "swapped": lambda x: qg.fori_loop(0, 3, lambda i, c: (c[1] + i, c[0], c[0] * 2),
+                                      (x, x + 1, x * 3)),
+    "kept": lambda x: qg.fori_loop(0, 3, lambda i, c: (c[0] + c[1], c[1]), (x, x * 2)),
+    "scan": lambda x: qg.scan(lambda c, s: (c * 0.5 + s, c.sum()), x[0], x),
+    "scan back": lambda x: qg.scan(lambda c, s: (c * 0.5 + s, s + c), x[0], x, reverse=True),
+    "scan, turned": lambda x: qg.scan(lambda c, s: (c + s, s), x[:, 0], qg.transpose(x)),
+    "while": lambda x: qg.while_loop(lambda h: qg.sum(h) < 100, lambda h: h + 1, x),
+    "cond": lambda x: qg.cond(qg.sum(x) > 0, lambda x: (x * 2, x), lambda x: (x - 1, x + 2), x),
+    "other cond": lambda x: qg.cond(qg.sum(x) > 1e9, lambda x: x * 2, lambda x: x - 1, x),
+    "nested": lambda x: qg.fori_loop(0, 3, lambda i, h: qg.scan(
+        lambda c, s: (c + s * i, c), h[0], h)[1] * 0.5, x),
+    "in place": lambda x: qg.fori_loop(0, 3, lambda i, c: qg.slice_update(
+        c, c[:1] * 0 + i, i.reshape(1), axes=(0,)), x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops(name: str) -> None:
+    agree(LOOPS[name], cases.numbers(4, 9))
+
+
+def test_a_cache_is_written_where_it_is_and_the_caller_s_stays() -> None:
+    def step(cache: Any, row: Any, at: Any) -> Any:
+        cache = qg.slice_update(cache, row, at, axes=(1,))
+        return cache, cache.sum(axis=1)
+
+    cache, row = mx.zeros((2, 8, 3)), mx.ones((2, 1, 3))
+    (after, _), _ = both_ways(step, cache, row, mx.array([3]))
+    assert after[0, 3].tolist() == [1, 1, 1]
+    assert cache.sum().item() == 0
+    graph = qg.trace(step, *[qg.spec(x.shape, x.dtype) for x in (cache, row, mx.array([3]))])
+    program = qg.compile(graph, target="cpu", passes=[FormRegions(everywhere=True)])
+    native = program.executables[0].lowered.steps[0].native
+    assert native.translation.over == {0}  # no copy is a step
+
+
+def test_inputs_of_any_strides() -> None:
+    x = mx.transpose(cases.numbers(5, 7))
+    program = qg.compile(lambda x: qg.exp(x) @ x.T, qg.spec((7, 5)), target="cpu",
+                         passes=with_regions())  # fmt: skip
+    exact = np.exp(to_numpy(x).astype(np.float64)) @ to_numpy(x).T
+    assert error(program(x), exact) < 1e-6
+    assert error(program(mx.broadcast_to(mx.array(1.0), (7, 5))), np.full((7, 7), np.e * 5)) < 1e-6
+
+
+def test_threads_at_once() -> None:
+    w = mx.quantize(cases.numbers(64, 64))
+    program = qg.compile(lambda x: qg.softmax(qg.quantized_matmul(x, *w)), qg.spec((3, 64)),
+                         target="cpu", passes=with_regions())  # fmt: skip
+    inputs = [cases.numbers(3, 64, seed=i) for i in range(4)]
+    wanted = [to_numpy(program(x)) for x in inputs]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        with mx.stream(mx.cpu):
+            for _ in range(50):
+                if not np.array_equal(to_numpy(program(inputs[i])), wanted[i]):
+                    wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@settings(max_examples=40, deadline=None)
+@given(program=programs(["affine-4-32", "mxfp4"]))
+def test_random_graphs(program: tuple[Any, ...]) -> None:
+    weights = parameters(["affine-4-32", "mxfp4"])
+    specs = (qg.spec((ROWS, K)),)
+    graph = qg.trace(lambda h, *w: run(program, w or weights, h), *specs)
+    compiled = qg.compile(graph, target="cpu", passes=with_regions())
+    x = cases.numbers(ROWS, K, seed=3)
+    (exact,) = InNumPy().run(graph, [to_numpy(x).astype(np.float64)])
+    body = qg.compile(inlined(compiled.plan.graph), target="cpu", passes=[])
+    allowed = 2 * error(as_list(body(x))[0], exact) + 1e-5
+    assert error(as_list(compiled(x))[0], exact) <= allowed
