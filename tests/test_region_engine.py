@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -279,4 +280,22 @@ def test_under_sanitizers(sanitizer: str, tmp_path: Path) -> None:
     made = str(tmp_path / "program")
     subprocess.run([library.COMPILER, *flags, "-pthread", *objects, "-o", made], check=True)
     done = subprocess.run([made], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr[:3000]
+
+
+CROSS = "aarch64-linux-gnu-g++"
+
+
+@pytest.mark.skipif(shutil.which(CROSS) is None, reason=f"{CROSS} is not installed")
+def test_for_neon(tmp_path: Path) -> None:
+    """Compiled by a cross compiler, and run where there is an emulator."""
+    program = Path(__file__).parent / "regions_in_threads.cpp"
+    made = str(tmp_path / "program")
+    objects = compiled(tmp_path, CROSS, "-Wall", "-Werror", extra=str(program))
+    subprocess.run([CROSS, "-static", "-pthread", *objects, "-o", made], check=True)
+    if shutil.which("qemu-aarch64") is None:
+        pytest.skip("it compiles; qemu-aarch64, to run it, is not installed")
+    done = subprocess.run(
+        ["qemu-aarch64", made], capture_output=True, text=True, timeout=300, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr[:3000]
