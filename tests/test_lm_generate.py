@@ -66,12 +66,12 @@ def tokens(model: Any, prompt: list[int] = PROMPT, count: int = 12, **settings: 
 
 def both(load: Load) -> tuple[Any, Any]:
     model, _ = load()
-    return model, qg.lm.accelerate(load()[0], target="cpu", background=False)
+    return model, qg.lm.accelerate(load()[0], target="cpu", background=False, keep=False)
 
 
 def test_it_is_the_same_model(load: Load) -> None:
     model, _ = load()
-    fast = qg.lm.accelerate(model)
+    fast = qg.lm.accelerate(model, keep=False)
     assert isinstance(fast, type(model))
     assert inspect.signature(fast.__call__) == inspect.signature(model.__call__)
     assert fast.layers is model.layers
@@ -108,7 +108,7 @@ def test_the_program_for_the_next_buffer_is_made_ahead(load: Load) -> None:
 
 def test_the_model_answers_while_its_programs_are_made(load: Load) -> None:
     model, _ = load()
-    fast = qg.lm.accelerate(load()[0], target="cpu")
+    fast = qg.lm.accelerate(load()[0], target="cpu", keep=False)
     expected = tokens(model, count=20)
     assert tokens(fast, count=20) == expected
     assert fast.qgraph.report().count("while a program was made")
@@ -124,7 +124,7 @@ def test_the_model_answers_while_its_programs_are_made(load: Load) -> None:
 
 
 def test_warm(load: Load) -> None:
-    fast = qg.lm.accelerate(load()[0], target="cpu", warm=True)
+    fast = qg.lm.accelerate(load()[0], target="cpu", warm=True, keep=False)
     made = {(p.form.count, p.form.fresh) for p in fast.qgraph.programs}
     assert made == {(1, False), (4, True), (16, True), (64, True)}
     tokens(fast, PROMPT[:16])

@@ -89,7 +89,7 @@ def quantized(model: Any) -> Any:
 
 
 def accelerated(model: Any) -> Any:
-    return qg.lm.accelerate(model, target="cpu", background=False)
+    return qg.lm.accelerate(model, target="cpu", background=False, keep=False)
 
 
 def by_mlx_lm(model: Any, name: str) -> mx.array:

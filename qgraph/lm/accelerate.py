@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -25,6 +26,7 @@ def accelerate(
     tune: Tune = "table",
     warm: bool = False,
     background: bool = True,
+    keep: bool | Path = True,
 ) -> Any:
     """A model of mlx-lm that generates through programs.
 
@@ -38,6 +40,8 @@ def accelerate(
         warm: make the programs for a token and for short prompts now.
         background: let the model answer itself while a program is being made; else wait for it.
             Of prompts of more than 64 tokens on a CPU it is always waited for.
+        keep: plans and packed weights on disk, in the user's cache or in a folder, so that a second
+            start optimizes and packs nothing.
 
     Returns:
         An object of a subclass of the model's class over the very same modules.  Its `qgraph` says
@@ -49,7 +53,7 @@ def accelerate(
     >>> sizes = dict(hidden_size=64, num_hidden_layers=2, intermediate_size=128, vocab_size=100)
     >>> args = llama.ModelArgs("llama", num_attention_heads=2, rms_norm_eps=1e-5, **sizes)
     >>> model = llama.Model(args)
-    >>> fast = qg.lm.accelerate(model, target="cpu", background=False)
+    >>> fast = qg.lm.accelerate(model, target="cpu", background=False, keep=False)
     >>> kept = cache.make_prompt_cache(fast)
     >>> logits = fast(mx.array([[1, 2, 3, 4]]), cache=kept)
     >>> isinstance(fast, llama.Model), logits.shape, kept[0].offset
@@ -64,7 +68,7 @@ def accelerate(
     dict.update(fast, model)
     vars(fast).update(vars(model))
     maker = Maker(cls._own, where, quantize, tune)
-    vars(fast)["qgraph"] = Acceleration(fast, maker, background)
+    vars(fast)["qgraph"] = Acceleration(fast, maker, background, keep)
     if warm:
         fast.qgraph.warm()
     return fast

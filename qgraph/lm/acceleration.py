@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -16,13 +17,15 @@ from ..runtime.packing import PackCache
 from .background import Library, Then
 from .caches import Caches
 from .check import Check
+from .form import Form, types_of
 from .numbers import Numbers, Pool
 from .overrides import overrides_of
 from .pieces import sizes_for
-from .programs import Form, Maker, Program, types_of
+from .programs import Maker, Program
 from .ranks import Ranks
 from .report import Report
 from .run import first_run, run
+from .store import Store
 from .weights import Watch
 
 AHEAD = 64
@@ -41,10 +44,14 @@ class Acceleration:
         eager: how often what ran without a program, by the reason.
     """
 
-    def __init__(self, model: Any, maker: Maker, background: bool = True) -> None:
+    def __init__(
+        self, model: Any, maker: Maker, background: bool = True, keep: bool | Path = False
+    ) -> None:
         self._ranks = Ranks(maker.target.mesh)
         self._model = model
         self._background = background and not self._ranks.launched
+        self._keep = keep if maker.target.mesh is None else False  # parts of weights are a rank's
+        self._store: Store | None = None
         self._maker = maker
         self._sizes = sizes_for(maker.target)
         self._lock = threading.RLock()
@@ -55,8 +62,8 @@ class Acceleration:
 
     def _forget(self) -> None:
         packed = self._packed = PackCache()
-        model = self._model
-        self._library = Library(lambda form: self._maker.make(model, form, packed))
+        model, store = self._model, self._store
+        self._library = Library(lambda form: self._maker.make(model, form, packed, store))
         self._shapes: list[Any] | None = None
         self._numbers = Numbers()
         self._last: tuple[Any, Form] | None = None
@@ -117,6 +124,9 @@ class Acceleration:
             if self._watch is not None:
                 self._said.note("weights changed: programs were made again")
             self._watch = Watch(model)
+            if self._keep:
+                root = self._keep if isinstance(self._keep, Path) else None
+                self._store = Store(self._model, self._maker.settings, root)
             self._whole = next((o.reason for _, o in overrides_of(model) if o.whole), "")
             self._forget()
 
@@ -148,6 +158,7 @@ class Acceleration:
         logits = first_run(program, model, tokens, caches, self._check)
         if not program.checked:
             self._said.ran_eagerly(program.reason)
+        keep(program, self._store, self._packed)
         return logits
 
     def _waits(self, count: int) -> bool:
@@ -169,8 +180,15 @@ class Acceleration:
         # Streams belong to threads: what another one reads must have been computed.
         mx.eval([tokens for _, tokens, _ in wanted], [c.arrays() for _, _, c in wanted])
 
+        store, packed = self._store, self._packed
+
         def trial(tokens: mx.array, caches: Caches) -> Then:
-            return lambda program: mx.eval(first_run(program, model, tokens, caches, check))
+            def then(program: Program) -> None:
+                if not program.checked:
+                    mx.eval(first_run(program, model, tokens, caches, check))
+                keep(program, store, packed)
+
+            return then
 
         self._library.prepare([(form, trial(tokens, caches)) for form, tokens, caches in wanted])
 
@@ -200,6 +218,12 @@ class Acceleration:
         later.make_room(self._shapes or [], form.rows, AHEAD + 1)
         ahead = replace(form, kinds=later.fixed(1), arrays=later.types())
         self._prepare([(ahead, tokens, later)])
+
+
+def keep(program: Program, store: Store | None, packed: PackCache) -> None:
+    """Write a program to the disk, if it is new there and was found right."""
+    if store is not None and program.checked and program.plan is not None and not program.kept:
+        store.write(program.form, program.plan.graph, packed)
 
 
 def refusal(tokens: Any, caches: Caches | None, extras: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from .programs import Form, Program
+from .form import Form
+from .programs import Program
 
 Then = Callable[[Program], Any]
 """What is done with a program before anybody gets it: it is tried and compared."""
@@ -18,7 +19,7 @@ Then = Callable[[Program], Any]
 class Library:
     """The programs of a model by form.
 
-    >>> from qgraph.lm.programs import Form
+    >>> from qgraph.lm.form import Form
     >>> form = Form(1, 1, False, (), (), (), ())
     >>> library = Library(lambda form: Program(form, reason="an example"))
     >>> library.prepare([(form, lambda program: None)])

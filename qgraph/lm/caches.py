@@ -8,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 
 from .call import Step
+from .form import types_of
 from .kind import Kind
 from .kinds import kind_of
-from .programs import types_of
 
 
 class Caches:

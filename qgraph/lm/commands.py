@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from ..compiler.pipeline import optimize
 from ..errors import InputError
 from ..origin import NOWHERE
 from .accelerate import accelerate
@@ -53,9 +54,11 @@ def save_page(model: Any, path: Path) -> Path:
         InputError: the model ran without programs.
     """
     settled()
-    programs = [program for program in model.qgraph.programs if program.plan is not None]
+    programs = model.qgraph.programs
     if not programs:
         raise InputError("no program was made", hint="see --report", origin=NOWHERE)
     most = max(programs, key=lambda program: program.calls)
-    written: Path = most.plan.save(path)
+    # What was read from the disk has no history.
+    plan = most.plan or optimize(most.executable.graph, passes=[], target=most.executable.target)
+    written: Path = plan.save(path)
     return written

@@ -33,6 +33,9 @@ def is_rounded(length: int) -> bool:
 class Kind(ABC):
     """A class of caches.  Outside of programs stand mlx-lm's objects, in a trace their views."""
 
+    def __repr__(self) -> str:
+        return type(self).__name__  # the same in each process
+
     def pads(self, cache: Any) -> bool:
         """May tokens follow a row's last one, to be forgotten?  A state would remember them."""
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -20,51 +20,13 @@ from ..runtime.packing import PackCache
 from ..target import Target
 from ..tracing.trace import sharing
 from .call import Call
-from .kind import Kind
+from .form import Form
 from .overrides import overrides_of, standing_in
 from .shadow import shadow
+from .store import Store
 
 Own = Callable[..., Any]
 """The call of a model's class, which runs without programs."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a program is made for: all of a call but the arrays themselves.
-
-    Attributes:
-        rows, count, fresh: as `Call` has them.
-        kinds: of the caches, and what of them belongs to the program.
-        places: for each cache, which of the numbers are its own.
-        numbers, arrays: shapes and dtypes, the arrays by cache.
-    """
-
-    rows: int
-    count: int
-    fresh: bool
-    kinds: tuple[tuple[Kind, Any], ...]
-    places: tuple[tuple[int, ...], ...]
-    numbers: tuple[Any, ...]
-    arrays: tuple[Any, ...]
-
-    def __post_init__(self) -> None:
-        parts = (self.rows, self.count, self.fresh, self.kinds, self.places, self.numbers)
-        object.__setattr__(self, "_hash", hash((parts, self.arrays)))
-
-    def __hash__(self) -> int:
-        return self._hash  # type: ignore[attr-defined,no-any-return]
-
-    @property
-    def length(self) -> int:
-        """Positions of the largest buffer."""
-        found = [shape[2] for some in self.arrays for shape, _ in some if len(shape) == 4]
-        return max(found, default=0)
-
-    def __str__(self) -> str:
-        rows = "" if self.rows == 1 else f"{self.rows} rows of "
-        tokens = f"{self.count} tokens" if self.count > 1 else "a token"
-        first = ", the first" if self.fresh else ""
-        return f"{rows}{tokens}{first}" + (f", {self.length} positions" if self.length else "")
 
 
 @dataclass
@@ -75,6 +37,7 @@ class Program:
         executable: None where the model runs this itself.
         reason: why it does.
         checked: was it found to give what the model gives?
+        kept: was it read from the disk?
         reference: what is compared in place of a program whose weights are quantized further.
     """
 
@@ -84,6 +47,7 @@ class Program:
     reason: str = ""
     seconds: float = 0.0
     checked: bool = False
+    kept: bool = False
     reference: Executable | None = None
     calls: int = 0
 
@@ -97,11 +61,27 @@ class Maker:
     quantize: Quantize | None
     tune: Tune
 
-    def make(self, model: Any, form: Form, packed: PackCache) -> Program:
+    @property
+    def settings(self) -> str:
+        """What programs depend on beside the model."""
+        return f"{self.target} {self.quantize} {self.tune}"
+
+    def make(
+        self, model: Any, form: Form, packed: PackCache, store: Store | None = None
+    ) -> Program:
         """A program for calls of this form, or the reason why there is none; never raises."""
         start = time.perf_counter()
         program = Program(form)
         try:
+            kept = None if store is None else store.read(form, packed)
+            if kept is not None:
+                program.executable = Executable(
+                    kept, self.target, packed, release=False, progress=None
+                )
+                # What was quantized further was compared before that, when it was written.
+                program.kept, program.checked = True, self.quantize is not None
+                program.seconds = time.perf_counter() - start
+                return program
             with sharing(packed.constants):
                 graph = self._graph(model, form)
             kept = sum(map(len, form.arrays))
@@ -153,7 +133,3 @@ class Maker:
             MethodType(step, shadow(model)), tokens, numbers, arrays,
             name=type(model).__name__,
         )  # fmt: skip
-
-
-def types_of(arrays: Sequence[mx.array]) -> tuple[Any, ...]:
-    return tuple((a.shape, a.dtype) for a in arrays)

@@ -33,10 +33,9 @@ class Report:
             f"{len(made)} programs, {packed_bytes(made, packed) / MIB:.1f} MiB packed for them"
         ]
         for program in made:
-            checked = "" if program.checked else ", not compared with the model yet"
-            lines.append(
-                f"  {program.form}: {program.calls} calls, made in {program.seconds:.1f} s{checked}"
-            )
+            how = "read" if program.kept else "made"
+            line = f"  {program.form}: {program.calls} calls, {how} in {program.seconds:.1f} s"
+            lines.append(line + ("" if program.checked else ", not compared with the model yet"))
         lines += [f"by the model itself, {n} times: {why}" for why, n in self.eager.items()]
         lines += [f"{words} ({n} times)" for words, n in self.notes.items()]
         for program in made[-1:]:

@@ -11,8 +11,9 @@ from ..runtime.executable import Executable
 from .caches import Caches
 from .call import Step
 from .check import Check
+from .form import Form
 from .numbers import Numbers, Pool
-from .programs import Form, Program
+from .programs import Program
 
 
 def run(
