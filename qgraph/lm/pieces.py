@@ -50,7 +50,7 @@ class Sizes:
             at += taken
 
 
-ON_CPU = Sizes((1, 4, 16, 64, 256, 512), waste=1.5)
+ON_CPU = Sizes((1, 4, 16, 64, 256, 512), waste=2.0)
 ON_GPU = Sizes((1, 4, 16, 64, 256, 512, 1024, 2048), waste=4.0)
 
 
