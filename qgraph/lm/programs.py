@@ -14,6 +14,7 @@ from ..compiler.pipeline import Tune, optimize
 from ..compiler.plan import Plan
 from ..errors import QGraphError
 from ..importer import from_mlx
+from ..ir.graph import Graph
 from ..quantization.config import Quantize
 from ..runtime.executable import Executable
 from ..runtime.packing import PackCache
@@ -73,28 +74,23 @@ class Maker:
         start = time.perf_counter()
         program = Program(form)
         try:
-            kept = None if store is None else store.read(form, packed)
-            if kept is not None:
-                program.executable = Executable(
-                    kept, self.target, packed, release=False, progress=None
-                )
-                # What was quantized further was compared before that, when it was written.
-                program.kept, program.checked = True, self.quantize is not None
-                program.seconds = time.perf_counter() - start
-                return program
-            with sharing(packed.constants):
-                graph = self._graph(model, form)
-            kept = sum(map(len, form.arrays))
-            inputs, outputs = len(graph.inputs), len(graph.outputs)
-            states = [(inputs - kept + i, outputs - kept + i) for i in range(kept)]
-            program.plan = optimize(
-                graph, target=self.target, quantize=self.quantize, tune=self.tune, check=False,
-                states=states,
-            )  # fmt: skip
+            graph = None if store is None else store.read(form, packed)
+            # What was quantized further was compared before that, when it was written.
+            program.kept = graph is not None
+            program.checked = program.kept and self.quantize is not None
+            if graph is None:
+                with sharing(packed.constants):
+                    source = self._graph(model, form)
+                program.plan = optimize(
+                    source, target=self.target, quantize=self.quantize, tune=self.tune, check=False,
+                    states=states_of(source, form),
+                )  # fmt: skip
+                graph = program.plan.graph
             program.executable = Executable(
-                program.plan.graph, self.target, packed, release=False, progress=None, states=states
-            )
-            if self.quantize is not None:
+                graph, self.target, packed, release=False, progress=None,
+                states=states_of(graph, form),
+            )  # fmt: skip
+            if program.plan is not None and self.quantize is not None:
                 program.reference = Executable(
                     program.plan.source, self.target, PackCache(), release=False, progress=None
                 )
@@ -133,3 +129,10 @@ class Maker:
             MethodType(step, shadow(model)), tokens, numbers, arrays,
             name=type(model).__name__,
         )  # fmt: skip
+
+
+def states_of(graph: Graph, form: Form) -> list[tuple[int, int]]:
+    """Which of the inputs are caches, and which outputs are the same after a call."""
+    count = sum(map(len, form.arrays))
+    inputs, outputs = len(graph.inputs), len(graph.outputs)
+    return [(inputs - count + i, outputs - count + i) for i in range(count)]
