@@ -15,7 +15,7 @@ from ..types import TensorType, type_of
 from .kernel_settings import MOST_CORES, wrong_setting
 
 
-def verify(graph: Graph, types: bool = True) -> None:
+def verify(graph: Graph, checked: set[Node] | None = None) -> None:
     """Raise if `graph` breaks a promise of its form.
 
     Checked, in bodies too: every value is an input, or made by an earlier node of the same graph;
@@ -25,7 +25,8 @@ def verify(graph: Graph, types: bool = True) -> None:
     what a kernel of our own is told is what its operands are.
 
     Args:
-        types: infer types again (some microseconds a node); the rest is cheap.
+        checked: nodes that passed before, to which those of this graph are added.  As nodes are
+            immutable, only their places are looked at again: from pass to pass most stay.
 
     Raises:
         VerifyError: names the node, its origin and the promise.
@@ -41,11 +42,15 @@ def verify(graph: Graph, types: bool = True) -> None:
             _fail(graph, node, "stands twice in the graph")
         seen.add(node)
         try:
-            _check_node(graph, node, known, types)
+            _check_place(graph, node, known)
+            if checked is None or node not in checked:
+                _check_node(graph, node, checked)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, QGraphError):
                 raise
             _fail(graph, node, f"has other arguments than its op takes: {error!r}")
+        if checked is not None:
+            checked.add(node)
         known.update((value, node.stage) for value in node.outputs)
         if node.op == "constant":
             known[node.output] = "pack"
@@ -77,16 +82,21 @@ def _is_stream(stream: object) -> bool:
     return not isinstance(stream, str) or stream in ("cpu", "gpu")
 
 
-def _check_node(graph: Graph, node: Node, known: dict[Value, str], types: bool) -> None:
+def _check_place(graph: Graph, node: Node, known: dict[Value, str]) -> None:
+    """What a node reads, in this graph and at this point."""
     if node.stage not in get_args(Stage):
         _fail(graph, node, f"has stage {node.stage!r}, which is none of {get_args(Stage)}")
-    if not _is_stream(node.stream):
-        _fail(graph, node, f"has stream {node.stream!r}")
     for value in node.inputs:
         if value not in known:
             _fail(graph, node, f"reads {value!r}, which no earlier node of this graph makes")
         if _ORDER[known[value]] > _ORDER[node.stage]:
             _fail(graph, node, f"runs in the {node.stage} step but reads a value of {known[value]}")
+
+
+def _check_node(graph: Graph, node: Node, checked: set[Node] | None) -> None:
+    """What a node says of itself."""
+    if not _is_stream(node.stream):
+        _fail(graph, node, f"has stream {node.stream!r}")
     if node.op == "constant":
         data = node.args["data"]
         if not data.is_released and type_of(data.array) != node.output.type:
@@ -95,12 +105,12 @@ def _check_node(graph: Graph, node: Node, known: dict[Value, str], types: bool) 
     if node.op in HOLDERS:
         _check_bodies(graph, node)
         for body in node.bodies:
-            verify(body, types)
+            verify(body, checked)
     elif node.op not in OPS:
         _fail(graph, node, "is not an op of the table")
     elif (wrong := wrong_setting(node)) is not None:
         _fail(graph, node, wrong)
-    elif types:
+    else:
         inferred, _ = infer(OPS[node.op], node.args)
         stated = [value.type for value in node.outputs]
         if inferred != stated:

@@ -154,9 +154,9 @@ def _checked(passes: Sequence[Pass]) -> Sequence[Pass]:
     return passes
 
 
-def _verify_after(name: str, graph: Graph) -> None:
+def _verify_after(name: str, graph: Graph, checked: set[Node]) -> None:
     try:
-        verify(graph)
+        verify(graph, checked)
     except VerifyError as error:
         raise VerifyError(f"the pass {name} broke {error.what}", origin=error.origin) from None
 
@@ -232,8 +232,9 @@ def optimize(
     where = on_mesh(as_target(target), mesh)
     source = graph
     runs = _chosen(passes, where, budget, tune, states)
+    checked: set[Node] = set()
     if check:
-        verify(graph)
+        verify(graph, checked)
     steps = []
     for run in [*_quantizing(quantize), *runs]:
         start = time.perf_counter()
@@ -248,7 +249,7 @@ def optimize(
         contract = getattr(run, "contract", "tolerance")
         step = PlanStep(run.name, graph, after, elapsed, tuple(entries), contract, replaced)
         if check and step.changed:
-            _verify_after(run.name, after)
+            _verify_after(run.name, after, checked)
         steps.append(step)
         graph = after
         if on_pass is not None:
