@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +12,7 @@ import pytest
 
 import qgraph as qg
 from qgraph.analysis.verify import verify
+from qgraph.cli.sources import find
 from qgraph.errors import InputError, QGraphError, VerifyError
 from qgraph.rewrite import ApplyRules, Rule
 from tests.fuzz import damage
@@ -75,3 +78,16 @@ def test_a_graph_without_a_form_gives_all_of_its_results(count: int) -> None:
     wanted = [X + 1, X * 2][:count]
     for a, b in zip([found] if count == 1 else found, wanted, strict=True):
         assert mx.array_equal(a, b)
+
+
+def test_what_cannot_be_read_or_called_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unread.py").write_text("import mlx.core as mx\nx = 1 +\n")
+    (tmp_path / "builtins_of_mlx.py").write_text("import mlx.core as mx\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    with pytest.raises(InputError, match=r"invalid syntax in .*unread.py, line 2"):
+        find("unread.py:x")
+    with pytest.raises(InputError, match="does not say what it takes"):
+        find("builtins_of_mlx:mx.add")

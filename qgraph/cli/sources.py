@@ -115,7 +115,10 @@ def _refuse_misfit(where: str, fn: Any, given: Sequence[Spec]) -> None:
             hint='give one --spec for each argument, such as --spec "f16[1,4096]"',
         ) from None
     except ValueError:
-        pass  # a function without a signature says itself what it takes
+        raise _wrong(
+            f"{where} is a {type(fn).__name__}, which does not say what it takes",
+            hint="name a Python function that calls it",
+        ) from None
 
 
 def _takes_nothing(fn: Any) -> bool:
@@ -141,6 +144,11 @@ def _module(name: str) -> Any:
         raise _wrong(
             f"{name!r} cannot be imported: there is no module {error.name!r}",
             hint="run this where `import` finds it, or name the file: path/to/file.py:name",
+        ) from None
+    except SyntaxError as error:
+        raise _wrong(
+            f"{name!r} cannot be imported: {error.msg} in {error.filename}, line {error.lineno}",
+            hint="mend that line first",
         ) from None
 
 

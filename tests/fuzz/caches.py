@@ -1,7 +1,8 @@
-"""The cache of measurements: whatever its file holds, it answers, and can be written again."""
+"""Caches: whatever their files hold, measurements are told and kept, and libraries are whole."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import tempfile
@@ -13,8 +14,9 @@ import mlx.core as mx
 from hypothesis import strategies as st
 
 from qgraph.kernels.base import Problem
-from qgraph.kernels.choice.cache import Cache, device_key
+from qgraph.kernels.choice.cache import FORMAT, Cache, _digest, device_key
 from qgraph.kernels.choice.cost import problem_key
+from qgraph.kernels.cpu import library
 from tests.fuzz.surface import Surface
 
 PROBLEM = Problem(
@@ -37,8 +39,13 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
+def _signed(devices: Any) -> Any:
+    """As the cache writes it, so that what is within is read."""
+    return {"format": FORMAT, "devices": devices, "sha256": _digest(devices)}
+
+
 def _times(inner: Any) -> Any:
-    return {"format": 1, "devices": {DEVICE: {KEY: inner}}}
+    return _signed({DEVICE: {KEY: inner}})
 
 
 def _cut(text: str, place: int, new: str) -> bytes:
@@ -51,15 +58,15 @@ CONTENT: st.SearchStrategy[bytes] = st.one_of(
     st.binary(max_size=40),
     JSON.map(lambda data: json.dumps(data).encode()),
     JSON.map(lambda data: json.dumps(_times(data)).encode()),
-    JSON.map(lambda data: json.dumps({"format": 1, "devices": data}).encode()),
-    JSON.map(lambda data: json.dumps({"format": 1, "devices": {DEVICE: data}}).encode()),
+    JSON.map(lambda data: json.dumps(_signed(data)).encode()),
+    JSON.map(lambda data: json.dumps(_signed({DEVICE: data})).encode()),
     st.builds(_cut, st.just(FULL), st.integers(0, 200), st.text(max_size=3)),
     st.integers(0, 200).map(lambda end: FULL[:end].encode()),
     st.sampled_from([b"[" * 100_000, b'{"format":1,"devices":' + b'{"a":' * 100_000]),
 )
 
 
-def check(content: bytes) -> None:
+def _measurements(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "kernels.json"
@@ -73,4 +80,40 @@ def check(content: bytes) -> None:
         assert set(found) <= set(again), "a measurement was lost"
 
 
-CACHES = Surface(CONTENT, check, daily=200)
+def _library(case: Any) -> None:
+    """What is not, byte for byte, what was built is built again, never loaded."""
+    built, changes, end = case
+    signed = built + library._DIGEST + hashlib.sha256(built).digest()
+    damaged = bytearray(signed)
+    for place, value in changes:
+        damaged[place % len(damaged)] = value
+    content = bytes(damaged[: len(damaged) - end])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.so"
+        path.write_bytes(content)
+        assert library._whole(path) is (content == signed)
+
+
+KINDS = {
+    "measurements": (CONTENT, _measurements),
+    "library": (
+        st.tuples(
+            st.binary(max_size=100),
+            st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=3),
+            st.sampled_from([0, 0, 1, 32, 48]),
+        ),
+        _library,
+    ),
+}
+
+
+def check(case: Any) -> None:
+    kind, given = case
+    KINDS[kind][1](given)
+
+
+CACHES = Surface(
+    st.one_of(*(st.tuples(st.just(kind), cases) for kind, (cases, _) in KINDS.items())),
+    check,
+    daily=200,
+)
