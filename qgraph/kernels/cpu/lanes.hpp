@@ -127,7 +127,7 @@ inline Floats from_float16(Shorts bits) {
 #elif defined(__aarch64__)
   __fp16 halves[kLanes];
   std::memcpy(halves, &bits, sizeof(bits));
-  Floats v;
+  Floats v{};
   for (int i = 0; i < kLanes; i++) v[i] = (float)halves[i];
   return v;
 #else
