@@ -156,9 +156,13 @@ class Spreading:
     def _collective(
         self, op: str, local: Value, value: Value, one: Placement, reader: Node | None
     ) -> Value:
-        record(_entry(op, value, one, reader, self.costs))
-        args = (Tensor(local),) if op == "all_sum" else (Tensor(local), self.ranks)
-        return _value(apply(f"distributed.{op}", args))
+        nbytes = local.type.nbytes * (self.ranks if op == "all_gather" else 1)
+        expected = f"{nbytes} bytes, {1e6 * self.costs.mesh.seconds(op, nbytes):.0f} µs"
+        record(_entry(op, value, one, reader, expected))
+        args = (Tensor(local),) if op in _ON_WHOLE else (Tensor(local), self.ranks)
+        node = _value(apply(f"distributed.{op}", args)).node
+        how = f"{op} over {self.costs.mesh.backend}, {expected}"
+        return node.replace(kernel=how).output
 
     def _gather(self, value: Value, local: Value, one: Placement, reader: Node | None) -> Value:
         """Parts are joined along the first axis: those along another are brought there and back."""
@@ -410,6 +414,9 @@ class Spreading:
         return taken, tuple(given)
 
 
+_ON_WHOLE = frozenset({"all_sum", "all_max"})
+"""Collectives that need not be told how many ranks there are."""
+
 _PRODUCT_KINDS = frozenset({"product", "quantization", "convolution"})
 
 
@@ -443,10 +450,8 @@ _WHY = {
 }
 
 
-def _entry(op: str, value: Value, one: Placement, reader: Node | None, costs: Costs) -> Entry:
-    nbytes = local_type(value.type, one).nbytes * (costs.mesh.size if op == "all_gather" else 1)
-    micro = 1e6 * costs.mesh.seconds(op, nbytes)
+def _entry(op: str, value: Value, one: Placement, reader: Node | None, expected: str) -> Entry:
     needs = "the graph gives it" if reader is None else f"{reader.op} needs it"
     what = f"{op} of {value.type} from {value.node.op}"
-    reason = f"{_WHY[one.kind]}, and {needs} whole: {nbytes} bytes, {micro:.0f} µs expected"
+    reason = f"{_WHY[one.kind]}, and {needs} whole: {expected} expected"
     return Entry(_NAME, "inserted", what, value.node.origin, reason)

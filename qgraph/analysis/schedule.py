@@ -15,6 +15,7 @@ from typing import Any
 from ..ir.graph import Graph, Node, Value
 from ..ir.kinds import VIEWS
 from ..ir.loops import HOLDERS, turns
+from ..ir.ops import OPS
 from ..kernels.chosen import runs_on_host
 from ..target import Target
 from .estimate import estimate
@@ -80,6 +81,10 @@ class Durations:
                 return max(bodies)
             count = turns(node)
             return sum(bodies) * (1 if count is None else count)
+        if node.op in OPS and OPS[node.op].kind == "collective" and self.target.mesh is not None:
+            name = node.op.partition(".")[2]
+            size = max(v.type.nbytes for v in (*node.inputs, *node.outputs))
+            return self.target.mesh.seconds(name, size)
         known = product_estimate(node, self.target)
         return max(LAUNCH, estimate(node).nbytes / self.bandwidth if known is None else known)
 

@@ -138,7 +138,8 @@ class Search:
     def _is_beaten(self, state: State, best: State) -> bool:
         """Is it cheaper to bring all that is alive from the best state to where this one has it?"""
         left = state.seconds - best.seconds
-        for value, have in state.live.items():
+        alive = {v: _WHOLE for v in best.live if v not in state.live and v not in self.fixed}
+        for value, have in {**alive, **state.live}.items():
             there = best.live.get(value, () if value in self.fixed else (REPLICATED,))
             for place in have:
                 if place in there:
