@@ -64,7 +64,8 @@ class Shard:
             what = f"graph {graph.name}"
             record(Entry(_NAME, "kept", what, reason="it has collectives of its own"))
             return graph
-        search = Search(graph, Costs(target, self.held), fixed_values(graph))
+        weights = sum(node.output.type.nbytes for _, node in graph.walk() if node.op == "constant")
+        search = Search(graph, Costs(target, self.held, weights), fixed_values(graph))
         free = [graph.inputs[i] for i, _ in self.states]
         chosen = search.assign(graph, free, {j: n for n, (_, j) in enumerate(self.states)})
         spread = Spreading(graph, chosen, search)

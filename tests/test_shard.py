@@ -174,6 +174,47 @@ def test_experts() -> None:
         assert mesh_zoo.held(after) <= 0.67
 
 
+VOCABULARY = 1000
+HEAD = random(VOCABULARY, 64, seed=1)
+HEADS: dict[str, Callable[[Any], Any]] = {
+    "argmax": lambda y: qg.argmax(y, axis=-1),
+    "argmin": lambda y: qg.argmin(y, axis=-1, keepdims=True),
+    "sampled": lambda y: qg.random.categorical(y / 3, key=mx.random.key(3)),
+    "max": lambda y: qg.max(y, axis=-1),
+    "min": lambda y: qg.min(qg.exp(y / 9), axis=-1, keepdims=True),
+    "mean": lambda y: qg.mean(qg.exp(y / 9), axis=-1),
+    "sum": lambda y: qg.sum(qg.exp(y / 9), axis=-1),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_split_vocabulary_is_not_gathered(name: str) -> None:
+    """Each rank sends a few numbers a row, also where its part reaches beyond the vocabulary."""
+    x = random(2, 3, 64, seed=2)
+    graph = traced(lambda x: HEADS[name](qg.tensor(x) @ HEAD.T), x)
+    for ranks in (3, 8):
+        after = agrees(graph, ranks, x)
+        (talk,) = [n for n in after.nodes if is_collective(n)]
+        assert talk.output.type.size <= 2 * ranks * 6
+
+
+def test_ties_go_to_the_first() -> None:
+    same = traced(lambda x: qg.argmax(qg.tensor(x) @ mx.ones((64, 40)), axis=-1), mx.ones((2, 64)))
+    agrees(same, 4, mx.ones((2, 64)))
+
+
+def test_norms_of_split_rows() -> None:
+    """Squares are summed over the ranks, one number a row, and the rows stay split."""
+    up, down, norm = random(90, 64, seed=1), random(64, 90, seed=2), random(90, seed=3)
+
+    def fn(x: Any) -> Any:
+        return qg.fast.rms_norm(qg.exp(x @ up.T / 9), norm, 1e-5) @ down.T
+
+    x = random(2, 64, seed=4)
+    for ranks in RANKS:
+        assert talks(agrees(traced(lambda x: fn(qg.tensor(x)), x), ranks, x)) == {"all_sum": 2}
+
+
 def test_statements() -> None:
     """`qg.shard` and `qg.replicate` say where a value lies; on one device they say nothing."""
     x = random(8, 6, seed=1)

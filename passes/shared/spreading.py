@@ -193,6 +193,27 @@ class Spreading:
         found = Tensor(self._collective("sum_scatter", x.value, value, PARTIAL, reader))
         return _value(apply("reshape", (found, tuple(part))) if axis else found)
 
+    # What ways to carry out an op across its axis are made of.
+
+    def talk(self, op: str, local: Value, node: Node) -> Value:
+        """A collective of a node's own."""
+        nbytes = local.type.nbytes * (self.ranks if op == "all_gather" else 1)
+        expected = f"{nbytes} bytes, {1e6 * self.costs.mesh.seconds(op, nbytes):.0f} µs"
+        what, why = f"{op} of {local.type} in {node.op}", f"{node.op} is over a split axis: "
+        record(Entry(_NAME, "inserted", what, node.origin, f"{why}{expected} expected"))
+        args = (Tensor(local),) if op in _ON_WHOLE else (Tensor(local), self.ranks)
+        made = _value(apply(f"distributed.{op}", args)).node
+        return made.replace(kernel=f"{op} over {self.costs.mesh.backend}, {expected}").output
+
+    def gathered(self, local: Value, node: Node) -> Value:
+        """(ranks, …) of what each rank has."""
+        one = apply("expand_dims", (Tensor(local), 0)).value
+        return self.talk("all_gather", one, node)
+
+    def part_of(self, whole: Value, place: Placement) -> Value:
+        """This rank's part of what all hold."""
+        return self._part(whole, place)
+
     def rank(self) -> Value:
         """The number of the rank that runs this, int32 without axes."""
         if self._rank is None:
@@ -272,12 +293,12 @@ class Spreading:
         key = (local[index], size)
         if key not in self._near:
             indices = Tensor(local[index])
-            mine = apply("subtract", (indices.astype(mx.int32), self._first_row(size)))
+            mine = apply("subtract", (indices.astype(mx.int32), self.first_row(size)))
             self._near[key] = _value(apply("clip", (mine, 0, size - 1)).astype(indices.dtype))
         given[index] = self._near[key]
         return rebuilt(node, given, {}).outputs
 
-    def _first_row(self, size: int) -> Tensor:
+    def first_row(self, size: int) -> Tensor:
         found: Tensor = apply("multiply", (Tensor(self.rank()), size))
         return found
 
@@ -312,17 +333,21 @@ class Spreading:
             return local
         for i in padded:
             if pads[i] is None or not math.isfinite(pads[i] or 0.0) or 0.0 not in pads.values():
-                found[i] = self._zeros_beyond(node.inputs[i], local[i], way.needs[i])
+                found[i] = self.filled_beyond(node.inputs[i], local[i], way.needs[i], 0.0)
                 pads[i] = 0.0
         return found
 
-    def _zeros_beyond(self, value: Value, local: Value, place: Placement) -> Value:
-        places = apply("add", (Tensor(self._numbers(place.size)), self._first_row(place.size)))
+    def filled_beyond(self, value: Value, local: Value, place: Placement, number: float) -> Value:
+        """The part with `number` wherever it reaches beyond the value's end."""
+        if not self._is_padded(value, place) or self._pads.get(local) == number:
+            return local
+        places = apply("add", (Tensor(self._numbers(place.size)), self.first_row(place.size)))
         inside = apply("less", (places, value.shape[place.axis]))
         after = value.ndim - 1 - place.axis
         inside = apply("reshape", (inside, (place.size, *(1,) * after)))
-        found = _value(apply("where", (inside, Tensor(local), _zero(local))))
-        self._pads[found] = 0.0
+        other = Tensor(constant_value(mx.array(number, local.dtype)))
+        found = _value(apply("where", (inside, Tensor(local), other)))
+        self._pads[found] = number
         return found
 
     def _numbers(self, count: int) -> Value:
@@ -414,7 +439,7 @@ class Spreading:
         return taken, tuple(given)
 
 
-_ON_WHOLE = frozenset({"all_sum", "all_max"})
+_ON_WHOLE = frozenset({"all_sum", "all_max", "all_min"})
 """Collectives that need not be told how many ranks there are."""
 
 _PRODUCT_KINDS = frozenset({"product", "quantization", "convolution"})

@@ -29,14 +29,26 @@ PADDED = 1e-9
 """Seconds that a byte of a part is worth: parts that are not even hold more than they need."""
 
 
-class Costs:
-    """The cost of placements on the mesh of a target."""
+SMALL = 1000
+"""A weight of less than one part of so many of the model, such as a router's, may as well be held
+by all ranks: it saves no memory to speak of, and a collective for it costs time at every call."""
 
-    def __init__(self, target: Target, held: float = HELD) -> None:
+
+class Costs:
+    """The cost of placements on the mesh of a target.
+
+    Args:
+        target: with its mesh.
+        held: seconds that a byte is worth which every rank holds.
+        weights: bytes of all weights together.
+    """
+
+    def __init__(self, target: Target, held: float = HELD, weights: int = 0) -> None:
         assert target.mesh is not None
         self.mesh = target.mesh
         self.backend = target.backend
         self.held = held
+        self.small = weights / SMALL
         self._whole: dict[Node, float] = {}
 
     @cached_property
@@ -57,7 +69,8 @@ class Costs:
 
     def holding(self, value: Value, placement: Placement) -> float:
         """What it is worth not to hold so much of a weight."""
-        price = PADDED if placement.kind == "split" else self.held
+        cheap = placement.kind == "split" or value.type.nbytes < self.small
+        price = PADDED if cheap else self.held
         return price * local_type(value.type, placement).nbytes
 
     def convert(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ...ir.graph import Node, Value
 from ...ir.ops import OPS, setting
-from .spec import Spec, from_right, no_axes, of_sizes, own_axes
+from .spec import Dim, Spec, from_right, no_axes, of_sizes, own_axes
 
 Rule = Callable[[Node], Spec | None]
 
@@ -63,17 +63,17 @@ def reduction(node: Node) -> Spec | None:
         result = own_axes(out, tuple(gone))
     else:
         result = tuple(labels[axis] for axis in kept)
-    operand = labels if node.op == "sum" else own_axes(a, tuple(gone))
-    sums = frozenset(gone) if node.op == "sum" else frozenset()
     partial = "first" if node.op in ("sum", "mean") else "no"
-    return of_sizes([operand], [result], node, sums=sums, partial=partial)
+    over = "sums" if node.op == "sum" else "whole"
+    return of_sizes([labels], [result], node, partial=partial, **{over: frozenset(gone)})
 
 
 def normalization(node: Node) -> Spec:
     """The last axis is whole; scales and biases lie along it."""
     x, *rest = node.inputs
-    axes = own_axes(x, (-1,))
-    return of_sizes([axes, *map(no_axes, rest)], [axes], node)
+    axes, last = own_axes(x), x.ndim - 1
+    along = [(Dim(last),) if v.ndim == 1 else no_axes(v) for v in rest]
+    return of_sizes([axes, *along], [axes], node, whole=frozenset({last}))
 
 
 _WITH_AXIS = (

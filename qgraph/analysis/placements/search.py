@@ -17,6 +17,7 @@ from typing import NamedTuple
 from ...ir.graph import Graph, Node, Value
 from ...ir.loops import Body, bodies, turns
 from ...ir.ops import OPS
+from .across import across
 from .costs import Costs
 from .placement import PARTIAL, REPLICATED, Placement, split
 from .strategies import Strategy, on_owned, strategies, whole
@@ -161,7 +162,11 @@ class Search:
             return
         yield whole(node)
         if node not in self._ways:
-            self._ways[node] = strategies(node, self.units)
+            ways = [*strategies(node, self.units), *across(node, self.units)]
+            self._ways[node] = [
+                way._replace(seconds=sum(self.costs.mesh.seconds(*talk) for talk in way.talks))
+                for way in ways
+            ]
         here = [() if v in self.fixed else state.live.get(v, ()) for v in node.inputs]
         kinds = {p.kind for have in here for p in have}
         for way in self._ways[node]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...ir.graph import Node, Value
@@ -43,6 +43,7 @@ class Spec:
         results: for each output, its axes.
         units: how many units a label counts.
         sums: labels that the op sums over: split along one, it gives partial sums.
+        whole: labels of axes that the op needs whole, through which units flow all the same.
         partial: whether partial sums may go in: "each" operand alone with the others replicated
             (a product), "all" operands together (a sum), the "first" alone, or "no".
         rows: how many leading axes of operands and results are rows that the op treats apart, for
@@ -55,11 +56,11 @@ class Spec:
     results: tuple[Dims, ...]
     units: Mapping[Label, int]
     sums: frozenset[Label] = frozenset()
+    whole: frozenset[Label] = frozenset()
     partial: Partial = "no"
     pointwise: bool = False
     local_args: LocalArgs | None = None
     table: tuple[int, int] | None = None
-    extras: tuple[Any, ...] = field(default=())
 
 
 def of_sizes(operands: Sequence[Dims], results: Sequence[Dims], node: Node, **more: Any) -> Spec:

@@ -23,7 +23,8 @@ class Strategy(NamedTuple):
         needs: the placement of each input.
         gives: that of each output.
         share: of the node's work that each rank does.
-        seconds: that its own collectives take.
+        seconds: that a loop takes.
+        talks: its own collectives, and their bytes.
         build: how, where it is not the same op on what a rank holds.
         contracted: inputs that the op sums over along their split axis.
     """
@@ -34,6 +35,7 @@ class Strategy(NamedTuple):
     seconds: float = 0.0
     build: Build | None = None
     contracted: frozenset[int] = frozenset()
+    talks: tuple[tuple[str, int], ...] = ()
 
 
 def whole(node: Node) -> Strategy:
@@ -47,7 +49,7 @@ def strategies(node: Node, units: Units) -> list[Strategy]:
     if spec is None:
         return []
     found = []
-    for label in spec.units:
+    for label in (label for label in spec.units if label not in spec.whole):
         size = units.size(spec, label, node)
         way = _along(node, spec, label, size) if size else None
         if way is not None:

@@ -52,6 +52,12 @@ class Units:
                 return size
         return 0
 
+    def length(self, value: Value, axis: int) -> int:
+        """How much of an axis each rank holds, in whole units; 0 where it cannot be shared out."""
+        unit = self._units.get((value, axis), 1)
+        size = ceil_div(ceil_div(value.shape[axis], unit), self.ranks) * unit
+        return size if size < value.shape[axis] else 0
+
     def rows(self, length: int) -> int:
         """How many rows of a table of `length` rows each rank holds; 0 if it cannot be split.
 
