@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node, Value, in_order, input_value, map_values, reachable
-from ..ir.loops import Body, bodies, invariant_names
+from ..ir.loops import CONTROL_FLOW, Body, bodies, invariant_names
 from ..ir.ops import OPS
 from ..kernels.collectives import part
 from ..mesh import Mesh
@@ -167,7 +167,7 @@ class _Together:
 
     def add(self, node: Node) -> None:
         with stating(node.origin):
-            if node.bodies:
+            if node.op in CONTROL_FLOW:
                 results = self._loop(node)
             elif is_collective(node):
                 results = [self._collective(node)]
