@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -39,8 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _as_it_is(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """On the CPU, without a compiler for each fused kernel, and every warning an error."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = mx.default_device()
     mx.set_default_device(mx.cpu)
     mx.disable_compile()
@@ -121,6 +124,23 @@ def test_the_model_answers_while_its_programs_are_made(load: Load) -> None:
     assert sum(p.calls for p in programs) == calls + 3 + 20
     assert len(fast.qgraph.programs) == 3
     assert not fast.qgraph.eager
+
+
+def test_python_may_end_while_a_program_is_made(folder: Path) -> None:
+    code = f"""
+import mlx.core as mx
+mx.set_default_device(mx.cpu)
+mx.disable_compile()
+import mlx_lm, qgraph as qg
+from mlx_lm.models.cache import make_prompt_cache
+fast = qg.lm.accelerate(mlx_lm.load({str(folder)!r})[0], keep=False)
+cache = make_prompt_cache(fast)
+for token in range(4):
+    mx.eval(fast(mx.array([[token]]), cache=cache))
+print("done")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
 
 
 def test_warm(load: Load) -> None:

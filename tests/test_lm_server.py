@@ -48,7 +48,8 @@ def server(kind: str, folder: Path) -> Iterator[tuple[str, int]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["--model", str(folder), "--port", str(port), "--log-level", "ERROR"]
-    process = subprocess.Popen([sys.executable, "-c", START, kind, *words])
+    env = {**os.environ, "XDG_CACHE_HOME": str(folder)}
+    process = subprocess.Popen([sys.executable, "-c", START, kind, *words], env=env)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):

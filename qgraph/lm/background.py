@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import atexit
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 from .form import Form
@@ -51,13 +52,9 @@ class Library:
     def prepare(self, wanted: Sequence[tuple[Form, Then]]) -> None:
         """Begin to make the programs that nobody has begun, one after the other."""
         claimed = [(form, then, *self._claim(form)) for form, then in wanted]
-        work = [(form, future, then) for form, then, future, mine in claimed if mine]
-        if work:
-            thread = threading.Thread(
-                target=self._work, args=(work,), daemon=True, name="qgraph.lm"
-            )
-            _threads.add(thread)
-            thread.start()
+        for form, then, future, mine in claimed:
+            if mine:
+                WORKER.do(partial(self._fulfil, form, future, then))
 
     def _claim(self, form: Form) -> tuple[Future[Program], bool]:
         """The form's program to come, and whether it is ours to make."""
@@ -68,14 +65,10 @@ class Library:
                 return found, True
             return found, False
 
-    def _work(self, work: Sequence[tuple[Form, Future[Program], Then]]) -> None:
-        for form, future, then in work:
-            self._fulfil(form, future, then)
-
     def _fulfil(self, form: Form, future: Future[Program], then: Then | None) -> None:
         try:
             program = self._make(form)
-            if then is not None and program.executable is not None and not _leaving.is_set():
+            if then is not None and program.executable is not None and not WORKER.leaving:
                 then(program)
             future.set_result(program)
         except BaseException as error:  # interrupted: who waits is told, and the next one tries
@@ -85,22 +78,59 @@ class Library:
             raise
 
 
-_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-_leaving = threading.Event()
+class Worker:
+    """One thread, for as long as Python runs, that does one thing after the other.
+
+    It never ends.  A thread that used MLX destroys objects of Python when it ends, after `join` has
+    returned; if Python is at its own end by then, the process is aborted (mlx 0.32.4).
+
+    Attributes:
+        leaving: is Python about to end?  What is not begun is left undone.
+    """
+
+    def __init__(self) -> None:
+        self.leaving = False
+        self._waiting: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._idle = threading.Condition()
+        self._count = 0
+        self._thread: threading.Thread | None = None
+
+    def do(self, job: Callable[[], None]) -> None:
+        with self._idle:
+            self._count += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, daemon=True, name="qgraph.lm")
+                self._thread.start()
+                atexit.register(self.leave)
+        self._waiting.put(job)
+
+    def _loop(self) -> None:
+        while True:
+            job = self._waiting.get()
+            try:
+                if not self.leaving:
+                    job()
+            except Exception:  # who waits for the program has been told
+                pass
+            finally:
+                del job
+                with self._idle:
+                    self._count -= 1
+                    self._idle.notify_all()
+
+    def settle(self, timeout: float) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: self._count == 0, timeout)
+
+    def leave(self) -> None:
+        """What is under way ends first: Python's end would take MLX away from under it."""
+        self.leaving = True
+        self.settle(60.0)
+
+
+WORKER = Worker()
 
 
 def settled(timeout: float = 60.0) -> None:
-    """Wait until nothing is being made.
-
-    Python ends while threads compute, and what they hold of MLX would be gone under them.
-    """
-    for thread in list(_threads):
-        thread.join(timeout)
-
-
-def _leave() -> None:
-    _leaving.set()
-    settled()
-
-
-atexit.register(_leave)
+    """Wait until nothing is being made."""
+    WORKER.settle(timeout)

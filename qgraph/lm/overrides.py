@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.models.ssm import compute_dt
 
 from .call import Call
 
@@ -116,7 +118,44 @@ def _phi3small(module: ModuleType, model: Any, call: Call, views: Sequence[Any])
     return [(layer, "_block_sparse_mask", of(layer)) for layer in layers]
 
 
+def _ssm(module: ModuleType, model: Any, call: Call, views: Sequence[Any]) -> Any:
+    scan = module.ssm_update
+
+    def update(x: mx.array, *given: Any, **settings: Any) -> Any:
+        step = signature(scan).bind(x, *given, **settings).arguments
+        if x.shape[1] > 1 or any(step.get(name) is not None for name in ("mask", "lengths")):
+            return scan(x, *given, **settings)
+        return ssm_step(**step)
+
+    return [(module, "ssm_update", update)]
+
+
+def ssm_step(
+    hidden_states: mx.array, A_log: mx.array, B: mx.array, C: mx.array, D: mx.array, dt: mx.array,
+    dt_bias: mx.array, state: mx.array, time_step_limit: Any = (0.001, 100.0),
+    mask: None = None, lengths: None = None,
+) -> tuple[mx.array, mx.array]:  # fmt: skip
+    """One token of mlx-lm's `ssm_attn`: state' = exp(dt A) state + dt x B, y = C state' + D x.
+
+    Args:
+        hidden_states: x, (rows, 1, heads, dim).
+        B, C: (rows, 1, groups, n).
+        state: (rows, heads, dim, n).
+    """
+    rows, _, heads, dim = hidden_states.shape
+    repeats = heads // B.shape[2]
+    dt = compute_dt(dt, dt_bias, time_step_limit)
+    decay = mx.exp(dt * -mx.exp(A_log).astype(dt.dtype)).reshape(rows, heads, 1, 1)
+    x = (dt.reshape(rows, 1, heads, 1) * hidden_states).reshape(rows, heads, dim, 1)
+    b, c = (mx.repeat(a.reshape(rows, -1, a.shape[-1]), repeats, axis=1) for a in (B, C))
+    state = state * decay + x * b[:, :, None]
+    y = (state @ c[..., None]).reshape(rows, 1, heads, dim)
+    return y.astype(hidden_states.dtype) + hidden_states * D.reshape(1, 1, heads, 1), state
+
+
+_SSM = ("falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "plamo2")
 OVERRIDES = {
+    **dict.fromkeys(_SSM, Override("scans a token as a chunk", patches=_ssm)),
     "afm7": Override("rotates by the length of the keys", patches=_afm7),
     "glm_moe_dsa": Override("its indexer takes masks of four axes", rank=4),
     "deepseek_v32": Override("its indexer takes masks of four axes", rank=4),
