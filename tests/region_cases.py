@@ -86,6 +86,8 @@ SHAPED: dict[str, Function] = {
     "flipped": lambda x: qg.flip(x, 1) + x,
     "indexed": lambda x: x[0, ..., None] * 1.5,
     "joined": lambda x: qg.concatenate([x, x * 2, x[:, :1]], axis=1),
+    "joined flat": lambda x: qg.concatenate([x, qg.swapaxes(x, 0, 1) * 2], axis=None),
+    "at least 3d": lambda x: qg.atleast_3d(x, x * 2),
     "stacked": lambda x: qg.stack([x, -x], axis=1),
     "split": lambda x: [p + 1 for p in qg.split(x, 2, axis=-1)],
     "broadcast": lambda x: qg.broadcast_to(x[:1], (5, 6, 8)) + x[0, 0],

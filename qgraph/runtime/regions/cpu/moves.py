@@ -101,8 +101,14 @@ def take_along_axis(t: Translator, node: Node) -> None:
 @kind("concatenate", "stack")
 def concatenate(t: Translator, node: Node) -> None:
     y = t.result(node)
-    parts = [t.array(v) for v in node.inputs]
-    axis = setting(node, "axis") % y.ndim
+    axis = setting(node, "axis")
+    if axis is None:
+        flat = [t.contiguous(v, node).reshaped((v.type.size,)) for v in node.inputs]
+        parts = [part for part in flat if part is not None]
+        axis = 0
+    else:
+        parts = [t.array(v) for v in node.inputs]
+        axis %= y.ndim
     if any(p.dtype != y.dtype for p in parts):
         raise Unknown("joined values of several dtypes")
     start = 0

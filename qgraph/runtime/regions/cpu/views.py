@@ -29,6 +29,15 @@ def _reshape(node: Node, of: Callable[[Value], Array]) -> Array | None:
     return of(node.inputs[0]).reshaped(node.output.shape)
 
 
+def _at_least(node: Node, of: Callable[[Value], Array]) -> list[Array] | None:
+    pairs = zip(node.inputs, node.outputs, strict=True)
+    found = [of(value).reshaped(out.shape) for value, out in pairs]  # with more axes of size 1
+    views = [array for array in found if array is not None]
+    if len(found) > 1 and len(views) < len(found):
+        raise Unknown("several values of which one must move")
+    return views or None
+
+
 def _same(node: Node, of: Callable[[Value], Array]) -> Array:
     return of(node.inputs[0])
 
@@ -128,8 +137,8 @@ def _axes(axes: Any, ndim: int) -> Sequence[int]:
 
 _VIEWS: dict[str, Callable[[Node, Callable[[Value], Array]], Array | list[Array] | None]] = {
     **dict.fromkeys(
-        ("reshape", "flatten", "unflatten", "expand_dims", "squeeze", "atleast_1d", "atleast_2d",
-         "atleast_3d"), _reshape),
+        ("reshape", "flatten", "unflatten", "expand_dims", "squeeze"), _reshape),
+    **dict.fromkeys(("atleast_1d", "atleast_2d", "atleast_3d"), _at_least),
     **dict.fromkeys(("stop_gradient", "contiguous", "positive", "keep"), _same),
     "transpose": _transpose,
     "matrix_transpose": _swap,
