@@ -45,7 +45,8 @@ def test_loops_count_their_turns() -> None:
 
         return qg.fori_loop(0, 5, outer, x)
 
-    assert times(profile(nested, X)) == {"tanh": 15, "multiply": 5}
+    found = times(profile(nested, X))
+    assert (found["tanh"], found["multiply"]) == (15, 5)
 
 
 def test_a_while_loop_is_counted_on_these_inputs() -> None:

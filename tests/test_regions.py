@@ -13,6 +13,7 @@ from hypothesis import given, settings
 import qgraph as qg
 from qgraph.passes import FormRegions, StoredScales
 from qgraph.rewrite.regions import inlined
+from qgraph.runtime.regions.cpu.translate import address
 from qgraph.target import as_target
 from tests import region_cases as cases
 from tests.arrays import to_numpy
@@ -151,6 +152,27 @@ def test_a_cache_is_written_where_it_is_and_the_caller_s_stays() -> None:
     program = qg.compile(graph, target="cpu", passes=[FormRegions(everywhere=True)])
     native = program.executables[0].lowered.steps[0].native
     assert native.translation.over == {0}  # no copy is a step
+
+
+def test_a_cache_that_is_handed_over_is_not_copied() -> None:
+    def step(state: Any, row: Any, at: Any) -> Any:
+        return [qg.slice_update(state[0], row, at, axes=(1,))]
+
+    specs = [qg.spec((2, 8192, 3))], qg.spec((2, 1, 3)), qg.spec((1,), mx.int32)
+    program = qg.compile(step, *specs, target="cpu", donate=[0],
+                         passes=[FormRegions(everywhere=True)])  # fmt: skip
+    state, row = [mx.zeros((2, 8192, 3))], mx.ones((2, 1, 3))
+    mx.eval(state, row)
+    place = address(state[0])
+    for i in range(3):
+        state = program(state, row, mx.array([i], mx.int32))
+        assert address(state[0]) == place
+    assert state[0][:, :4, 0].tolist() == [[1, 1, 1, 0]] * 2
+    view = state[0][:, :2]
+    mx.eval(view)
+    state = program(state, row * 2, mx.array([0], mx.int32))  # a view holds the buffer too
+    assert view[0, :, 0].tolist() == [1, 1]
+    assert state[0][0, :2, 0].tolist() == [2, 1]
 
 
 def test_inputs_of_any_strides() -> None:

@@ -54,6 +54,9 @@ class LoweredGraph:
             wanted.update(v for node in nodes for v in node.inputs)
         self.steps.reverse()
         self.dead = self._dead()
+        for step, dead in zip(self.steps, self.dead, strict=True):
+            if isinstance(step, HostRegion):
+                step.last = frozenset(dead)
 
     def _dead(self) -> list[list[Value]]:
         """For each step what nothing after it reads."""
@@ -86,7 +89,7 @@ class LoweredGraph:
         for step, dead in zip(self.steps, self.dead, strict=True):
             step.run(env)
             for value in dead:
-                del env[value]
+                env.pop(value, None)
         known = self.known
         return [env[v] if v in env else known[v] for v in self.outputs]
 
@@ -271,11 +274,15 @@ class HostRegion(FromHost):
     ) -> None:
         super().__init__(node, known, streams)
         self.native = native
+        self.last: frozenset[Value] = frozenset()
+        """What nothing after it reads: its caches may be written where they are."""
 
     def run(self, env: Env) -> None:
         arrays = [self.look_up(env, v) for v in self.native.needs]
+        for value in self.last:
+            env.pop(value, None)
         mx.eval(arrays)
-        env.update(zip(self.node.outputs, self.native(arrays), strict=True))
+        env.update(zip(self.node.outputs, self.native.take(arrays), strict=True))
 
 
 def from_host(node: Node, known: Mapping[Value, mx.array], streams: Streams) -> FromHost:

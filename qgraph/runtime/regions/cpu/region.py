@@ -16,6 +16,7 @@ from ....types import TensorType
 from ..arrays import Array, Buffer
 from ..memory import Plan, plan
 from ..steps import Jump, Schedule, scheduled
+from ..taking import take_over
 from . import attention, loops, moves, products, rows  # noqa: F401  (they fill the table of kinds)
 from .refs import DTYPES, h, ref
 from .translate import Table, Translator, address, encoded, row_by_row
@@ -133,7 +134,9 @@ class NativeRegion:
         self._results = [(r.pointer, r.type.dtype) for r in self.translation.results]
         self._rooms = [_Room.of(r.type) for r in self.translation.results if r.made]
         types = {r.pointer: r.type for r in self.translation.results}
-        self._over = [(i, _Room.of(types[i])) for i in sorted(self.translation.over)]
+        over = [(i, _Room.of(types[i])) for i in sorted(self.translation.over)]
+        self._small = [(i, room) for i, room in over if room.small]
+        self._large = [i for i, room in over if not room.small]
 
     @property
     def steps(self) -> int:
@@ -157,13 +160,21 @@ class NativeRegion:
         return self.translation.plan
 
     def __call__(self, inputs: Sequence[mx.array], nanoseconds: Any = None) -> list[mx.array]:
-        """The results for evaluated arrays of `needs`.
+        """The results for evaluated arrays of `needs`; see `take`."""
+        return self.take(list(inputs), nanoseconds)
+
+    def take(self, inputs: list[mx.array], nanoseconds: Any = None) -> list[mx.array]:
+        """The results for evaluated arrays, which are written over where the list alone holds them;
+        empties the list.
 
         Raises:
             RegionError: too little memory.
         """
         given: list[Any] = [_readable(array) for array in inputs]
-        copies = [(i, room.empty()) for i, room in self._over]
+        inputs.clear()
+        for i, array in zip(self._large, self._taken(given), strict=True):
+            given[i] = array
+        copies = [(i, room.empty()) for i, room in self._small]
         made = [room.empty() for room in self._rooms]
         given += made
         fresh = [a for a in (*made, *(a for _, a in copies)) if isinstance(a, mx.array)]
@@ -174,6 +185,12 @@ class NativeRegion:
             given[i] = array
         self._region.run([address(a) for a in given], self.threads, nanoseconds)
         return [_as_array(given[pointer], dtype) for pointer, dtype in self._results]
+
+    def _taken(self, given: list[Any]) -> list[mx.array]:
+        taken = [given[i] for i in self._large]
+        for i in self._large:
+            given[i] = None
+        return take_over(taken) if taken else []
 
 
 SMALL = 1 << 16
