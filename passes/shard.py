@@ -11,7 +11,8 @@ Rewrites (within the tolerance of sums in another order):
     5. weights and what is computed from them alone: each rank takes its part, computed in parts.
     6. loops: what is carried lies on the mesh in one way at every turn.
     7. what does not divide evenly: equal parts that reach beyond the end, zeros where sums run.
-    8. `qg.shard` and `qg.replicate`: as the user says.
+    8. products whose columns are cut apart, such as Q, K and V: a product for each.
+    9. `qg.shard` and `qg.replicate`: as the user says.
 Leaves alone:
     1. ops without a rule, and small ones that are cheaper to repeat: every rank carries them out.
     2. a graph with collectives of its own, which was written for one rank.
@@ -34,6 +35,7 @@ from qgraph.rewrite.ledger import Entry, record, weight_name
 from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.target import Target, as_target
 
+from .shared.columns import cut_products
 from .shared.spreading import Spreading, finished
 
 _NAME = "shard"
@@ -64,6 +66,7 @@ class Shard:
             what = f"graph {graph.name}"
             record(Entry(_NAME, "kept", what, reason="it has collectives of its own"))
             return graph
+        written, graph = graph, cut_products(graph, fixed_values(graph), self.name)
         weights = sum(node.output.type.nbytes for _, node in graph.walk() if node.op == "constant")
         search = Search(graph, Costs(target, self.held, weights), fixed_values(graph))
         free = [graph.inputs[i] for i, _ in self.states]
@@ -71,10 +74,10 @@ class Shard:
         spread = Spreading(graph, chosen, search)
         outputs = spread.run()
         if all(new is old for new, old in zip(outputs, graph.outputs, strict=True)):
-            _tell_of_weights(graph, graph, search, target.mesh.size)
-            return graph
+            _tell_of_weights(written, written, search, target.mesh.size)
+            return written
         new = finished(graph, graph.inputs, outputs)
-        _tell_of_weights(graph, new, search, target.mesh.size)
+        _tell_of_weights(written, new, search, target.mesh.size)
         return new
 
 

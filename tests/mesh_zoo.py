@@ -13,7 +13,7 @@ import mlx.core as mx
 
 import qgraph as qg
 from qgraph.analysis.meshes import in_one_process, is_collective, is_spread
-from qgraph.ir.graph import Graph
+from qgraph.ir.graph import Graph, Value
 from qgraph.ir.loops import outermost
 from qgraph.kernels.streams import Streams
 from qgraph.runtime.interpret import Interpreter
@@ -21,20 +21,25 @@ from tests import zoo
 
 
 def held(graph: Graph) -> float:
-    """The share of the constants' bytes that a rank holds."""
+    """The share of the constants' bytes that a rank holds, through views and slices of them."""
     source = outermost(graph)
-    whole: dict[object, int] = {}
-    parts: dict[object, int] = {}
+    whole: dict[Value, int] = {}
+    mine: dict[Value, int] = {}
+    views: set[Value] = set()
     for _, node in graph.walk():
         for value in node.inputs:
             weight = source.get(value, value)
-            if weight.node.op != "constant" or node.bodies:
+            if node.bodies or not (weight.node.op == "constant" or weight in views):
                 continue
-            nbytes = weight.type.nbytes
-            whole[weight] = nbytes
-            mine = node.output.type.nbytes if node.op == "distributed.part" else nbytes
-            parts[weight] = min(nbytes, parts.get(weight, 0) + mine)
-    return sum(parts.values()) / max(sum(whole.values()), 1)
+            if weight.node.op == "constant":
+                whole[weight] = weight.type.nbytes
+            if node.op in ("getitem", "transpose") and len(node.inputs) == 1:
+                views.add(node.output)
+                source[node.output] = node.output
+                continue
+            nbytes = node.output.type.nbytes if node.op == "distributed.part" else value.type.nbytes
+            mine[weight] = min(weight.type.nbytes, mine.get(weight, 0) + nbytes)
+    return sum(mine.values()) / max(sum(whole.values()), 1)
 
 
 def run(graph: Graph, *arrays: mx.array) -> list[mx.array]:

@@ -138,6 +138,20 @@ def test_models(name: str) -> None:
     assert mesh_zoo.held(after) < 0.6
 
 
+A_LAYER = {"llama": 2, "phi3": 2, "gpt2": 2, "starcoder2": 2, "phi": 1, "gpt_neox": 1}
+"""All_sums of a layer: one of its attention, one of its MLP, or one of both where they stand side by
+side; Q, K and V may come of one product."""
+
+
+@pytest.mark.parametrize("name", A_LAYER)
+def test_collectives_of_a_layer(name: str) -> None:
+    ids, _ = zoo.inputs(name)
+    after = agrees(qg.from_mlx(zoo.build(name), ids), 2, ids)
+    # And one for the embedding, one for the logits.
+    assert talks(after) == {"all_sum": zoo.LAYERS * A_LAYER[name], "all_gather": 2}
+    assert mesh_zoo.held(after) < 0.52
+
+
 def test_convolutions() -> None:
     w1, w2 = random(16, 3, 3, 6, seed=1), random(5, 3, 3, 16, seed=2)
     deep = random(16, 3, 3, 1, seed=3)

@@ -30,10 +30,9 @@ def matmul(node: Node) -> Spec | None:
     sums = frozenset({"k"})
     if node.op == "matmul":
         return of_sizes(operands, [out], node, sums=sums, partial="each")
-    c = node.operand("c")  # of addmm: it is added once, so no sums over K
+    c = node.operand("c")
     added = tuple(out[axis - c.ndim] for axis in range(c.ndim))
-    whole = [tuple(d if d != Dim("k") else None for d in dims) for dims in operands]
-    return of_sizes([added, *whole], [out], node)
+    return of_sizes([added, *operands], [out], node, sums=sums, added=frozenset({0}))
 
 
 def _packed(node: Node, w: Value) -> tuple[Dims, Dims, int]:

@@ -188,7 +188,7 @@ class Search:
         frame: _Frame,
     ) -> bool:
         """Is anything there already as the strategy needs it, or a weight that can be?"""
-        if way.gives[0] == PARTIAL and PARTIAL in way.needs:
+        if PARTIAL in way.needs and not way.contracted:
             return "partial" in kinds or "owned" in kinds
         if way.contracted and self._splits_results(node):
             # To split the rows of a weight costs no more than its columns, unless its other operand

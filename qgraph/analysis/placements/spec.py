@@ -44,6 +44,7 @@ class Spec:
         units: how many units a label counts.
         sums: labels that the op sums over: split along one, it gives partial sums.
         whole: labels of axes that the op needs whole, through which units flow all the same.
+        added: operands that are added to a sum, so that only one rank may add them.
         partial: whether partial sums may go in: "each" operand alone with the others replicated
             (a product), "all" operands together (a sum), the "first" alone, or "no".
         rows: how many leading axes of operands and results are rows that the op treats apart, for
@@ -57,6 +58,7 @@ class Spec:
     units: Mapping[Label, int]
     sums: frozenset[Label] = frozenset()
     whole: frozenset[Label] = frozenset()
+    added: frozenset[int] = frozenset()
     partial: Partial = "no"
     pointwise: bool = False
     local_args: LocalArgs | None = None

@@ -64,6 +64,7 @@ def _along(node: Node, spec: Spec, label: Label, size: int) -> Strategy | None:
     needs = tuple(_at(dims, label, size) for dims in spec.operands)
     gives = tuple(_at(dims, label, size) for dims in spec.results)
     if label in spec.sums:
+        needs = tuple(PARTIAL if i in spec.added else p for i, p in enumerate(needs))
         gives = (PARTIAL,) * len(gives)
     elif REPLICATED in gives:
         return None  # what is split would have to be joined
