@@ -139,17 +139,22 @@ def test_models(name: str) -> None:
 
 
 A_LAYER = {"llama": 2, "phi3": 2, "gpt2": 2, "starcoder2": 2, "phi": 1, "gpt_neox": 1}
-"""All_sums of a layer: one of its attention, one of its MLP, or one of both where they stand side by
-side; Q, K and V may come of one product."""
+"""All_sums of a layer: of its attention and its MLP, or one of both where they stand side by side.
+
+Q, K and V may come of one product.
+"""
 
 
 @pytest.mark.parametrize("name", A_LAYER)
 def test_collectives_of_a_layer(name: str) -> None:
     ids, _ = zoo.inputs(name)
-    after = agrees(qg.from_mlx(zoo.build(name), ids), 2, ids)
+    with mx.stream(mx.cpu):
+        away, plan, _ = mesh_zoo.compare(qg.from_mlx(zoo.build(name), ids), 2, ids)
+    assert away < 1e-5
+    after = next(step.after for step in plan.steps if step.name == "shard")
     # And one for the embedding, one for the logits.
     assert talks(after) == {"all_sum": zoo.LAYERS * A_LAYER[name], "all_gather": 2}
-    assert mesh_zoo.held(after) < 0.52
+    assert mesh_zoo.held(after) < 0.6
 
 
 def test_convolutions() -> None:
