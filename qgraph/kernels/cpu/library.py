@@ -31,7 +31,15 @@ import platformdirs
 from ..progress import progress
 
 COMPILER = "g++"
-FLAGS = ("-std=c++17", "-O2", "-march=native", "-pthread", "-fPIC")
+FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-fvect-cost-model=dynamic",
+    "-fno-math-errno",
+    "-march=native",
+    "-pthread",
+    "-fPIC",
+)
 
 _DIGEST = b"qgraph's digest:"
 _LONGEST = ("few_rows.cpp", "few_rows_dense.cpp")
