@@ -333,18 +333,28 @@ class Elementwise : public Work {
       }
       case QG_OP_CAST: cast(values_[i.a].dtype, i.dtype, l); break;
       case QG_OP_BITCAST: recast(values_[i.a].dtype, i.dtype, l); break;
-      case QG_OP_WHERE: {
-        const int64_t* test = (const int64_t*)l.a;
-        for (long n = 0; n < l.count; n++)
-          to_float ? (void)(reals[n] = ((const float*)(test[n] ? l.b : l.c))[n])
-                   : (void)(integers[n] = ((const int64_t*)(test[n] ? l.b : l.c))[n]);
-        return;
-      }
+      case QG_OP_WHERE: where(i.dtype, l); return;
       default: i.function(l);
     }
     if (gives_bool(i.op)) return;
     if (to_float) round_lanes(i.dtype, reals, l.count);
     else wrap(i.dtype, integers, l.count);
+  }
+
+  // In vectors: a branch for each lane would be guessed wrong.
+  static void where(int dtype, const Lanes& l) {
+    using Longs = int64_t __attribute__((vector_size(8 * kLanes)));
+    for (long n = 0; n < l.count; n += kLanes) {
+      Longs test = load<Longs>((const int64_t*)l.a + n);
+      if (is_float(dtype)) {
+        Floats b = load<Floats>((const float*)l.b + n), c = load<Floats>((const float*)l.c + n);
+        store((float*)l.to + n, __builtin_convertvector(test, Ints) != 0 ? b : c);
+      } else {
+        Longs b = load<Longs>((const int64_t*)l.b + n), c = load<Longs>((const int64_t*)l.c + n);
+        Longs chosen = test != 0 ? b : c;
+        std::memcpy((int64_t*)l.to + n, &chosen, sizeof(chosen));
+      }
+    }
   }
 
   static void cast(int from, int to, const Lanes& l) {

@@ -1,5 +1,7 @@
 // Operations of chains on integers and bool, each lane an int64; results wrap to their dtype after.
 
+#pragma GCC optimize("O3")  // loops over lanes become vectors
+
 #include <cstdint>
 
 #include "lane_ops.hpp"

@@ -34,7 +34,6 @@ COMPILER = "g++"
 FLAGS = (
     "-std=c++17",
     "-O2",
-    "-fvect-cost-model=dynamic",
     "-fno-math-errno",
     "-march=native",
     "-pthread",
