@@ -246,6 +246,21 @@ def test_statements() -> None:
     assert not {"shard", "replicate"} & {n.op for n in plain.nodes}
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_partial_sums_become_parts_at_once(axis: int) -> None:
+    """Over `nccl` by a sum_scatter; `ring` has none, so parts of a whole sum are taken."""
+    up, down = random(64, 64, seed=1), random(64, 64, seed=2)
+    x = random(4, 8, 64, seed=3)
+    fn = lambda x: qg.exp(qg.shard(qg.tanh(qg.tensor(x) @ up) @ down, axis)) * 2  # noqa: E731
+    graph = traced(fn, x)
+    for backend, name in (("nccl", "sum_scatter"), ("ring", "all_sum")):
+        target = on_mesh(as_target("cpu"), qg.Mesh(4, backend=backend))
+        after = Shard(target)(graph)
+        assert talks(after) == {name: 1, "all_gather": 1}
+        (wanted,), (actual,) = (mesh_zoo.run(g, x) for g in (graph, in_one_process(after, 4)))
+        assert reference.relative_error(to_numpy(actual), to_numpy(wanted)) < 1e-5
+
+
 def test_collectives_of_the_users_own_stay() -> None:
     graph = traced(lambda x: qg.distributed.all_sum(x) * 2, mx.ones((4, 4)))
     assert spread(graph, 2) is graph

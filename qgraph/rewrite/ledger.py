@@ -111,6 +111,12 @@ def record(entry: Entry) -> None:
 
 def weight_name(value: Value) -> str:
     """What the user calls the weight behind a value: through views, quantization and indexing."""
-    while value.node.op in SAME_ELEMENTS | {"quantize", "dequantize", "getitem", "take"}:
+    while value.node.op in SAME_ELEMENTS | {
+        "quantize",
+        "dequantize",
+        "getitem",
+        "take",
+        "distributed.part",
+    }:
         value = value.node.inputs[0]
     return str(value.node.args.get("name", "") or "")
