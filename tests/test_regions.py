@@ -69,6 +69,35 @@ def test_scales_are_read_as_they_are_stored() -> None:
     assert error(program(x), to_numpy(mx.quantized_matmul(x, *wide))) < 1e-6
 
 
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("form", ["affine-4-32", "mxfp4"])
+def test_experts(form: str, rows: int) -> None:
+    w = cases.numbers(4, 48, 64, seed=1)
+    packed = mx.quantize(w, **FORMATS[form])
+    x = cases.numbers(rows, 1, 1, 64)
+    picked = mx.random.randint(0, 4, (rows, 2), key=mx.random.key(1)).astype(mx.uint32)
+    agree(lambda x, i: qg.gather_qmm(x, *packed, rhs_indices=i, **FORMATS[form]), x, picked)
+    agree(lambda x, i: qg.gather_mm(x, qg.swapaxes(qg.tensor(w), 1, 2), rhs_indices=i), x, picked)
+    left = mx.array([[2, 0], [1, 1]], mx.uint32) % rows
+    agree(
+        lambda x, i, j: qg.gather_qmm(
+            x[:, 0], *packed, lhs_indices=j, rhs_indices=i, **FORMATS[form]),
+        x, picked[:1, :1], left,
+    )  # fmt: skip
+
+
+def test_words_and_samples_are_those_of_mlx() -> None:
+    def draw(key: Any, logits: Any) -> Any:
+        now, later = qg.split(qg.random.split(key), 2)
+        token = qg.random.categorical(logits, key=now.reshape(2))
+        return token, later, qg.random.uniform(shape=(3, 5), key=key)
+
+    for seed in range(5):
+        pairs = both_ways(draw, mx.random.key(seed), cases.numbers(4, 50, seed=seed))
+        for ours, theirs in pairs:
+            np.testing.assert_allclose(to_numpy(ours), to_numpy(theirs), rtol=1e-6)
+
+
 MASKS = {
     "none": None,
     "causal": "causal",

@@ -185,6 +185,41 @@ def full(t: Translator, node: Node) -> None:
     t.places[out] = t.filled(number, out.dtype).broadcast(out.shape)
 
 
+@kind("random.split")
+def random_split(t: Translator, node: Node) -> None:
+    keys = t.contiguous(node.operand("key"), node)
+    y = t.result(node)
+    args = h.Random(ref(keys), ref(y), 1, y.size)
+    t.step(h.RANDOM, args, [keys], [y], node)
+
+
+@kind("pad")
+def pad(t: Translator, node: Node) -> None:
+    x, out = t.array(node.operand("a")), node.output
+    widths = setting(node, "pad_width")
+    if setting(node, "mode") != "constant" or isinstance(setting(node, "constant_values"), Value):
+        raise Unknown("padding that is no number")
+    pairs = _pairs(widths, x.ndim)
+    y = t.filled(float(setting(node, "constant_values")), out.dtype, out.shape)
+    t.places[out] = y
+    window = y
+    for axis, (before, _) in enumerate(pairs):
+        window = window.sliced(axis, before, x.shape[axis])
+    t.copy(x, window, node, reads=[y])
+
+
+def _pairs(widths: Any, ndim: int) -> list[tuple[int, int]]:
+    """What is added before and after each axis, as `mx.pad` reads it."""
+    if isinstance(widths, int):
+        return [(widths, widths)] * ndim
+    if len(widths) in (1, 2) and all(isinstance(w, int) for w in widths):
+        return [(widths[0], widths[-1])] * ndim
+    pairs = [(w, w) if isinstance(w, int) else (w[0], w[-1]) for w in widths]
+    if len(pairs) != ndim:
+        raise Unknown("padding of another number of axes")
+    return pairs
+
+
 @kind("arange")
 def arange(t: Translator, node: Node) -> None:
     out = node.output

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import mlx.core as mx
 
 from ....ir.graph import Node, Value
 from ....ir.ops import setting
@@ -131,6 +134,71 @@ def _batch_args(t: Translator, node: Node, lead: tuple[int, ...]) -> tuple[Any, 
         batch=shape, x_batch=xs, w_batch=ws, y_batch=ys,
     )  # fmt: skip
     return args, [x, w]
+
+
+@kind("gather_qmm", "gather_mm")
+def gathered(t: Translator, node: Node) -> None:
+    """Products with matrices picked by index."""
+    packed = node.op == "gather_qmm"
+    x, w = (t.array(node.operand(name)) for name in (("x", "w") if packed else ("a", "b")))
+    if x.dtype not in FLOATS or node.output.dtype not in FLOATS:
+        raise Unknown("products of integers")
+    m, k = x.shape[-2:]
+    lead = node.output.shape[:-2]
+    y_strides = [size * node.output.shape[-1] * m for size in row_major(lead)]
+    reads = [x]
+    if packed:
+        args, more = _picked_packed(t, node, x)
+        reads += more
+    else:
+        if not w.is_contiguous and w.ndim > 3:
+            raise Unknown("a stack of matrices along several axes")
+        args = fill(
+            _plain(x, w.shape[-1], k), mode=h.DENSE, w=_dense(w), w_row=w.strides[-1],
+            w_column=w.strides[-2], w_stack=w.strides[-3], w_matrices=w.shape[-3],
+        )  # fmt: skip
+        reads.append(w)
+    fill(args, m=m, x_row=x.strides[-2], x_column=x.strides[-1])
+    indices = {name: node.value(f"{name}_indices") for name in ("lhs", "rhs")}
+    if indices["rhs"] is None:
+        raise Unknown("matrices that are not picked")
+    xs: Sequence[int] = [0] * len(lead)
+    if indices["lhs"] is None:
+        xs = x.broadcast((*lead, m, k)).strides[:-2]
+    else:
+        x = t.contiguous(x, node)
+        fill(args, x=ref(x), x_row=k, x_column=1, x_stack=m * k, x_matrices=x.size // (m * k))
+        reads[0] = x
+    for name, value in indices.items():
+        if value is not None:
+            picks = t.array(value)
+            picks = t.contiguous(picks.broadcast(lead), node)
+            if picks.dtype not in (mx.uint32, mx.int32):
+                raise Unknown("indices that do not have 32 bits")
+            fill(args, **{name: ref(picks)})
+            reads.append(picks)
+    shape, (xb, yb) = merged(lead, [xs, y_strides])
+    if len(shape) > 4:
+        raise Unknown(f"a product over {len(shape)} axes of a batch")
+    fill(args, batch_rank=len(shape), batch=shape, x_batch=xb, y_batch=yb)
+    _write(t, args, reads, node)
+
+
+def _picked_packed(t: Translator, node: Node, x: Array) -> tuple[Any, list[Array]]:
+    """A `qg_matmul` by a stack of packed matrices, without what picks them."""
+    mode, bits, group = packing(node)
+    w = node.operand("w")
+    if w.ndim != 3:
+        raise Unknown("a stack of packed weights along several axes")
+    packed, reads = weight(t, [node.value(name) for name in ("w", "scales", "biases")], node)
+    columns_first = not setting(node, "transpose")
+    wide = w.shape[2] * 32 // bits
+    n, k = (wide, w.shape[1]) if columns_first else (w.shape[1], wide)
+    args = fill(
+        _plain(x, n, k), w=packed, mode=MODES[mode], bits=bits, group=group,
+        columns_first=int(columns_first), w_stack=1, w_matrices=w.shape[0],
+    )  # fmt: skip
+    return args, reads
 
 
 def _plus(t: Translator, node: Node, args: Any) -> list[Array]:

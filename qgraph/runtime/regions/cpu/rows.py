@@ -107,6 +107,23 @@ def reduce(t: Translator, node: Node) -> None:
     t.step(h.REDUCE, args, [x], [y], node)
 
 
+@kind("sort", "argsort", "argpartition", "partition")
+def sort(t: Translator, node: Node) -> None:
+    """In order; what a partition leaves open is sorted too."""
+    x = t.array(node.operand("a"))
+    axis = setting(node, "axis")
+    if axis is None or x.dtype == mx.bool_:
+        raise Unknown(f"{node.op} of all axes, or of booleans")
+    if "partition" in node.op and x.shape[axis] > MOST_SORTED:
+        raise Unknown(f"a partition of more than {MOST_SORTED} elements")
+    y = t.result(node)
+    rows = along(x, y, axis % x.ndim)
+    t.step(h.SORT, h.Sort(rows, int(node.op.startswith("arg")), 0), [x], [y], node)
+
+
+MOST_SORTED = 1024
+"""Elements of which a part is found by sorting all: experts, not tokens."""
+
 _SCANS = {"cumsum": h.SUM, "cumprod": h.PROD, "cummax": h.MAX, "cummin": h.MIN,
           "logcumsumexp": h.LOGSUMEXP}  # fmt: skip
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from ....importer.expansions import expansion
 from ....ir.graph import Graph, Node, Value, is_scalar
+from ....ir.ops import OPS, RANDOM
 from ..arrays import Array, Buffer, Memory, row_major
 from ..steps import Step, Work
 from .chains import ELEMENTWISE, LONGEST, Chain, as_constant, instruct
@@ -80,8 +82,19 @@ def kind(*ops: str) -> Callable[[Kind], Kind]:
     return register
 
 
+_ALONE = frozenset(
+    name for name, op in OPS.items()
+    if op.kind in ("convolution", "linear algebra", "fft", "quantization", "chosen kernels",
+                   "collective")
+)  # fmt: skip
+"""Ops that are expanded in no way that the engine would gain by."""
+
 PATTERNS: dict[type[Pattern], Callable[[Translator, Any], None]] = {}
 """How patterns become steps."""
+
+
+def _holds_values(arg: Any) -> bool:
+    return isinstance(arg, tuple) and any(isinstance(a, Value) or _holds_values(a) for a in arg)
 
 
 class Translator:
@@ -149,7 +162,36 @@ class Translator:
         elif node.op in KINDS:
             KINDS[node.op](self, node)
         else:
-            raise Unknown(f"there is no kind of work for {node.op}")
+            self._expanded(node)
+
+    def _expanded(self, node: Node) -> None:
+        """An op as MLX makes it of others, where the engine knows those."""
+        tensors = {name: arg for name, arg in node.args.items() if isinstance(arg, Value)}
+        settings = tuple((n, a) for n, a in node.args.items() if n not in tensors)
+        unknown = Unknown(f"there is no kind of work for {node.op}")
+        if node.op in _ALONE or any(map(_holds_values, dict(settings).values())):
+            raise unknown
+        if node.op in RANDOM and "key" not in tensors:
+            raise Unknown(f"{node.op} without a key")
+        try:
+            graph = expansion(node.op, tuple((n, v.type) for n, v in tensors.items()), settings)
+        except TypeError:  # settings that are no key, such as slices
+            raise unknown from None
+        if graph is None or any(n.op in (node.op, *_ALONE) or n.bodies for n in graph.nodes):
+            raise unknown
+        self.places.update(
+            (inner, self.array(outer))
+            for inner, outer in zip(graph.inputs, tensors.values(), strict=True)
+        )
+        for inner in graph.nodes:
+            for value in inner.outputs:  # of the last node of this kind
+                self.places.pop(value, None)
+                self._pending.pop(value, None)
+            self.node(inner)
+        for value, made in zip(node.outputs, graph.outputs, strict=True):
+            if made.type != value.type:
+                raise unknown
+            self.places[value] = self.array(made)
 
     def uses(self, value: Value) -> int:
         """How often a value is read in the body, as a result of it too."""
