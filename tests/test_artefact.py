@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,33 +36,49 @@ def product(x: Any) -> Any:
     return qg.quantized_matmul(x, W)
 
 
-def saved(fn: Any, folder: Path) -> Path:
-    return qg.compile(fn, X, target="cpu").save(folder)
+WITHOUT_REGIONS = [p for p in qg.default_passes(qg.as_target("cpu")) if p.name != "form-regions"]
+
+
+def saved(fn: Any, folder: Path, passes: Any = None) -> Path:
+    return qg.compile(fn, X, target="cpu", passes=passes).save(folder)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in (GRAPH, WEIGHTS, ABOUT)}
 
 
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = saved(model, tmp_path_factory.mktemp("saved"))
-    return {name: (folder / name).read_bytes() for name in (GRAPH, WEIGHTS, ABOUT)}
+    """Of a program whose loops and products are nodes of the graph itself."""
+    return files(saved(model, tmp_path_factory.mktemp("saved"), WITHOUT_REGIONS))
 
 
-def write(folder: Path, files: dict[str, bytes], *, signed: bool = True) -> Path:
+@pytest.fixture(scope="module")
+def of_regions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Of the same, as it is compiled by default: where regions can run, in one of them."""
+    return files(saved(model, tmp_path_factory.mktemp("saved")))
+
+
+def write(folder: Path, content: dict[str, bytes], *, signed: bool = True) -> Path:
     """The files, with digests of what they are now, as a stranger would write them."""
-    about = json.loads(files[ABOUT])
+    about = json.loads(content[ABOUT])
     if signed:
-        about["sha256"] = {n: hashlib.sha256(files[n]).hexdigest() for n in (GRAPH, WEIGHTS)}
+        about["sha256"] = {n: hashlib.sha256(content[n]).hexdigest() for n in (GRAPH, WEIGHTS)}
     for name in (GRAPH, WEIGHTS):
-        (folder / name).write_bytes(files[name])
+        (folder / name).write_bytes(content[name])
     (folder / ABOUT).write_text(json.dumps(about))
     return folder
 
 
+def every_node(graph: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for node in graph["nodes"]:
+        yield node
+        for body in node.get("bodies", ()):
+            yield from every_node(body)
+
+
 def kernel_nodes(graph: dict[str, Any]) -> list[dict[str, Any]]:
-    found = [node for node in graph["nodes"] if "problem" in node["args"]]
-    return found + [
-        inner for node in graph["nodes"] for body in node.get("bodies", ())
-        for inner in kernel_nodes(body)
-    ]  # fmt: skip
+    return [node for node in every_node(graph) if "problem" in node["args"]]
 
 
 def problem_field(field: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -83,7 +99,7 @@ def kernel_name(name: str) -> Callable[[dict[str, Any]], None]:
 
 def loop(op: str, field: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def edit(graph: dict[str, Any]) -> None:
-        next(n for n in graph["nodes"] if n["op"] == op)["args"][field] = value
+        next(n for n in every_node(graph) if n["op"] == op)["args"][field] = value
 
     return edit
 
@@ -129,9 +145,26 @@ def test_a_graph_that_is_not_what_its_arrays_are_is_refused(
         qg.load(folder)
 
 
-def test_as_it_was_written_it_runs(artefact: dict[str, bytes], tmp_path: Path) -> None:
-    again = qg.load(write(tmp_path, artefact))
-    expected = qg.compile(model, X, target="cpu")(X)
+@pytest.mark.parametrize(
+    "name", [name for name in EDITS if "=" not in name and "kernel" not in name]
+)
+def test_a_region_is_held_to_the_same(
+    of_regions: dict[str, bytes], name: str, tmp_path: Path
+) -> None:
+    data = json.loads(of_regions[GRAPH])
+    EDITS[name](data["graph"])
+    folder = write(tmp_path, {**of_regions, GRAPH: json.dumps(data).encode()})
+    with pytest.raises(QGraphError):
+        qg.load(folder)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_as_it_was_written_it_runs(
+    artefact: dict[str, bytes], of_regions: dict[str, bytes], regions: bool, tmp_path: Path
+) -> None:
+    again = qg.load(write(tmp_path, of_regions if regions else artefact))
+    passes = None if regions else WITHOUT_REGIONS
+    expected = qg.compile(model, X, target="cpu", passes=passes)(X)
     for a, b in zip(again(X), expected, strict=True):
         assert mx.array_equal(a, b)
 
