@@ -48,6 +48,14 @@ def test_a_scan_without_one_of_its_settings_is_refused(name: str) -> None:
         verify(qg.Graph.from_json(json.dumps(data)))
 
 
+def test_a_number_where_a_value_stands_is_refused() -> None:
+    """A region would read the operand beside it in its place."""
+    data = json.loads(qg.trace(lambda x: x > 0, X).to_json())
+    data["graph"]["nodes"][-1]["args"]["a"] = 2
+    with pytest.raises(VerifyError, match="has a number for a"):
+        verify(qg.Graph.from_json(json.dumps(data)))
+
+
 def test_the_variables_of_a_replacement_are_those_of_the_pattern() -> None:
     with pytest.raises(InputError, match="it is given the variables of the pattern by name: x"):
         Rule("r", lambda x: qg.abs(x), lambda x, y: x)

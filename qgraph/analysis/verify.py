@@ -108,6 +108,8 @@ def _check_node(graph: Graph, node: Node, checked: set[Node] | None) -> None:
             verify(body, checked)
     elif node.op not in OPS:
         _fail(graph, node, "is not an op of the table")
+    elif numbers := [n for n in OPS[node.op].scalar_operands if _is_number(node.args.get(n))]:
+        _fail(graph, node, f"has a number for {numbers[0]}, which is a value of the graph")
     elif (wrong := wrong_setting(node)) is not None:
         _fail(graph, node, wrong)
     else:
@@ -115,6 +117,10 @@ def _check_node(graph: Graph, node: Node, checked: set[Node] | None) -> None:
         stated = [value.type for value in node.outputs]
         if inferred != stated:
             _fail(graph, node, f"says it gives {stated}, MLX gives {inferred}")
+
+
+def _is_number(arg: object) -> bool:
+    return isinstance(arg, bool | int | float | complex)
 
 
 def _types(values: tuple[Value, ...]) -> list[TensorType]:

@@ -22,6 +22,7 @@ import qgraph as qg
 from qgraph.cli.sources import example_call, example_inputs
 from qgraph.errors import QGraphError
 from qgraph.ir import Graph
+from qgraph.passes import FormRegions
 from qgraph.runtime.artefact import ABOUT, GRAPH, WEIGHTS
 from qgraph.runtime.by_mlx import by_mlx, run_by_mlx
 from qgraph.runtime.executable import Executable
@@ -61,20 +62,29 @@ PROGRAMS: dict[str, Callable[[Any], Any]] = {
     "layers": layers,
     "search": search,
     "small": small,
+    "region": layers,
 }
+
+
+@cache
+def compiled(name: str) -> qg.Program:
+    passes = [*qg.default_passes(qg.as_target("cpu"))]
+    if name == "region":
+        passes.append(FormRegions(everywhere=True))
+    return qg.compile(PROGRAMS[name], X, target="cpu", passes=passes)
 
 
 @cache
 def saved(name: str) -> Files:
     """The files of an artefact."""
     with tempfile.TemporaryDirectory() as folder:
-        path = qg.compile(PROGRAMS[name], X, target="cpu").save(folder)
+        path = compiled(name).save(folder)
         return {file: (path / file).read_bytes() for file in (GRAPH, WEIGHTS, ABOUT)}
 
 
 @cache
 def answer(name: str) -> list[mx.array]:
-    return _leaves(qg.compile(PROGRAMS[name], X, target="cpu")(X))
+    return _leaves(compiled(name)(X))
 
 
 def _leaves(tree: Any) -> list[mx.array]:
