@@ -175,7 +175,7 @@ def through_programs(constants: bool) -> Iterator[None]:
             continue  # an op of qgraph's own
         op = ALIASES.get(name, name)
         places.append((theirs, short, Through(op, getattr(ours, short), getattr(theirs, short))))
-        if not room and hasattr(mx.array, short):
+        if not room and callable(getattr(mx.array, short, None)):  # `real` is a property
             ours, theirs = functools.partial(_method, short), getattr(mx.array, short)
             places.append((mx.array, short, ThroughMethod(op, ours, theirs)))
     before = [(place, short, getattr(place, short)) for place, short, _ in places]
