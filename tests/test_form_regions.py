@@ -13,6 +13,7 @@ import qgraph as qg
 from qgraph.analysis.verify import verify
 from qgraph.errors import VerifyError
 from qgraph.ir import Graph
+from qgraph.kernels.cpu.region import RegionError
 from qgraph.passes import FormRegions
 from qgraph.rewrite.regions import inlined
 from qgraph.target import Target, as_target
@@ -182,3 +183,17 @@ def test_a_profile_shows_phases() -> None:
     assert row.times == 4
     assert row.seconds > 0
     assert "phases of regions" in str(measured)
+    assert any(", largest cut " in s.label for s in measured.stretches)
+
+
+def test_a_region_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = qg.compile(lambda x: qg.exp(x) @ W, qg.spec((4, 64)), target="cpu", passes=EVERYWHERE)
+    (step,) = program.executables[0].lowered.steps
+
+    def fails(*_: Any) -> Any:
+        raise RegionError("there is too little memory for a run of the region")
+
+    monkeypatch.setattr(step.native, "take", fails)
+    with pytest.raises(qg.QGraphError, match="too little memory") as caught:
+        program(mx.ones((4, 64)))
+    assert "test_form_regions.py" in str(caught.value)

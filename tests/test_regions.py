@@ -139,6 +139,8 @@ def test_rows_of_a_packed_embedding() -> None:
         return qg.dequantize(*parts, bits=8) * 2
 
     agree(look_up, mx.array([[3, 29, 0]]))
+    agree(lambda ids: qg.dequantize(*[qg.take(qg.tensor(p), ids, axis=0) for p in packed], bits=8,
+                                    dtype=mx.float32), mx.array([[3, 29, 0]]))  # fmt: skip
     agree(lambda x: qg.dequantize(*map(qg.tensor, packed), bits=8) @ x, cases.numbers(64, 2))
 
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ..errors import QGraphError
 from ..ir.graph import Graph, Node, Value
 from ..ir.loops import CONTROL_FLOW, LOOPS, REGION, Body, bodies, carry_out
 from ..kernels import kernel
 from ..kernels.chosen import runs_on_host
 from ..kernels.compiled import Compiled, Uncompiled
+from ..kernels.cpu.region import RegionError
 from ..kernels.streams import Streams
 from .interpret import Arrays, Env, Interpreter, has_several_results, unrolls
 from .positions import expand_ahead
@@ -282,7 +284,15 @@ class HostRegion(FromHost):
         for value in self.last:
             env.pop(value, None)
         mx.eval(arrays)
-        env.update(zip(self.node.outputs, self.native.take(arrays), strict=True))
+        try:
+            results = self.native.take(arrays)
+        except RegionError as error:
+            raise QGraphError(
+                f"a region did not run: {error}",
+                hint="program.profile(...) says what it takes; fewer rows at a time need less",
+                origin=self.node.origin,
+            ) from None
+        env.update(zip(self.node.outputs, results, strict=True))
 
 
 def from_host(node: Node, known: Mapping[Value, mx.array], streams: Streams) -> FromHost:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from ..analysis.estimate import estimate
+from ..analysis.estimate import estimate, in_bytes
 from ..analysis.problems import product_estimate
 from ..inspection.profile import NodeTime, Profile, StretchTime
 from ..ir.graph import Graph, Node, Value, reachable
@@ -26,7 +26,7 @@ from ..kernels.streams import Streams
 from ..target import Target
 from ..timing import once
 from .interpret import Env, Interpreter
-from .lower import FromHost, LoweredGraph, Step, Stretch
+from .lower import FromHost, HostRegion, LoweredGraph, Step, Stretch
 from .regions.measuring import Clock, InPhase
 from .regions.run import bound
 
@@ -153,6 +153,12 @@ def _outputs(step: Step) -> tuple[Value, ...]:
 
 
 def _label(step: Step, made: dict[Value, Node]) -> str:
+    if isinstance(step, HostRegion):
+        memory = step.native.memory
+        return (
+            f"region of {len(step.native.phases())} phases in {in_bytes(memory.nbytes)}, "
+            f"largest cut {in_bytes(memory.cut)}"
+        )
     if isinstance(step, FromHost):
         return f"{step.node.op} from the host"
     return "compiled together"

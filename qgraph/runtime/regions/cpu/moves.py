@@ -11,7 +11,7 @@ from ....ir.graph import Node, Value
 from ....ir.ops import setting
 from ..arrays import Array
 from .chains import Chain
-from .patterns import TakenRows
+from .patterns import TakenRows, is_plain_dequantize
 from .products import MODES, packing
 from .refs import Unknown, fill, h, ref
 from .translate import PATTERNS, Translator, kind
@@ -56,7 +56,7 @@ def take_packed(t: Translator, pattern: TakenRows) -> None:
 
 def decode(t: Translator, node: Node, parts: list[Array], indices: Array, *more: Node) -> None:
     """Rows of a packed weight, by number."""
-    if node.args.get("global_scale") is not None or node.args.get("dtype") is not None:
+    if not is_plain_dequantize(node):
         raise Unknown("dequantize to another dtype or by a global scale")
     mode, bits, group = packing(node)
     y = t.result(node)

@@ -63,10 +63,18 @@ def find(body: Graph, uses: Mapping[Value, int]) -> dict[Node, Pattern | str]:
     return found
 
 
+def is_plain_dequantize(node: Node) -> bool:
+    """Does it give the dtype of its scales, without a scale for all of it?"""
+    dtype = node.args.get("dtype")
+    if setting(node, "mode") == "affine" and dtype is not None:
+        return bool(dtype == node.operand("scales").dtype)
+    return node.args.get("global_scale") is None
+
+
 def _taken_rows(node: Node, uses: Mapping[Value, int]) -> list[Node] | None:
     parts = [node.value(name) for name in ("w", "scales", "biases")]
     rows = [part.node for part in parts if part is not None]
-    if node.args.get("global_scale") is not None or node.args.get("dtype") is not None:
+    if not is_plain_dequantize(node):
         return None
     alike = all(
         row.op == "take"
