@@ -66,9 +66,9 @@ def find(body: Graph, uses: Mapping[Value, int]) -> dict[Node, Pattern | str]:
 def is_plain_dequantize(node: Node) -> bool:
     """Does it give the dtype of its scales, without a scale for all of it?"""
     dtype = node.args.get("dtype")
-    if setting(node, "mode") == "affine" and dtype is not None:
-        return bool(dtype == node.operand("scales").dtype)
-    return node.args.get("global_scale") is None
+    affine = setting(node, "mode") == "affine"
+    same = not affine or dtype is None or dtype == node.operand("scales").dtype
+    return bool(same) and node.args.get("global_scale") is None
 
 
 def _taken_rows(node: Node, uses: Mapping[Value, int]) -> list[Node] | None:
