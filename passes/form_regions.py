@@ -27,7 +27,7 @@ from qgraph.analysis.estimate import estimate
 from qgraph.ir.graph import Graph, Node, Value, input_value, is_constant, is_scalar
 from qgraph.ir.kinds import PRODUCTS
 from qgraph.ir.loops import REGION, turns
-from qgraph.ir.ops import OPS, setting
+from qgraph.ir.ops import OPS
 from qgraph.rewrite.ledger import Entry, collecting, record
 from qgraph.rewrite.rewriter import with_bodies
 from qgraph.runtime.regions.cpu.known import refusal
@@ -209,7 +209,7 @@ _TURNING = frozenset({"transpose", "matrix_transpose", "swapaxes", "moveaxis"})
 
 
 def _reduces_last(node: Node) -> bool:
-    axes = setting(node, "axis")
+    axes = node.args.get("axis")  # None, and of `allclose`, which has none, means all
     last = node.inputs[0].ndim - 1
     return axes is None or last in [
         axis % (last + 1) for axis in (axes if isinstance(axes, tuple) else (axes,))

@@ -197,3 +197,10 @@ def test_a_region_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(qg.QGraphError, match="too little memory") as caught:
         program(mx.ones((4, 64)))
     assert "test_form_regions.py" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["allclose", "array_equal"])
+def test_a_reduction_without_an_axis_reduces_all(name: str) -> None:
+    x = mx.ones((4, 4))
+    program = qg.compile(lambda x: getattr(qg, name)(qg.exp(x), qg.exp(x)), x, target="cpu")
+    assert program(x).item()
