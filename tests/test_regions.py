@@ -250,3 +250,21 @@ def test_random_graphs(program: tuple[Any, ...]) -> None:
         body = qg.compile(inlined(compiled.plan.graph), target="cpu", passes=[])
         allowed = 2 * error(as_list(body(x))[0], exact) + 1e-5
         assert error(as_list(compiled(x))[0], exact) <= allowed
+
+
+def test_a_loop_over_an_argument_leaves_it_as_it_was() -> None:
+    """What a loop carries lies in a buffer of its own, unless it is the result."""
+    w = mx.random.normal((128, 128), key=mx.random.key(1)) / 11
+
+    def fn(x: Any) -> Any:
+        return qg.tanh(qg.fori_loop(0, 2, lambda i, h: qg.quantized_matmul(h, w), x))
+
+    x = mx.random.normal((3, 128), key=mx.random.key(0))
+    before = np.array(x)
+    program = qg.compile(fn, x, target="cpu")
+    first, second = np.array(program(x)), np.array(program(x))
+    np.testing.assert_array_equal(np.array(x), before)
+    np.testing.assert_array_equal(first, second)
+    dense = np.array(mx.dequantize(*mx.quantize(w))).astype(np.float64)
+    expected = np.tanh(before.astype(np.float64) @ dense.T @ dense.T)
+    np.testing.assert_allclose(first, expected, rtol=1e-4, atol=1e-5)

@@ -63,6 +63,19 @@ def translate(body: Graph, fixed: Mapping[Value, mx.array]) -> Translation:
     Raises:
         Unknown: it holds what the engine does not know.
     """
+    mine = {v for v in body.inputs if v not in fixed}
+    while True:
+        made, spoiled = _translated(body, fixed, mine)
+        if not spoiled:
+            return made
+        mine -= spoiled
+
+
+def _translated(
+    body: Graph, fixed: Mapping[Value, mx.array], mine: set[Value]
+) -> tuple[Translation, set[Value]]:
+    """The phases of a body that may write over the inputs `mine`; and those of them that it writes
+    over without giving them back as a result, which a caller would find changed."""
     table = Table()
     given: dict[Value, Array] = {}
     free = [v for v in body.inputs if v not in fixed]
@@ -72,15 +85,17 @@ def translate(body: Graph, fixed: Mapping[Value, mx.array]) -> Translation:
             continue
         given[value] = table.array(value.shape, value.dtype, "given")
         given[value].buffer.place = free.index(value)
-    t = Translator(body, table, given, set(free))
+    t = Translator(body, table, given, mine)
     t.run()
     results, pointers = _results(t, body, given, len(free))
     schedule = scheduled(t.finish())
     over = {r.pointer for r, v in zip(results, body.outputs, strict=True)
             if not r.made and v not in given}  # fmt: skip
-    return Translation(
+    spoiled = {v for i, v in enumerate(free) if t.wrote(given[v].buffer) and i not in over}
+    made = Translation(
         table, schedule, plan(schedule), tuple(results), pointers, frozenset(over)
     )  # fmt: skip
+    return made, spoiled & mine
 
 
 def _results(
