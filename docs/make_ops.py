@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from qgraph.ir.ops import ALIASES, LEFT_OUT, OPS
+from qgraph.ir.left_out import LEFT_OUT
+from qgraph.ir.ops import ALIASES, OPS
 
 PAGE = Path(__file__).parent / "ops.md"
 

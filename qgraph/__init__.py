@@ -44,7 +44,8 @@ from .compiler.program import Program
 from .errors import QGraphError
 from .importer import call, from_mlx
 from .ir.graph import Graph, Node, Value
-from .ir.ops import LEFT_OUT, namespace
+from .ir.left_out import LEFT_OUT
+from .ir.ops import namespace
 from .mesh import Mesh
 from .quantization.checked import dequantize, gather_qmm, quantize, quantized_matmul
 from .quantization.config import Quantize

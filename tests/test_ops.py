@@ -12,7 +12,8 @@ import pytest
 import qgraph as qg
 from qgraph.analysis.estimate import FORMULAS
 from qgraph.ir.kinds import COSTS, TRAITS
-from qgraph.ir.ops import ALIASES, LEFT_OUT, OPS
+from qgraph.ir.left_out import LEFT_OUT
+from qgraph.ir.ops import ALIASES, OPS
 from qgraph.kernels import Problem, kernel
 from qgraph.tracing.functions import FUNCTIONS
 from tests.arrays import to_numpy
