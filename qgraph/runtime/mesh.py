@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ from ..mesh import Mesh
 
 SILENCE = 9
 """Seconds after which a machine that does not answer counts as gone."""
+
+GRACE = 3
+"""Seconds that an error of MLX waits for word of a lost rank, which may be what it came of."""
 
 PATIENCE = 120
 """Seconds that a rank waits for the others to make the plan that it has made."""
@@ -218,6 +222,8 @@ class Watch:
         before = sys.excepthook
 
         def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+            if issubclass(kind, RuntimeError):  # `ring` raises when a rank is gone
+                time.sleep(GRACE)  # a thread that hears of it ends this process
             words = str(error).splitlines()
             self._ending = f"it raised {kind.__name__}" + (f": {words[0]}" if words else "")
             before(kind, error, trace)
