@@ -13,7 +13,7 @@ import mlx.core as mx
 from ...ir.graph import Node, Value
 from ...ir.ops import setting
 from ...tracing.tensor import Tensor, apply
-from .placement import PARTIAL, REPLICATED, split
+from .placement import PARTIAL, REPLICATED, Placement, split
 from .strategies import Strategy
 from .units import Units
 
@@ -36,6 +36,16 @@ def _axis(node: Node, x: Value) -> int | None:
     if isinstance(axis, tuple):
         return axis[0] % x.ndim if len(axis) == 1 else None
     return int(axis) % x.ndim
+
+
+def _split_axis(node: Node, units: Units) -> tuple[int, Placement] | None:
+    """The axis that a reduction of floats is over, and its parts; None if it has none."""
+    x = node.inputs[0]
+    axis = _axis(node, x)
+    if axis is None or not mx.issubdtype(x.dtype, mx.floating):
+        return None
+    size = units.length(x, axis)
+    return (axis, split(axis, size)) if size else None
 
 
 def _argmax(node: Node, units: Units) -> Iterator[Strategy]:
@@ -97,19 +107,16 @@ def _categorical(node: Node, units: Units) -> Iterator[Strategy]:
 
 def _extreme(node: Node, units: Units) -> Iterator[Strategy]:
     x = node.inputs[0]
-    axis = _axis(node, x)
-    if axis is None or not mx.issubdtype(x.dtype, mx.floating):
+    if (found := _split_axis(node, units)) is None:
         return
-    if not (size := units.length(x, axis)):
-        return
-    place = split(axis, size)
+    axis, place = found
     worst = -float("inf") if node.op == "max" else float("inf")
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
         given = Tensor(emit.filled_beyond(x, local[0], place, worst))
         keep = bool(setting(node, "keepdims"))
-        found = apply(node.op, (given,), {"axis": axis, "keepdims": keep})
-        return [emit.talk(f"all_{node.op}", found.value, node)]
+        most = apply(node.op, (given,), {"axis": axis, "keepdims": keep})
+        return [emit.talk(f"all_{node.op}", most.value, node)]
 
     talk = (("all_max", node.output.type.nbytes),)
     yield Strategy((place,), (REPLICATED,), 1 / units.ranks, build=build, talks=talk)
@@ -118,12 +125,9 @@ def _extreme(node: Node, units: Units) -> Iterator[Strategy]:
 def _mean(node: Node, units: Units) -> Iterator[Strategy]:
     """The ranks' sums over the whole length: partial sums."""
     x = node.inputs[0]
-    axis = _axis(node, x)
-    if axis is None or not mx.issubdtype(x.dtype, mx.floating):
+    if (found := _split_axis(node, units)) is None:
         return
-    if not (size := units.length(x, axis)):
-        return
-    place = split(axis, size)
+    axis, place = found
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
         given = Tensor(emit.filled_beyond(x, local[0], place, 0.0))

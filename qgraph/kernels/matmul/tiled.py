@@ -217,65 +217,52 @@ def _header() -> str:
 _ARGUMENTS = "T, qgraph::tiled::Mode(MODE), BITS, GROUP, N, WN, WK, COLUMNS, DEPTH, STAGES"
 
 
-@cache
-def _product(shared_memory: int) -> Any:
+def _kernel(
+    name: str, inputs: Sequence[str], outputs: Sequence[str], source: str, shared_memory: int = 0
+) -> Any:
     return mx.fast.cuda_kernel(
-        name="qgraph_tiled",
-        input_names=["x", "w", "scales"],
-        output_names=["y"],
+        name=f"qgraph_{name}",
+        input_names=list(inputs),
+        output_names=list(outputs),
         header=_header(),
-        source=f"qgraph::tiled::product<{_ARGUMENTS}, PARTS>(x, w, scales, y, x_shape[0], "
-        "x_shape[1], w_shape[0]);",
+        source=f"qgraph::tiled::{source};",
         shared_memory=shared_memory,
     )
+
+
+@cache
+def _product(shared_memory: int) -> Any:
+    call = f"product<{_ARGUMENTS}, PARTS>(x, w, scales, y, x_shape[0], x_shape[1], w_shape[0])"
+    return _kernel("tiled", ["x", "w", "scales"], ["y"], call, shared_memory)
 
 
 @cache
 def _gathered_product(shared_memory: int) -> Any:
-    return mx.fast.cuda_kernel(
-        name="qgraph_tiled_gather",
-        input_names=["x", "w", "scales", "starts", "in_x", "in_y"],
-        output_names=["y"],
-        header=_header(),
-        source=f"qgraph::tiled::gathered_product<{_ARGUMENTS}>(x, w, scales, starts, {{in_x, in_y}}"
-        ", y, x_shape[1], w_shape[1], w_shape[0]);",
-        shared_memory=shared_memory,
+    inputs = ["x", "w", "scales", "starts", "in_x", "in_y"]
+    call = (
+        f"gathered_product<{_ARGUMENTS}>(x, w, scales, starts, {{in_x, in_y}}, y, x_shape[1], "
+        "w_shape[1], w_shape[0])"
     )
+    return _kernel("tiled_gather", inputs, ["y"], call, shared_memory)
 
 
 @cache
 def _group_rows(shared_memory: int) -> Any:
-    return mx.fast.cuda_kernel(
-        name="qgraph_group_rows",
-        input_names=["lhs", "rhs"],
-        output_names=["starts", "in_x", "in_y"],
-        header=_header(),
-        source="qgraph::tiled::group_rows(lhs, rhs, starts, in_x, in_y, rhs_shape[0], EACH, "
-        "EXPERTS);",
-        shared_memory=shared_memory,
-    )
+    call = "group_rows(lhs, rhs, starts, in_x, in_y, rhs_shape[0], EACH, EXPERTS)"
+    return _kernel("group_rows", ["lhs", "rhs"], ["starts", "in_x", "in_y"], call, shared_memory)
 
 
 @cache
 def _take_rows(affine: bool) -> Any:
-    return mx.fast.cuda_kernel(
-        name="qgraph_take_rows",
-        input_names=["w", "scales", "rows"],
-        output_names=["w_rows", "s_rows", "b_rows"][: 2 + affine],
-        header=_header(),
-        source="qgraph::tiled::take_rows<qgraph::tiled::Mode(MODE), BITS, GROUP>(w, scales, rows, "
-        f"w_rows, s_rows, {'b_rows' if affine else 's_rows'}, N, K);",
-        shared_memory=0,
+    outputs = ["w_rows", "s_rows", "b_rows"][: 2 + affine]
+    call = (
+        "take_rows<qgraph::tiled::Mode(MODE), BITS, GROUP>(w, scales, rows, w_rows, s_rows, "
+        f"{outputs[-1]}, N, K)"
     )
+    return _kernel("take_rows", ["w", "scales", "rows"], outputs, call)
 
 
 @cache
 def _add_parts() -> Any:
-    return mx.fast.cuda_kernel(
-        name="qgraph_add_parts",
-        input_names=["parts"],
-        output_names=["y"],
-        header=_header(),
-        source="qgraph::tiled::add_parts<T>(parts, y, parts_shape[0],"
-        " size_t(parts_shape[1]) * parts_shape[2]);",
-    )
+    call = "add_parts<T>(parts, y, parts_shape[0], size_t(parts_shape[1]) * parts_shape[2])"
+    return _kernel("add_parts", ["parts"], ["y"], call)
