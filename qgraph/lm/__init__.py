@@ -9,5 +9,6 @@ except ImportError as error:
 del _needed
 
 from .accelerate import accelerate
+from .load import load
 
-__all__ = ["accelerate"]
+__all__ = ["accelerate", "load"]

@@ -15,6 +15,7 @@ from ..origin import NOWHERE
 from .accelerate import accelerate
 from .background import settled
 from .launch import as_one, launched
+from .load import load
 
 COMMANDS = {"generate": "generate", "chat": "chat", "serve": "server"}
 """Names of qgraph's commands, and of mlx-lm's modules that hold them."""
@@ -29,7 +30,7 @@ def run(command: str, args: Sequence[str]) -> list[Any]:
     """
     mesh = launched() if command == "generate" else None
     module: Any = importlib.import_module(f"mlx_lm.{COMMANDS[command]}")
-    load, argv, models = module.load, sys.argv, []
+    mlx_load, argv, models = module.load, sys.argv, []
 
     def accelerated(*given: Any, **settings: Any) -> Any:
         if mesh is not None:
@@ -43,7 +44,7 @@ def run(command: str, args: Sequence[str]) -> list[Any]:
         with nullcontext() if mesh is None else as_one(mesh):
             module.main()
     finally:
-        module.load, sys.argv = load, argv
+        module.load, sys.argv = mlx_load, argv
     return models if mesh is None or mesh.rank == 0 else []
 
 
