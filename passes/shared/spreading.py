@@ -32,7 +32,8 @@ from qgraph.ir.loops import bodies
 from qgraph.ir.ops import OPS
 from qgraph.origin import stating
 from qgraph.rewrite.ledger import Entry, record
-from qgraph.tracing.tensor import Tensor, apply, infer
+from qgraph.tracing.nodes import infer
+from qgraph.tracing.tensor import Tensor, apply
 
 _NAME = "shard"
 

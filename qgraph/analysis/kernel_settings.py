@@ -16,7 +16,7 @@ from ..ir.graph import Node, Value
 from ..kernels import Problem, kernel
 from ..kernels.base import HALF
 from ..kernels.cpu.library import missing
-from ..tracing.tensor import placeholder
+from ..tracing.nodes import placeholder
 from ..types import TensorType, type_of
 
 MOST_CORES = 1024

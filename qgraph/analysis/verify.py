@@ -10,7 +10,7 @@ from ..errors import QGraphError, VerifyError
 from ..ir.graph import Graph, Node, Stage, Value
 from ..ir.loops import HOLDERS, REGION, invariant_names
 from ..ir.ops import OPS
-from ..tracing.tensor import infer
+from ..tracing.nodes import infer
 from ..types import TensorType, type_of
 from .kernel_settings import MOST_CORES, wrong_setting
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from ..errors import UnsupportedError
 from ..origin import NOWHERE, Origin, raised_at
-from ..tracing.tensor import placeholder
+from ..tracing.nodes import placeholder
 from ..tree import Tree, flatten
 from ..types import type_of
 from .markers import Marker, Markers

@@ -13,7 +13,8 @@ from ..errors import UnsupportedError
 from ..ir.graph import Graph, input_value
 from ..tracing.constants import trace_constants
 from ..tracing.misuse import refuse_misfit
-from ..tracing.tensor import Tensor, as_tensor, has_tensor, placeholder
+from ..tracing.nodes import placeholder
+from ..tracing.tensor import Tensor, as_tensor, has_tensor
 from ..tracing.trace import argument_paths, in_program_order, parameter_names, tracing
 from ..tree import Tree, flatten
 from ..types import Spec, TensorType, type_of

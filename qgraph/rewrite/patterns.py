@@ -16,8 +16,10 @@ import numpy as np
 
 from ..errors import TraceError
 from ..ir.graph import Node, Value, is_scalar
-from ..ir.ops import Op, setting
-from ..tracing.tensor import Tensor, beside, pattern_reader
+from ..ir.op import Op
+from ..ir.ops import setting
+from ..tracing.nodes import beside
+from ..tracing.tensor import Tensor, pattern_reader
 
 COMMUTATIVE = frozenset({"add", "multiply", "maximum", "minimum", "equal", "logical_or"})
 """Ops of `a` and `b` that match with their operands either way round."""

@@ -9,7 +9,8 @@ import mlx.core as mx
 
 from ..ir.graph import Graph, Node, Value, map_values
 from ..ir.loops import CONTROL_FLOW, LOOPS, REGION, bodies, carry_out, turns
-from ..ir.ops import OPS, Op
+from ..ir.op import Op
+from ..ir.ops import OPS
 from ..kernels.chosen import runs_on_host, streams_in_use
 from ..kernels.streams import Streams
 from .positions import Tables, has_tables

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..ir.graph import StreamLike
-from ..ir.ops import ALIASES, OPS, Op
+from ..ir.op import Op
+from ..ir.ops import ALIASES, OPS
 from .tensor import apply
 
 
