@@ -72,6 +72,7 @@ class Rank:
         fn = self._prompt if part == "prompt" else self._token
         self.llama = llama
         self.given = [mx.ones((1, count), mx.int32), mx.array(prompt, mx.int32)]
+        self.last = self.given[0]
         self.cache = qg.tree.flatten((llama.empty_cache(), {}), static=True)[0]
         graph = qg.trace(fn, *self.given, llama.empty_cache(), name=part)
         llama.weights.clear()  # the graph alone holds them, until they are packed
@@ -96,7 +97,10 @@ class Rank:
         self.cache = []
         result, *self.cache = self.program.take(given)
         self.given[0] = result.astype(mx.int32) if self.given[0].size == 1 else self.given[0]
-        mx.eval(result)
+        # The next round is prepared while this one runs, as mlx-lm does.
+        mx.async_eval(result)  # type: ignore[no-untyped-call]
+        mx.eval(self.last)
+        self.last = result
 
     def measure(self, rounds: int) -> list[float]:
         seconds = []
@@ -140,7 +144,8 @@ def launch(model: str, part: str, prompt: int, ranks: int, device: str) -> dict[
             env = {**os.environ, "MLX_RANK": str(rank)}
             if device == "gpu":
                 env |= {"MLX_WORLD_SIZE": str(ranks), "NCCL_HOST_IP": "127.0.0.1",
-                        "NCCL_PORT": str(port), "CUDA_VISIBLE_DEVICES": str(rank)}  # fmt: skip
+                        "NCCL_PORT": str(port), "CUDA_VISIBLE_DEVICES": str(rank),
+                        "NCCL_GRAPH_MIXING_SUPPORT": "0"}  # fmt: skip
             else:
                 env["MLX_HOSTFILE"] = str(hosts)
             processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
