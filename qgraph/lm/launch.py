@@ -19,8 +19,8 @@ _LAUNCHER = "from mlx._distributed_utils.launch import main; main()"  # what `ml
 def launch(ranks: int, command: Sequence[str]) -> int:
     """Run a qgraph command in so many processes of this machine; the exit status.
 
-    GPUs talk over `nccl`, processors over `ring`.  All of NCCL's calls are on one stream, so that it need
-    not order those that CUDA graphs hold among others: a tenth of a token's time.
+    GPUs talk over `nccl`, processors over `ring`.  All of NCCL's calls are on one stream, so it
+    need not order those that CUDA graphs hold among others: a tenth of a token's time.
     """
     on_gpu = mx.default_device() != mx.Device(mx.cpu, 0) and mx.distributed.is_available("nccl")
     backend = "nccl" if on_gpu else "ring"
