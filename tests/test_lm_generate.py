@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from typer.testing import CliRunner
 
 import qgraph as qg
@@ -297,9 +297,20 @@ def test_weights_are_looked_up(load: Load, tmp_path: Path) -> None:
         for layer in one.layers:
             layer.self_attn.q_proj.scale = -5.0
 
+    def switch(one: Any) -> None:
+        other = {"lora_a": lambda a: a[::-1] * 2, "lora_b": lambda b: -b}
+        for layer in one.layers:
+            adapter = layer.self_attn.q_proj
+            adapter.update({name: change(adapter[name]) for name, change in other.items()})
+
+    def fuse(one: Any) -> None:
+        fused = [(name, part.fuse()) for name, part in one.named_modules() if hasattr(part, "fuse")]
+        assert len(fused) == 2
+        one.update_modules(tree_unflatten(fused))
+
     saved = tmp_path / "weights.safetensors"
     mx.save_safetensors(str(saved), dict(tree_flatten(model.parameters())))
-    for weights in (halve, adapt, scale, remove_lora_layers):
+    for weights in (halve, adapt, scale, remove_lora_layers, adapt, switch, fuse):
         change(weights)
     change(lambda one: one.load_weights(str(saved)))
     assert tokens(fast) == first

@@ -1,6 +1,7 @@
 """Architectures of mlx-lm through programs: prompts in pieces, then token by token, as mlx-lm does.
 
-By default every eighth of them, another eighth each day; all that are listed with QGRAPH_ZOO=all.
+By default every eighth of them, another eighth each day; QGRAPH_ZOO=all takes all that are listed,
+QGRAPH_ZOO=3 the third eighth.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ EAGER = {
 }
 """What runs without a program, and the words that say why."""
 NAMES = sorted({*zoo.architectures()} - {*NOT_HERE, *EAGER})
-TURN = datetime.date.today().toordinal() % 8
-CHOSEN = NAMES if os.environ.get("QGRAPH_ZOO") == "all" else NAMES[TURN::8]
+ASKED = os.environ.get("QGRAPH_ZOO") or str(datetime.date.today().toordinal())
+CHOSEN = NAMES if ASKED == "all" else NAMES[int(ASKED) % 8 :: 8]
 PROMPTS = [mx.arange(5)[None] * 7 % 100, (mx.arange(14)[None] * 3 + 5) % 100]
 BY_ITSELF = {"phi3small": "places blocks by the lengths of a call"}
 """Models that read prompts of several tokens themselves, and why."""

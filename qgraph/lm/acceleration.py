@@ -32,6 +32,10 @@ AHEAD = 64
 """So many tokens before a buffer is full the program for the next one is begun."""
 
 
+FIRST = 3
+"""At so many equal calls programs are begun: the first token has then been given away."""
+
+
 PATIENCE = 64
 """Up to so many tokens the model takes itself on a CPU while their program is being made."""
 
@@ -68,6 +72,7 @@ class Acceleration:
         self._numbers = Numbers()
         self._last: tuple[Any, Form] | None = None
         self._wishes: dict[Form, tuple[mx.array, Caches]] = {}
+        self._wished: Counter[Form] = Counter()
 
     @property
     def programs(self) -> list[Program]:
@@ -166,11 +171,15 @@ class Acceleration:
         return not self._background or (self._maker.target.is_cpu and count > PATIENCE)
 
     def _wish(self, form: Form, tokens: mx.array, caches: Caches) -> None:
-        """Have a program made in the background, once the first token of an answer is there."""
-        again = form in self._wishes
+        """Have a program made in the background, once the first token of an answer is there.
+
+        mlx-lm asks for the second token before it gives away the first.
+        """
+        self._wished[form] += 1
         self._wishes[form] = tokens, Caches(copy.deepcopy(caches.items), caches.kinds)
-        if not again:
+        if self._wished[form] < FIRST:
             return
+        self._wished.clear()
         wishes, self._wishes = self._wishes, {}
         self._prepare([(form, *wish) for form, wish in reversed(wishes.items())])
 

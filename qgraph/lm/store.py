@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,14 @@ class Store:
 
     def __init__(self, model: Any, settings: str, root: Path | None = None) -> None:
         self._weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-        root = root or Path(platformdirs.user_cache_dir("qgraph")) / "lm"
-        self.folder = root / _fingerprint(model, self._weights, settings)
+        mx.eval(list(self._weights.values()))  # another thread may be the first to read them
+        self._model, self._settings = model, settings
+        self._root = root or Path(platformdirs.user_cache_dir("qgraph")) / "lm"
+
+    @cached_property
+    def folder(self) -> Path:
+        """Asked for when a program is made: what names it is read off all weights and sources."""
+        return self._root / _fingerprint(self._model, self._weights, self._settings)
 
     def read(self, form: Form, packed: PackCache) -> Graph | None:
         """The optimized graph for a form, its packed weights in the cache; None if there is none.

@@ -283,7 +283,6 @@ class HostRegion(FromHost):
         arrays = [self.look_up(env, v) for v in self.native.needs]
         for value in self.last:
             env.pop(value, None)
-        mx.eval(arrays)
         try:
             results = self.native.take(arrays)
         except RegionError as error:

@@ -88,7 +88,9 @@ class Pool {
     for (;;) {
       for (int i = 0; number_ == seen; i++) {
         pause();
-        if (i % 64 != 63 || Clock::now() < until) continue;
+        if (i % 64 != 63) continue;
+        sched_yield();  // MLX's own threads, which compute what the next job waits for, go first
+        if (Clock::now() < until) continue;
         std::unique_lock lock(mutex_);
         asleep_++;
         awake_.wait(lock, [&] { return number_ != seen; });

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+from copy import copy
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -13,30 +14,42 @@ def take_over(arrays: list[mx.array]) -> list[mx.array]:
     """Arrays of the same elements that nobody else holds; empties the list.
 
     MLX lends a buffer on where an operation is the last that reads it, and copies it otherwise.  So
-    it is asked to write one element, which then gets its value back: 9 microseconds an array.
+    it is asked to write one element, which then gets its value back: 8 microseconds an array, on a
+    stream beside the default one's, which may be busy with what the caller waits for next.
 
     Args:
-        arrays: evaluated and row by row, held by the list alone where they may be written over.
+        arrays: row by row, held by the list alone where they may be written over.
     """
     asked: list[mx.array] = []
     firsts: list[bytes] = []
-    while arrays:
-        array = arrays.pop()
-        firsts.append(ctypes.string_at(_address(array), array.itemsize))
-        asked.append(mx.slice_update(array, *_one_element(array.dtype, array.ndim)))
-        del array
-    mx.eval(asked)
+    with mx.stream(_beside()):
+        while arrays:
+            array = arrays.pop()
+            mine = copy(array)  # to write into `array` would be seen by who else holds it
+            del array
+            firsts.append(ctypes.string_at(_address(mine), mine.itemsize))
+            mine[(_FIRST,) * mine.ndim] = _zero(mine.dtype)
+            asked.append(mine)
+        mx.eval(asked)
     for array, first in zip(asked, firsts, strict=True):
         ctypes.memmove(_address(array), first, len(first))
     asked.reverse()
     return asked
 
 
-@lru_cache(maxsize=256)
-def _one_element(dtype: mx.Dtype, ndim: int) -> tuple[mx.array, mx.array, tuple[int, ...]]:
-    made = mx.zeros((1,) * ndim, dtype), mx.zeros((ndim,), mx.int32), tuple(range(ndim))
-    mx.eval(made[:2])
-    return made
+_FIRST = slice(0, 1)
+
+
+@cache
+def _beside() -> mx.ThreadLocalStream:
+    return mx.new_thread_local_stream(mx.cpu)
+
+
+@cache
+def _zero(dtype: mx.Dtype) -> mx.array:
+    zero = mx.array(0, dtype)
+    mx.eval(zero)
+    return zero
 
 
 def _address(array: mx.array) -> int:

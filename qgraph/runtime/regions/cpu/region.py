@@ -175,19 +175,24 @@ class NativeRegion:
         return self.translation.plan
 
     def __call__(self, inputs: Sequence[mx.array], nanoseconds: Any = None) -> list[mx.array]:
-        """The results for evaluated arrays of `needs`; see `take`."""
+        """The results for arrays of `needs`; see `take`."""
         return self.take(list(inputs), nanoseconds)
 
     def take(self, inputs: list[mx.array], nanoseconds: Any = None) -> list[mx.array]:
-        """The results for evaluated arrays, which are written over where the list alone holds them;
-        empties the list.
+        """The results for arrays, which are written over where the list alone holds them; empties
+        the list.
+
+        What is written over is taken first: what else is read, such as the last token, may still be
+        under way.
 
         Raises:
             RegionError: too little memory.
         """
+        taken = self._taken(inputs)
+        mx.eval(inputs)
         given: list[Any] = [_readable(array) for array in inputs]
         inputs.clear()
-        for i, array in zip(self._large, self._taken(given), strict=True):
+        for i, array in zip(self._large, taken, strict=True):
             given[i] = array
         copies = [(i, room.empty()) for i, room in self._small]
         made = [room.empty() for room in self._rooms]
@@ -201,13 +206,15 @@ class NativeRegion:
         self._region.run([address(a) for a in given], self.threads, nanoseconds)
         return [_as_array(given[pointer], dtype) for pointer, dtype in self._results]
 
-    def _taken(self, given: list[Any]) -> list[mx.array]:
-        taken = [given[i] for i in self._large]
+    def _taken(self, inputs: list[mx.array]) -> list[mx.array]:
+        """The large arrays among the inputs that are written over, in whose place nothing stays."""
+        taken = [_readable(inputs[i]) for i in self._large]
         for i in self._large:
-            given[i] = None
+            inputs[i] = _NOTHING
         return take_over(taken) if taken else []
 
 
+_NOTHING = mx.array(0)
 SMALL = 1 << 16
 """Bytes up to which a result is written by NumPy and copied: MLX takes 11 microseconds to make an
 array."""
