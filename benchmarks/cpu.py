@@ -152,6 +152,15 @@ def llama_cpp() -> Any:
 
     from qgraph.examples import smollm2_files as files
 
+    defaults = llama_cpp.llama_model_default_params
+
+    def plain() -> Any:
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    llama_cpp.llama_cpp.llama_model_default_params = plain
+    llama_cpp.llama_model_default_params = plain
     cores = as_target("cpu").cores
     return llama_cpp.Llama(
         str(files.find_gguf()), n_ctx=1024, n_threads=cores, n_threads_batch=cores, verbose=False,

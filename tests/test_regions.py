@@ -103,6 +103,7 @@ MASKS = {
     "causal": "causal",
     "bool": mx.array(np.tril(np.ones((6, 11), bool), 5)),
     "added": cases.numbers(4, 6, 11, seed=5),
+    "integers": mx.array(np.arange(2 * 11).reshape(2, 1, 1, 11) % 3),
 }
 
 

@@ -62,7 +62,7 @@ class Experts : public Product {
       Matrices at = matrices(here, entries[i]);
       for (long j = 0; j < count; j += kWide) {
         long own = j / kWide * kGroup * kWide + i * kWide;
-        finish(here, at, 0, first + j, sums + own, gated() ? sums2 + own : nullptr,
+        finish(here, at, 0, 1, first + j, sums + own, gated() ? sums2 + own : nullptr, kWide,
                count - j < kWide ? count - j : kWide);
       }
     }

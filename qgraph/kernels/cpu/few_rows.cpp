@@ -174,8 +174,7 @@ class FewRows : public Product {
       long count = end - begin < kPart ? end - begin : kPart;
       products(at.w, a.w, begin, count, x, sums_of_x, scales, sums);
       if (sums2) products(at.w2, a.w2, begin, count, x, sums_of_x, scales, sums2);
-      for (long i = 0; i < a.m; i++)
-        finish(here, at, i, begin, sums + i * kPart, sums2 ? sums2 + i * kPart : nullptr, count);
+      finish(here, at, 0, a.m, begin, sums, sums2, kPart, count);
     }
   }
 

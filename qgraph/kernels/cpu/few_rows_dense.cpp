@@ -36,9 +36,7 @@ class FewRowsDense : public Product {
         long some = a.m - i < kMost ? a.m - i : kMost;
         products(at.w, a.w, begin, count, x + i * padded_, some, sums);
         if (gated()) products(at.w2, a.w2, begin, count, x + i * padded_, some, sums2);
-        for (long m = 0; m < some; m++)
-          finish(here, at, i + m, begin, sums + m * kPart, gated() ? sums2 + m * kPart : nullptr,
-                 count);
+        finish(here, at, i, some, begin, sums, gated() ? sums2 : nullptr, kPart, count);
       }
     }
   }

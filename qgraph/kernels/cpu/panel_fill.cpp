@@ -128,7 +128,10 @@ void turn(const qg_matmul& a, const typename D::Stored* w, long first, long begi
   const auto* from = w + first * a.w_row;
   if (a.w_row == 1 && count == kWide) {
     for (long k = begin; k < end; k++, panel += kWide)
-      for (long j = 0; j < kWide; j += kLanes) store(panel + j, D::load(from + k * a.w_column + j));
+      for (long j = 0; j < kWide; j += kLanes) {
+        __builtin_prefetch(from + (k + 16) * a.w_column + j);  // rows lie far from each other
+        store(panel + j, D::load(from + k * a.w_column + j));
+      }
     return;
   }
   long k = begin;
@@ -145,7 +148,36 @@ void turn(const qg_matmul& a, const typename D::Stored* w, long first, long begi
     widen<D>(from + k * a.w_column, a.w_row, panel + (k - begin) * kWide, count);
 }
 
+template <typename D>
+void pack(const typename D::Stored* x, long row, long column, long rows, long k, float* to) {
+  static_assert(kTall <= kLanes || kTall % kLanes == 0);  // what a store spoils is written later
+  for (long first = 0; first < rows; first += kLanes)
+    for (long at = 0; at < k; at += kLanes) {
+      long count = k - at < kLanes ? k - at : kLanes;
+      Floats square[kLanes];
+      for (long i = 0; i < kLanes; i++) {
+        const auto* from = x + (first + i < rows ? first + i : rows - 1) * row + at * column;
+        if (column == 1 && count == kLanes) {
+          square[i] = D::load(from);
+        } else {
+          float few[kLanes] = {};
+          widen<D>(from, column, few, count);
+          square[i] = load<Floats>(few);
+        }
+      }
+      transpose(square);
+      for (long i = 0; i < count; i++) store(to + (at + i) * kTall + first, square[i]);
+    }
+}
+
 }  // namespace
+
+void pack_rows(int dtype, const char* x, long row, long column, long rows, long k, float* to) {
+  of_float(dtype, [&](auto d) {
+    using D = decltype(d);
+    pack<D>((const typename D::Stored*)x, row, column, rows, k, to);
+  });
+}
 
 long panel_room(const PanelShape& shape) {
   return shape.groups ? 2 * shape.groups * kLanes + 2 * floats_of(shape.groups) + 64 : 0;

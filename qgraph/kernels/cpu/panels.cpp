@@ -6,19 +6,30 @@
 #include "panels.hpp"
 
 namespace qgraph {
-
 namespace {
 
-template <int R>
+constexpr long kAhead = 24;  // columns of x that are fetched before they are read
+
+// Where element `at` of row r of x lies in a block of kTall rows and kStretch columns.
+struct InStretches {
+  static constexpr long kRow = kStretch, kColumn = 1;
+};
+struct InColumns {
+  static constexpr long kRow = 1, kColumn = kTall;
+};
+
+template <typename Lies, int R>
 void tile(const float* x, const float* panel, long k, float* sums, bool fresh) {
   Floats totals[R][2] = {};
   for (long begin = 0; begin < k; begin += kStretch, x += kTall * kStretch) {
     long end = k - begin < kStretch ? k - begin : kStretch;
     for (long at = 0; at < end; at++, panel += kWide) {
       Floats left = load<Floats>(panel), right = load<Floats>(panel + kLanes);
+      // One long stream, which may come from far.
+      if (Lies::kColumn > 1) __builtin_prefetch(x + (at + kAhead) * Lies::kColumn);
       QG_UNROLLED
       for (int r = 0; r < R; r++) {
-        Floats own = all(x[r * kStretch + at]);
+        Floats own = all(x[r * Lies::kRow + at * Lies::kColumn]);
         totals[r][0] += own * left;
         totals[r][1] += own * right;
       }
@@ -33,17 +44,17 @@ void tile(const float* x, const float* panel, long k, float* sums, bool fresh) {
     }
 }
 
-template <int R>
+template <typename Lies, int R>
 void of_rows(int rows, const float* x, const float* panel, long k, float* sums, bool fresh) {
   if constexpr (R > 1)
-    if (rows < R) return of_rows<R - 1>(rows, x, panel, k, sums, fresh);
-  tile<R>(x, panel, k, sums, fresh);
+    if (rows < R) return of_rows<Lies, R - 1>(rows, x, panel, k, sums, fresh);
+  tile<Lies, R>(x, panel, k, sums, fresh);
 }
 
 }  // namespace
 
 void add_tile(int rows, const float* x, const float* panel, long k, float* sums, bool fresh) {
-  of_rows<kTall>(rows, x, panel, k, sums, fresh);
+  of_rows<InStretches, kTall>(rows, x, panel, k, sums, fresh);
 }
 
 void stretch_rows(int dtype, const char* x, long row, long column, long rows, long k, float* to) {
@@ -63,7 +74,7 @@ class Panels : public Product {
       : Product(args),
         shape_{args, groups()},
         blocks_(over(a.m, kTall)),
-        block_floats_(kTall * up(a.k, kStretch)),
+        block_floats_(up(kTall * a.k + kLanes, 16)),
         deep_(a.k < kDeep ? a.k : kDeep) {}
 
   int stages() const override { return 2; }
@@ -87,8 +98,7 @@ class Panels : public Product {
     if (stage == 0) {
       long first = task % blocks_ * kTall, rows = a.m - first < kTall ? a.m - first : kTall;
       const char* from = matrices(here, task / blocks_).x + first * a.x_row * size_of(a.x.dtype);
-      return stretch_rows(a.x.dtype, from, a.x_row, a.x_column, rows, a.k,
-                          x + task * block_floats_);
+      return pack_rows(a.x.dtype, from, a.x_row, a.x_column, rows, a.k, x + task * block_floats_);
     }
     long most = together(here.threads), panels = over(a.n, kWide), parts = over(blocks_, most);
     long first = task % panels * kWide, part = task / panels % parts, entry = task / panels / parts;
@@ -102,10 +112,7 @@ class Panels : public Product {
     multiply(at.w, a.w, first, rows, x, panel, sums, room);
     if (sums2) multiply(at.w2, a.w2, first, rows, x, panel, sums2, room);
     long count = a.n - first < kWide ? a.n - first : kWide;
-    for (long i = 0; i < rows; i++) {
-      float *own = sums + i * kWide, *own2 = sums2 ? sums2 + i * kWide : nullptr;
-      finish(here, at, begin + i, first, own, own2, count);
-    }
+    finish(here, at, begin, rows, first, sums, sums2, kWide, count);
   }
 
  private:
@@ -124,9 +131,9 @@ class Panels : public Product {
       long end = k + kDeep < a.k ? k + kDeep : a.k;
       fill_panel(shape_, w, refs, first, k, end, panel, room);
       for (long i = 0; i < rows; i += kTall)
-        add_tile(rows - i < kTall ? rows - i : kTall,
-                 x + i / kTall * block_floats_ + k * kTall, panel, end - k, sums + i * kWide,
-                 k == 0);
+        of_rows<InColumns, kTall>(rows - i < kTall ? rows - i : kTall,
+                                  x + i / kTall * block_floats_ + k * kTall, panel, end - k,
+                                  sums + i * kWide, k == 0);
     }
     if (a.k == 0) std::memset(sums, 0, rows * kWide * sizeof(float));
   }

@@ -1,5 +1,5 @@
 // Blocks for products of many rows: of the weight a panel (k, kWide) of float32 in the cache, of x
-// a few rows in stretches, so that the inner loop reads both from one place each.
+// a few rows in columns or stretches, so that the inner loop reads both from one place each.
 #pragma once
 
 #include "products.hpp"
@@ -34,7 +34,10 @@ void fill_panel(const PanelShape& shape, const Matrices::Weight& w, const qg_wei
 // Puts up to kTall rows of x, of a dtype and strides, into stretches: (stretches, kTall, kStretch).
 void stretch_rows(int dtype, const char* x, long row, long column, long rows, long k, float* to);
 
-// sums (rows, kWide) += or = x by a panel of `k`; up to kTall rows.
+// Puts up to kTall rows of x into columns: (k, kTall), and kLanes floats behind that are spoilt.
+void pack_rows(int dtype, const char* x, long row, long column, long rows, long k, float* to);
+
+// sums (rows, kWide) += or = x, in stretches, by a panel of `k`; up to kTall rows.
 void add_tile(int rows, const float* x, const float* panel, long k, float* sums, bool fresh);
 
 }  // namespace qgraph

@@ -43,46 +43,34 @@ Matrices Product::matrices(const Here& here, long entry) const {
 }
 
 
-void Product::finish(const Here& here, const Matrices& at, long i, long j, float* sums, float* sums2,
-                     long count) const {
-  if (plain_) {  // the sums are all
-    std::memcpy(at.y + (i * a.y_row + j) * 4, sums, count * sizeof(float));
-    return;
-  }
+void Product::finish(const Here& here, const Matrices& at, long i, long rows, long j, float* sums,
+                     float* sums2, long step, long count) const {
   int dtype = a.y.dtype;
-  bool half = dtype != QG_F32;
-  auto each = [&](float* values, auto f) {
+  bool half = dtype != QG_F32, direct = !half && a.y_column == 1;
+  long size = size_of(dtype);
+  const char* bias = moved(here, a.bias, j);
+  auto round = [&](Floats x) { return half ? rounded(dtype, x) : x; };
+  for (; rows > 0; rows--, i++, sums += step, sums2 += sums2 ? step : 0) {
+    char* y = at.y + (i * a.y_row + j * a.y_column) * size;
+    const char* times = at.times ? at.times + (i * a.times_row + j) * size : nullptr;
+    const char* add = at.add ? at.add + (i * a.add_row + j) * size : nullptr;
     for (long c = 0; c < count; c += kLanes) {
-      Floats x = f(load<Floats>(values + c), c);
-      store(values + c, half ? rounded(dtype, x) : x);
+      Floats x = load<Floats>(sums + c);
+      if (!plain_) {
+        if (a.alpha != 1) x = round(x * (float)a.alpha);
+        if (bias) x = round(x + floats_at(a.bias.dtype, bias, c, count));
+        if (a.activation != QG_IDENTITY) x = activated(a.activation, round(x));
+        if (sums2) x = round(x) * round(load<Floats>(sums2 + c));
+        if (times) x = round(x) * floats_at(dtype, times, c, count);
+        if (add) x = round(x) + floats_at(dtype, add, c, count);
+      }
+      if (direct && c + kLanes <= count) store(y + c * 4, x);
+      else store(sums + c, x);
     }
-  };
-  if (a.alpha != 1) each(sums, [&](Floats x, long) { return x * (float)a.alpha; });
-  if (given(a.bias)) {
-    const char* bias = here(a.bias) + j * size_of(a.bias.dtype);
-    each(sums, [&](Floats x, long c) {
-      return x + floats_at(a.bias.dtype, bias, c, count);
-    });
+    long done = direct ? count / kLanes * kLanes : 0;
+    if (done < count)
+      narrow(dtype, sums + done, y + done * a.y_column * size, a.y_column, count - done);
   }
-  if (a.activation != QG_IDENTITY)
-    each(sums, [&](Floats x, long) {
-      return activated(a.activation, half ? rounded(dtype, x) : x);
-    });
-  if (sums2) {
-    if (half) each(sums2, [](Floats x, long) { return x; });
-    each(sums, [&](Floats x, long c) { return x * load<Floats>(sums2 + c); });
-  }
-  if (at.times) {
-    const char* times = at.times + (i * a.times_row + j) * size_of(a.times.dtype);
-    if (half) each(sums, [](Floats x, long) { return x; });
-    each(sums, [&](Floats x, long c) { return x * floats_at(dtype, times, c, count); });
-  }
-  if (at.add) {
-    const char* add = at.add + (i * a.add_row + j) * size_of(a.add.dtype);
-    if (half) each(sums, [](Floats x, long) { return x; });
-    each(sums, [&](Floats x, long c) { return x + floats_at(dtype, add, c, count); });
-  }
-  narrow(dtype, sums, at.y + (i * a.y_row + j * a.y_column) * size_of(dtype), a.y_column, count);
 }
 
 void group_scales(const qg_matmul& a, const Matrices::Weight& w, const qg_weight& refs, long first,

@@ -58,9 +58,10 @@ class Product : public Work {
 
   long row_bytes() const { return (a.columns_first ? a.n : a.k) * a.bits / 8; }
 
-  // Writes y from column `j` of row `i` on, of sums (and sums with w2), which are spoilt.
-  void finish(const Here& here, const Matrices& at, long i, long j, float* sums, float* sums2,
-              long count) const;
+  // Writes `rows` of y from number `i` on, `count` columns from `j` on, of sums (and sums with w2),
+  // rows `step` apart, which are spoilt.
+  void finish(const Here& here, const Matrices& at, long i, long rows, long j, float* sums,
+              float* sums2, long step, long count) const;
 };
 
 // Scales of `count` groups from number `first` on, and biases plus `centre` of each, to float32 in

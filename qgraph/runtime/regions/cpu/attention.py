@@ -12,14 +12,33 @@ from ....ir.ops import setting
 from ..arrays import Array
 from .refs import FLOATS, Unknown, fill, h, padded, ref
 from .translate import Translator, kind
+from .views import VIEWS
 
 
 @kind("fast.scaled_dot_product_attention", "decode_attention")
 def attention(t: Translator, node: Node) -> None:
     args, reads = attention_args(t, node)
-    y = t.result(node)
+    y = _result(t, node)
     fill(args, y=ref(y), y_strides=y.strides)
     t.step(h.ATTENTION, args, reads, [y], node)
+
+
+def _result(t: Translator, node: Node) -> Array:
+    """Where the result is to lie: heads side by side if they are read so."""
+    value = node.output
+    readers = t.body.users.get(value, ())
+    if not any(reader.op in VIEWS and _swaps_heads(reader) for reader in readers):
+        return t.result(node)
+    batch, heads, queries, dim = value.shape
+    y = t.table.array((batch, queries, heads, dim), value.dtype).transposed((0, 2, 1, 3))
+    t.places[value] = y
+    return y
+
+
+def _swaps_heads(node: Node) -> bool:
+    if node.op == "swapaxes":
+        return {setting(node, "axis1") % 4, setting(node, "axis2") % 4} == {1, 2}
+    return node.op == "transpose" and tuple(setting(node, "axes") or ()) == (0, 2, 1, 3)
 
 
 def attention_args(t: Translator, node: Node) -> tuple[Any, list[Array]]:
@@ -44,7 +63,7 @@ def attention_args(t: Translator, node: Node) -> tuple[Any, list[Array]]:
     if isinstance(mask, str):
         args.causal = 1
     elif mask is not None:
-        reads.append(_masked(t, args, mask, (batch, heads, queries, k.shape[2])))
+        reads.append(_masked(t, args, mask, node))
     if node.value("sinks") is not None:
         sinks = t.contiguous(node.operand("sinks"), node)
         args.sinks = ref(sinks)
@@ -52,10 +71,11 @@ def attention_args(t: Translator, node: Node) -> tuple[Any, list[Array]]:
     return args, reads
 
 
-def _masked(t: Translator, args: Any, mask: Value, shape: tuple[int, ...]) -> Array:
-    array = t.array(mask)
+def _masked(t: Translator, args: Any, mask: Value, node: Node) -> Array:
+    array, q = t.array(mask), node.operand("q")
+    shape = (*q.shape[:-1], node.operand("k").shape[2])
     if array.dtype != mx.bool_ and array.dtype not in FLOATS:
-        raise Unknown("a mask of integers")
+        array = t.cast(array, q.dtype, node)  # it is added, as MLX adds it
     fill(args, mask=ref(array), mask_strides=array.broadcast(shape).strides)
     return array
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import mlx.core as mx
-
-from ....ir.graph import Graph, Node, Value, is_scalar
+from ....ir.graph import Graph, Node, Value
 from ....ir.ops import setting
+from .activations import activation
 
 ABSORBED: Final = "absorbed"
 """A node that is part of another's step."""
@@ -46,6 +45,8 @@ class Followed:
 
 Pattern = TakenRows | Followed
 
+_PRODUCTS = ("quantized_matmul", "matmul", "addmm")
+
 
 def find(body: Graph, uses: Mapping[Value, int]) -> dict[Node, Pattern | str]:
     """The patterns of a body by the node at which they are carried out; `ABSORBED` for others."""
@@ -54,7 +55,7 @@ def find(body: Graph, uses: Mapping[Value, int]) -> dict[Node, Pattern | str]:
         if node.op == "dequantize" and (rows := _taken_rows(node, uses)):
             found[node] = TakenRows(node, rows)
             found.update(dict.fromkeys(rows, ABSORBED))
-        elif node.op in ("quantized_matmul", "matmul") and node not in found:
+        elif node.op in _PRODUCTS and node not in found:
             product = _followed(node, body, uses, found)
             if product is not None:
                 parts = [product.node, *product.steps, *filter(None, [product.gate])]
@@ -98,10 +99,34 @@ def _followed(
 ) -> Followed | None:
     if not _is_plain(node):
         return None
+    if node.op == "addmm" and not _adds_a_row(node):
+        return None
     product = Followed(node, node)
     for grow in (_biased, _activated, _gated, _multiplied, _added):
+        _reshaped(product, body, uses)
         grow(product, body, uses, found)
+    while product.last.op == "reshape":  # nothing came after
+        product.steps.pop()
+        product.last = product.steps[-1] if product.steps else node
     return product if product.steps else None
+
+
+def _adds_a_row(node: Node) -> bool:
+    """Is what an `addmm` adds the same for all rows?"""
+    c, n = node.operand("c"), node.output.shape[-1]
+    return setting(node, "beta") == 1 and c.type.size == n and c.shape[-1:] == (n,)
+
+
+def _reshaped(product: Followed, body: Graph, uses: Mapping[Value, int]) -> None:
+    """Go on past reshapes that keep the columns."""
+    while True:
+        result = product.last.output
+        reader = _only_reader(result, body, uses)
+        if reader is None or reader.op != "reshape" or not reader.output.ndim:
+            return
+        if reader.output.shape[-1] != result.shape[-1]:
+            return
+        _take(product, reader)
 
 
 def _only_reader(value: Value, body: Graph, uses: Mapping[Value, int]) -> Node | None:
@@ -125,7 +150,7 @@ def _take(product: Followed, *nodes: Node) -> None:
 
 
 def _biased(product: Followed, body: Graph, uses: Mapping[Value, int], _: Any) -> None:
-    other = _partner(product, body, uses, "add")
+    other = None if product.node.op == "addmm" else _partner(product, body, uses, "add")
     result = product.last.output
     if other is not None and other.shape == result.shape[-1:] and other.dtype == result.dtype:
         product.bias = other
@@ -133,32 +158,10 @@ def _biased(product: Followed, body: Graph, uses: Mapping[Value, int], _: Any) -
 
 
 def _activated(product: Followed, body: Graph, uses: Mapping[Value, int], _: Any) -> None:
-    result = product.last.output
-    readers = body.users.get(result, ())
-    if len(readers) == 1 and uses[result] == 1:
-        (reader,) = readers
-        if reader.op in ("sigmoid", "tanh"):
-            product.activation = reader.op
-            _take(product, reader)
-        elif reader.op == "maximum" and _is_zero(reader, result):
-            product.activation = "relu"
-            _take(product, reader)
-    elif len(readers) == 2 and uses[result] == 2 and result.dtype == mx.float32:
-        gate, times = readers
-        silu = (
-            gate.op == "sigmoid"
-            and times.op == "multiply"
-            and uses.get(gate.output) == 1
-            and set(times.inputs) == {result, gate.output}
-        )
-        if silu:
-            product.activation = "silu"
-            _take(product, gate, times)
-
-
-def _is_zero(node: Node, result: Value) -> bool:
-    other = next((v for v in node.inputs if v is not result), None)
-    return other is not None and is_scalar(other) and other.node.args["data"].array.item() == 0
+    found = activation(product.last.output, body, uses)
+    if found is not None:
+        product.activation, nodes = found
+        _take(product, *nodes)
 
 
 def _gated(
@@ -166,6 +169,8 @@ def _gated(
 ) -> None:
     other = _partner(product, body, uses, "multiply")
     if other is None or other.node in found or other.node.op != product.node.op:
+        return
+    if product.node.op == "addmm":  # the gate's bias has no place
         return
     gate = other.node
     if uses.get(other) == 1 and _is_plain(gate) and _alike(gate, product.node):

@@ -218,8 +218,8 @@ def _plus(t: Translator, node: Node, args: Any) -> list[Array]:
     return [added]
 
 
-_ACTIVATIONS = {"": h.IDENTITY, "silu": h.SILU, "relu": h.RELU, "sigmoid": h.SIGMOID,
-                "tanh": h.TANH}  # fmt: skip
+_ACTIVATIONS = {"": h.IDENTITY, "silu": h.SILU, "gelu": h.GELU, "relu": h.RELU,
+                "sigmoid": h.SIGMOID, "tanh": h.TANH}  # fmt: skip
 
 
 def followed(t: Translator, pattern: Followed) -> None:
@@ -227,6 +227,8 @@ def followed(t: Translator, pattern: Followed) -> None:
     node, n = pattern.node, pattern.node.output.shape[-1]
     make = quantized_args if node.op == "quantized_matmul" else dense_args
     args, reads = make(t, node)
+    if node.op == "addmm":
+        reads += _plus(t, node, args)
     args.activation = _ACTIVATIONS[pattern.activation]
     if pattern.bias is not None:
         bias = t.contiguous(pattern.bias, node)

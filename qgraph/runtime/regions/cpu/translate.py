@@ -299,6 +299,15 @@ class Translator:
                 getattr(args, name)[axis] = at
         return self.step(h.COPY, args, [source, *reads], [goal], *nodes, after=after)
 
+    def cast(self, array: Array, dtype: mx.Dtype, *nodes: Node) -> Array:
+        """Its elements in another dtype."""
+        chain = Chain(array.shape, array.buffer.ready + 1, nodes=list(nodes))
+        made = self.table.array(array.shape, dtype)
+        chain.outputs.append((made, chain.add(h.OP_CAST, dtype, (chain.read(array),))))
+        made.buffer.ready = chain.level
+        self.work.append(self.chain_step(chain))
+        return made
+
     def chain_step(self, chain: Chain) -> Step:
         read = tuple(dict.fromkeys(a.buffer for a in chain.inputs))
         written = tuple(dict.fromkeys(a.buffer for a, _ in chain.outputs))
