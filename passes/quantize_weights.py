@@ -10,6 +10,8 @@ Quantizes:
     3. weights that loops and branches take or carry unchanged, and stacks that a `scan` goes
        through: `sink-dequantize` takes them inside.
     4. parameters, in the prepare step.
+    5. weights that a fit found better numbers for: its codes and scales become constants, and
+       nothing is left to pack.
 Leaves alone, with the reason in the ledger:
     1. weights whose last axis the group size does not divide.
     2. weights that anything else reads too, or a product with no quantized form: they would be made
@@ -27,13 +29,14 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from qgraph.errors import QGraphError
-from qgraph.ir.graph import Graph, Node, Value, input_value
+from qgraph.ir.graph import Graph, Node, Value, constant_value, input_value
 from qgraph.ir.kinds import PRODUCTS, SAME_ELEMENTS
 from qgraph.ir.loops import body_inputs
 from qgraph.ir.ops import setting
 from qgraph.origin import stating
 from qgraph.quantization.checked import FLOATS, dequantize, quantize
 from qgraph.quantization.config import Quantize
+from qgraph.quantization.fitted import Fitted, mark_of
 from qgraph.rewrite.contracts import ROUNDED_WEIGHTS
 from qgraph.rewrite.ledger import Decision, Entry, record
 from qgraph.tracing.tensor import Tensor
@@ -68,7 +71,7 @@ class QuantizeWeights:
             if pattern not in used:
                 reason = "this rule matched no weight; see the names in print(graph)"
                 record(Entry(_NAME, "refused", reason=reason, about=f"rule {pattern!r}"))
-        return _insert(graph, chosen) if chosen else given
+        return _insert(graph, chosen, self.config.fitted or {}) if chosen else given
 
     def _choose(
         self, graph: Graph, value: Value, chosen: dict[Value, Quantize], used: set[str]
@@ -98,8 +101,33 @@ class QuantizeWeights:
         elif others:
             _note(value, "refused", f"{', '.join(sorted(others))} reads it too and needs it dense")
         else:
-            _note(value, "chosen", f"{answer.bits} bits, groups of {size}, {answer.mode}")
+            how = f"{answer.bits} bits, groups of {size}, {answer.mode}"
+            numbers = _numbers(value, answer, self.config.fitted or {})
+            if isinstance(numbers, Fitted):
+                how += f", numbers by {numbers.method}"
+            elif numbers:
+                how += f"; {numbers}"
+            _note(value, "chosen", how)
             chosen[value] = answer
+
+
+def _numbers(
+    value: Value, answer: Quantize, fitted: Mapping[str, Fitted]
+) -> Fitted | str | None:
+    """What a fit found for a weight, or why that does not count."""
+    found = fitted.get(str(value.node.args["name"]))
+    if found is None:
+        return None
+    if found.settings != answer.settings:
+        return f"rounded, as its fit was for {found.bits} bits, groups of {found.group_size}, " + (
+            found.mode
+        )
+    if value.node.op != "constant" or found.shape != value.shape:
+        return "rounded, as its fit was for a constant of another shape"
+    data = value.node.args["data"]
+    if not data.is_released and mark_of(data.array) != found.mark:
+        return "rounded, as its fit was for other numbers than the weight has now"
+    return found
 
 
 def _refusal(value: Value, config: Quantize) -> str | None:
@@ -216,28 +244,47 @@ def _is_result(graph: Graph, node: Node) -> bool:
     return True
 
 
-def _insert(graph: Graph, chosen: Mapping[Value, Quantize]) -> Graph:
+def _insert(
+    graph: Graph, chosen: Mapping[Value, Quantize], fitted: Mapping[str, Fitted]
+) -> Graph:
     """The graph with `dequantize(quantize(w))` in the place of the chosen weights."""
     nodes: list[Node] = []
     replace: dict[Value, Value] = {}
     for value in graph.inputs:
         if value in chosen:
-            nodes += _through_quantize(value, chosen[value], replace)
+            nodes += _through_quantize(value, chosen[value], replace, fitted)
     for node in graph.nodes:
         new = node.with_inputs(replace)
         nodes.append(new)
         replace.update(zip(node.outputs, new.outputs, strict=True))
         if node.op == "constant" and node.output in chosen:
-            nodes += _through_quantize(node.output, chosen[node.output], replace)
+            nodes += _through_quantize(node.output, chosen[node.output], replace, fitted)
     return graph.replace(nodes=nodes, outputs=[replace.get(v, v) for v in graph.outputs])
 
 
 def _through_quantize(
-    value: Value, config: Quantize, replace: dict[Value, Value]
+    value: Value, config: Quantize, replace: dict[Value, Value], fitted: Mapping[str, Fitted]
 ) -> Sequence[Node]:
+    numbers = _numbers(value, config, fitted)
     with stating(value.node.origin.by(_NAME)):
-        parts = quantize(Tensor(value), **config.settings)
+        if isinstance(numbers, Fitted):
+            parts = _constants(value, numbers)
+        else:
+            parts = quantize(Tensor(value), **config.settings)
         settings = {**config.settings, "dtype": value.dtype}
         dense: Value = dequantize(*parts, **settings).value
     replace[value] = dense
-    return [parts[0].value.node, dense.node]
+    made = dict.fromkeys(part.value.node for part in parts)
+    return [*made, dense.node]
+
+
+def _constants(value: Value, numbers: Fitted) -> list[Tensor]:
+    """The parts of a fitted weight, named as in a checkpoint."""
+    name = str(value.node.args["name"])
+    stem = name.removesuffix(".weight")
+    names = (name, f"{stem}.scales", f"{stem}.biases")
+    origin = value.node.origin.by(_NAME)
+    return [
+        Tensor(constant_value(part, name, origin))
+        for part, name in zip(numbers.parts, names, strict=False)
+    ]

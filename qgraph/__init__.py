@@ -36,7 +36,7 @@ from mlx.core import (
     uint64,
 )
 
-from . import errors, tree
+from . import errors, fitting, tree
 from .compiler.api import compile, jit, load
 from .compiler.pipeline import default_passes, optimize
 from .compiler.plan import Plan
@@ -106,6 +106,7 @@ __all__ = [
     "errors",
     "fast",
     "fft",
+    "fitting",
     "float16",
     "float32",
     "float64",

@@ -25,7 +25,7 @@ FLOORS: tuple[set[str], ...] = (
     {"quantization", "rewrite", "analysis"},
     {"importer", "inspection"},
     {"passes", "runtime"},
-    {"compiler"},
+    {"compiler", "fitting"},
     {"cli", "lm"},
     {"__init__"},
 )

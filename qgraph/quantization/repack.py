@@ -96,7 +96,7 @@ def from_gptq(
     weight = _words(qweight).T
     zeros = np.full((groups, rows), 2 ** (bits - 1))
     if qzeros is not None:
-        stored = _unpack(_words(qzeros), bits).astype(np.int64)
+        stored = unpack_codes(_words(qzeros), bits).astype(np.int64)
         if not (symmetric and ((stored == zeros).all() or (stored == zeros - 1).all())):
             zeros = stored if v2 else (stored + 1) % 2**bits
     group = np.arange(columns) * groups // columns if g_idx is None else np.array(g_idx)
@@ -107,7 +107,7 @@ def from_gptq(
     order = np.argsort(group, kind="stable")
     if (order == np.arange(columns)).all():
         return _affine(weight, bits, group, scales, zeros)
-    weight = _pack(_unpack(np.ascontiguousarray(weight), bits)[:, order], bits)
+    weight = pack_codes(unpack_codes(np.ascontiguousarray(weight), bits)[:, order], bits)
     return _affine(weight, bits, group[order], scales, zeros, mx.array(order, mx.int32))
 
 
@@ -133,7 +133,7 @@ def from_awq(qweight: mx.array, scales: mx.array, qzeros: mx.array | None = None
     columns = qweight.shape[0]
     if 8 * qweight.shape[1] != rows or columns % groups:
         raise _refusal("AWQ", f"qweight {qweight.shape} has no codes for scales {scales.shape}")
-    weight = _pack(np.ascontiguousarray(_awq_codes(qweight).T), 4)
+    weight = pack_codes(np.ascontiguousarray(_awq_codes(qweight).T), 4)
     zeros = np.full((groups, rows), 8) if qzeros is None else _awq_codes(qzeros)
     return _affine(weight, 4, np.arange(columns) * groups // columns, scales, zeros)
 
@@ -243,19 +243,19 @@ def _words(array: mx.array) -> Array:
 
 def _awq_codes(words: mx.array) -> Array:
     """One code an element, in the order of rows."""
-    codes = _unpack(_words(words), 4)
+    codes = unpack_codes(_words(words), 4)
     return codes.reshape(len(codes), -1, 8)[..., _AWQ_ORDER].reshape(len(codes), -1)
 
 
-def _unpack(words: Array, bits: int) -> Array:
+def unpack_codes(words: Array, bits: int) -> Array:
     """The codes of a little-endian stream of bits along the last axis, uint8."""
     stream = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
     each = stream.reshape(*words.shape[:-1], -1, bits)
     return np.packbits(each, axis=-1, bitorder="little")[..., 0]
 
 
-def _pack(codes: Array, bits: int) -> Array:
-    """The inverse of `_unpack`: words of 32 bits."""
+def pack_codes(codes: Array, bits: int) -> Array:
+    """The inverse of `unpack_codes`: words of 32 bits."""
     each = np.unpackbits(codes[..., None], axis=-1, bitorder="little", count=bits)
     stream = each.reshape(*codes.shape[:-1], -1)
     return np.packbits(stream, axis=-1, bitorder="little").view(np.uint32)

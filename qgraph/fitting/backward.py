@@ -1,0 +1,227 @@
+"""What an error at each output of each product costs at the end: one backward pass a batch.
+
+The measure is the Fisher information of the graph's result: for logits, gradients of the
+log-likelihood of tokens drawn from the model itself, whose second moments are the curvature of the
+Kullback-Leibler divergence from it; for other results, those of random signs times the result,
+whose second moments are the curvature of half the squared error.  Tokens and outputs are taken as
+independent: an error e costs half of the sum of g² e².
+
+The forward pass keeps what lives at cuts between layers; each layer is run again before its
+gradients are taken, so that memory holds one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..ir.graph import Graph, Node, Value
+from ..ir.ops import setting
+from ..runtime.interpret import Env
+from .attention import gradients as attention_gradients
+from .formats import as_numpy
+from .weights import PRODUCTS, Handle, Use, Walk, attends, live_ranges
+
+Heard = Callable[[Use, mx.array], None]
+"""Called with a use of a weight and the gradient at its result."""
+
+
+def backward(
+    walk: Walk, batch: Sequence[mx.array], seed: Callable[[mx.array], mx.array], heard: Heard
+) -> None:
+    """One forward and one backward pass over a batch.
+
+    Args:
+        seed: the gradient at a result of the graph.
+        heard: see `Heard`.
+    """
+    graph = walk.found.graph
+    last = live_ranges(graph)
+    cuts = _cuts(graph, last)
+    env = walk.start(batch)
+    kept: list[Env] = []
+    for start, stop in cuts:
+        kept.append(dict(env))
+        for i in range(start, stop):
+            walk.run(graph.nodes[i], env)
+            for value in graph.nodes[i].inputs:
+                if last[value] <= i and not isinstance(env.get(value), Handle):
+                    env.pop(value, None)
+    gradients: dict[Value, mx.array] = {}
+    for value in graph.outputs:
+        if mx.issubdtype(value.dtype, mx.floating):
+            gradients[value] = seed(env[value])
+    active = _active(graph)
+    for (start, stop), inside in zip(reversed(cuts), reversed(kept), strict=True):
+        nodes = graph.nodes[start:stop]
+        for node in nodes:
+            walk.run(node, inside)
+        for node in reversed(nodes):
+            _back(walk, node, inside, gradients, active, heard)
+            mx.eval(list(gradients.values()))
+        kept.pop()
+
+
+def _back(
+    walk: Walk, node: Node, env: Env, gradients: dict[Value, mx.array], active: set[Value],
+    heard: Heard,
+) -> None:  # fmt: skip
+    """Hand the gradients at the results of a node on to its operands."""
+    given = [gradients.pop(v, None) for v in node.outputs]
+    if all(g is None for g in given) or node.op == "constant":
+        return
+    handles = [env[v] for v in node.inputs if isinstance(env[v], Handle)]
+    if handles and not node.bodies:
+        (gradient,) = given
+        assert gradient is not None
+        x = node.operand("x") if node.op in PRODUCTS else None
+        heard(Use(handles[0], node, None if x is None else env[x]), gradient)
+        if node.op == "quantized_matmul" and x in active:
+            found = walk.multiply(gradient, handles[0], not setting(node, "transpose"))
+            _add(gradients, x, found)
+            return
+    wanted = [v for v in dict.fromkeys(node.inputs) if v in active and v not in handles]
+    wanted = [v for v in wanted if isinstance(env[v], mx.array)]
+    if not wanted or node.op == "dequantize":
+        return
+    if walk.host and attends(node):
+        q, k, v = (node.operand(name) for name in ("q", "k", "v"))
+        mask = node.value("mask")
+        mask = node.args.get("mask") if mask is None else env[mask]
+        found = attention_gradients(
+            env[q], env[k], env[v], node.args["scale"], mask, given[0]
+        )
+        for value, gradient in zip((q, k, v), found, strict=True):
+            _add(gradients, value, gradient)
+        return
+    places = [i for i, g in enumerate(given) if g is not None]
+    used: list[tuple[Use, mx.array]] = []
+
+    def again(*arrays: mx.array) -> list[mx.array]:
+        inner = {**env, **dict(zip(wanted, arrays, strict=True))}
+        walk.interpreter.run(node, inner)
+        return [inner[node.outputs[i]] for i in places]
+
+    if node.bodies:
+        used = _probed(walk, again, [env[v] for v in wanted], [given[i] for i in places], gradients,
+                       wanted)  # fmt: skip
+        for use, gradient in used:
+            heard(use, gradient)
+        return
+    _, found = mx.vjp(again, [env[v] for v in wanted], [given[i] for i in places])
+    for value, gradient in zip(wanted, found, strict=True):
+        _add(gradients, value, gradient)
+
+
+def _probed(
+    walk: Walk, again: Callable[..., list[mx.array]], arrays: list[mx.array], given: list[Any],
+    gradients: dict[Value, mx.array], wanted: list[Value],
+) -> list[tuple[Use, mx.array]]:  # fmt: skip
+    """Through loops: zeros are added to each result of a weight, whose gradients are taken."""
+    uses: list[Use] = []
+    shapes: list[mx.array] = []
+    interpreter = walk.interpreter
+    plain = interpreter._use
+
+    def listening(node: Node, handle: Handle, env: Env) -> Any:
+        result = plain(node, handle, env)
+        if isinstance(result, mx.array):
+            x = node.value("x")
+            uses.append(Use(handle, node, None if x is None else env[x]))
+            shapes.append(result)
+        return result
+
+    listener, walk.listener, host, walk.host = walk.listener, None, walk.host, False
+    try:
+        interpreter._use = listening  # type: ignore[method-assign]
+        mx.eval(again(*arrays))
+        probes = [mx.zeros_like(result) for result in shapes]
+
+        def with_probes(*everything: mx.array) -> list[mx.array]:
+            rest = iter(everything[len(arrays) :])
+
+            def probing(node: Node, handle: Handle, env: Env) -> Any:
+                result = plain(node, handle, env)
+                return result + next(rest) if isinstance(result, mx.array) else result
+
+            interpreter._use = probing  # type: ignore[method-assign]
+            return again(*everything[: len(arrays)])
+
+        _, found = mx.vjp(with_probes, [*arrays, *probes], given)
+    finally:
+        interpreter._use = plain  # type: ignore[method-assign]
+        walk.listener, walk.host = listener, host
+    for value, gradient in zip(wanted, found, strict=False):
+        _add(gradients, value, gradient)
+    return list(zip(uses, found[len(arrays) :], strict=True))
+
+
+def _add(gradients: dict[Value, mx.array], value: Value, gradient: mx.array) -> None:
+    before = gradients.get(value)
+    gradients[value] = gradient if before is None else before + gradient
+
+
+def _active(graph: Graph) -> set[Value]:
+    """Float values that depend on a weight or an input: gradients go through them."""
+    found = {v for v in graph.inputs if mx.issubdtype(v.dtype, mx.floating)}
+    for node in graph.nodes:
+        starts = node.op == "dequantize"
+        if node.op not in ("constant", "quantize") and (starts or not found.isdisjoint(node.inputs)):
+            found.update(v for v in node.outputs if mx.issubdtype(v.dtype, mx.floating))
+    return found
+
+
+def _cuts(graph: Graph, last: dict[Value, int]) -> list[tuple[int, int]]:
+    """Stretches of nodes between places where little lives."""
+    alive, sizes = 0, []
+    ends: dict[int, int] = {}
+    for i, node in enumerate(graph.nodes):
+        if node.op not in ("constant", "quantize"):
+            for value in node.outputs:
+                size = value.type.size
+                alive += size
+                ends[last.get(value, i)] = ends.get(last.get(value, i), 0) + size
+        alive -= ends.get(i, 0)
+        sizes.append(alive)
+    middle = sizes[len(sizes) // 4 : -max(1, len(sizes) // 8)] or sizes
+    narrow = 1.25 * min((s for s in middle if s), default=0)
+    places = [0]
+    for i in range(1, len(sizes)):
+        if 0 < sizes[i - 1] <= narrow and sizes[i] > sizes[i - 1]:
+            places.append(i)
+    places.append(len(sizes))
+    return [(a, b) for a, b in zip(places, places[1:], strict=False) if a < b]
+
+
+def of_logits(seed: int = 0) -> Callable[[mx.array], mx.array]:
+    """Gradients of minus the log-likelihood of tokens drawn from the logits, (..., classes)."""
+    key = mx.random.key(seed)
+
+    def at(logits: mx.array) -> mx.array:
+        nonlocal key
+        key, now = mx.random.split(key)
+        drawn = mx.random.categorical(logits.astype(mx.float32), key=now)
+        p = mx.softmax(logits.astype(mx.float32), axis=-1)
+        classes = mx.arange(logits.shape[-1])
+        return (p - (drawn[..., None] == classes)).astype(logits.dtype)
+
+    return at
+
+
+def of_values(seed: int = 0) -> Callable[[mx.array], mx.array]:
+    """Random signs."""
+    random = np.random.default_rng(seed)
+
+    def at(result: mx.array) -> mx.array:
+        signs = random.integers(0, 2, result.shape) * 2.0 - 1
+        return mx.array(signs.astype(np.float32)).astype(result.dtype)
+
+    return at
+
+
+def rows_of(gradient: mx.array) -> np.ndarray[Any, Any]:
+    """Gradients at a product, (rows, outputs)."""
+    return as_numpy(gradient).reshape(-1, gradient.shape[-1])

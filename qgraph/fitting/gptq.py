@@ -1,0 +1,207 @@
+"""GPTQ: columns are rounded one by one, and later columns make up for the error of each.
+
+As in Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers" (arXiv:2210.17323), with the Cholesky factor of the inverse Hessian; a group's scale is
+chosen when its first column is reached, from the columns as they are by then.  Afterwards scales
+and biases are fitted to the codes by least squares under the whole Hessian, and codes are visited
+once more, each set to what is best for it given all others (coordinate descent, as in Behdin et
+al., "QuantEase", arXiv:2309.01885); both only ever lower the error of the product.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from .formats import Array, Format, Grid, of
+from .grids import plain, searched, stored
+
+DAMP = 0.01
+"""What is added to the diagonal of a Hessian, as a share of its mean."""
+
+
+def damped(hessian: Array, damp: float = DAMP) -> np.ndarray:
+    """A Hessian that can be inverted; a column that never had an input counts as much as any."""
+    h = np.array(hessian, dtype=np.float64)
+    h[np.diag_indices_from(h)] += max(damp * float(np.diag(h).mean()), 1e-12)
+    return h
+
+
+def root(h: np.ndarray) -> np.ndarray:
+    """The upper R with H = R Rᵀ; its squared diagonal is what an error in each column costs when
+    later columns make up for it as well as they can."""
+    return np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
+
+
+def factor(h: np.ndarray) -> np.ndarray:
+    """The upper factor U of the inverse: inverse = Uᵀ U; float32."""
+    return np.linalg.inv(root(h)).astype(np.float32)
+
+
+class Rounded:
+    """A weight on its grid.
+
+    Attributes:
+        places: as `Grid.places` gives them, (rows, columns).
+        scales, biases: (rows, groups).
+    """
+
+    def __init__(self, form: Format, places: Array, scales: Array, biases: Array) -> None:
+        self.form, self.places, self.scales, self.biases = form, places, scales, biases
+
+    def grid(self, group: int) -> Grid:
+        part = slice(group, group + 1)
+        return Grid(self.form, self.scales[:, part], self.biases[:, part])
+
+    def values(self) -> Array:
+        """The dense weight."""
+        rows, columns = self.places.shape
+        groups = self.places.reshape(rows, -1, self.form.group_size)
+        grid = Grid(self.form, self.scales[..., None], self.biases[..., None])
+        return grid.at(groups).reshape(rows, columns)
+
+
+def nearest(
+    w: Array, form: Format, dtype: mx.Dtype, importance: Array | None = None
+) -> Rounded:
+    """Each number rounded by itself, on MLX's grid or, given what columns weigh, a searched one."""
+    rows, columns = w.shape
+    size = form.group_size
+    groups = w.reshape(-1, size)
+    if importance is None:
+        grid = plain(groups, form, dtype)
+    else:
+        spread = of(w).broadcast_to(importance, w.shape).reshape(-1, size)
+        grid = searched(groups, spread, form, dtype)
+    places = grid.places(groups).reshape(rows, columns)
+    return Rounded(form, places, grid.scale.reshape(rows, -1), grid.bias.reshape(rows, -1))
+
+
+def gptq(
+    w: Array, upper: Array, form: Format, dtype: mx.Dtype, *, search: bool = True
+) -> Rounded:
+    """Round a weight column by column.
+
+    Args:
+        w: (rows, columns), float32; NumPy's or MLX's.
+        upper: what `factor` gives for the Hessian of the columns, of the same library.
+        dtype: of affine scales.
+        search: for scales with weighted error instead of MLX's.
+    """
+    lib, size = of(w), form.group_size
+    rest = w + 0.0
+    scales, biases, places = [], [], []
+    for start in range(0, w.shape[1], size):
+        stop = start + size
+        block = rest[:, start:stop] + 0.0
+        factors = upper[start:stop, start:stop]
+        diagonal = lib.diag(factors)
+        grid = searched(block, diagonal**-2, form, dtype) if search else plain(block, form, dtype)
+        errors, found = [], []
+        for j in range(size):
+            column = block[:, j : j + 1]
+            place = grid.places(column)
+            error = (column - grid.at(place)) / factors[j, j]
+            if j + 1 < size:
+                block[:, j + 1 :] -= error * factors[j : j + 1, j + 1 :]
+            errors.append(error)
+            found.append(place)
+        if stop < w.shape[1]:
+            rest[:, stop:] -= lib.concatenate(errors, 1) @ upper[start:stop, stop:]
+        places += found
+        scales.append(grid.scale)
+        biases.append(grid.bias)
+        if lib is mx:
+            mx.eval(rest, places, grid.scale, grid.bias)
+    return Rounded(form, *(lib.concatenate(parts, 1) for parts in (places, scales, biases)))
+
+
+def refined(w: Array, h: Array, rounded: Rounded, dtype: mx.Dtype, rounds: int = 2) -> Rounded:
+    """The same weight nearer to w under the Hessian: scales by least squares, then codes again.
+
+    Args:
+        w: (rows, columns), NumPy's.
+        h: the damped Hessian of the columns.
+    """
+    h = h.astype(np.float32)
+    least = error(w, h, rounded)
+    for _ in range(rounds):
+        found = _codes_again(w, h, _scales_again(w, h, rounded, dtype))
+        now = error(w, h, found)
+        better = now < least
+        if not better.any():
+            break
+        pick = better[:, None]
+        rounded = Rounded(
+            rounded.form,
+            np.where(pick, found.places, rounded.places),
+            np.where(pick, found.scales, rounded.scales),
+            np.where(pick, found.biases, rounded.biases),
+        )
+        least = np.minimum(now, least)
+    return rounded
+
+
+def error(w: Array, h: Array, rounded: Rounded) -> Array:
+    """What rounding costs each row: d H dᵀ for the difference d."""
+    away = rounded.values() - w
+    return ((away @ h) * away).sum(-1)
+
+
+def _scales_again(w: Array, h: Array, rounded: Rounded, dtype: mx.Dtype) -> Rounded:
+    """Scales and biases that fit the codes best, row by row, a small system of equations each."""
+    form = rounded.form
+    if form.mode != "affine":
+        return rounded
+    rows, columns = w.shape
+    size, count = form.group_size, columns // form.group_size
+    codes = np.ascontiguousarray(rounded.places, np.float32)
+    middle = (form.levels + 1) / 2  # codes about zero: scale and bias hang together less
+    codes = codes - middle
+    system = np.empty((rows, 2 * count, 2 * count), np.float32)
+    right = np.empty((rows, 2 * count), np.float32)
+    wanted = w @ h
+    for a in range(count):
+        own = slice(a * size, (a + 1) * size)
+        right[:, a] = (codes[:, own] * wanted[:, own]).sum(1)
+        right[:, count + a] = wanted[:, own].sum(1)
+        for b in range(a, count):
+            other = slice(b * size, (b + 1) * size)
+            block = h[own, other]
+            left = codes[:, own] @ block
+            system[:, a, b] = system[:, b, a] = (left * codes[:, other]).sum(1)
+            system[:, a, count + b] = system[:, count + b, a] = left.sum(1)
+            system[:, count + a, b] = system[:, b, count + a] = codes[:, other] @ block.sum(0)
+            system[:, count + a, count + b] = system[:, count + b, count + a] = block.sum()
+    diagonal = np.einsum("rii->ri", system)
+    now = np.concatenate([rounded.scales, rounded.biases + middle * rounded.scales], 1)
+    right += 1e-4 * diagonal * now  # near what it was, where the codes say nothing
+    diagonal *= 1 + 1e-4
+    diagonal += 1e-20
+    found = np.linalg.solve(system, right[..., None])[..., 0].astype(np.float32)
+    scales, biases = found[:, :count], found[:, count:] - middle * found[:, :count]
+    grid = stored(Grid(form, scales, biases), dtype)
+    return Rounded(form, rounded.places, grid.scale, grid.bias)
+
+
+def _codes_again(w: Array, h: Array, rounded: Rounded, block: int = 64) -> Rounded:
+    """Each code set to what is best for it, the others as they are, from the first column on."""
+    size = rounded.form.group_size
+    diagonal = np.diag(h)
+    values = rounded.values()
+    places = rounded.places.copy()
+    pull = (w - values) @ h
+    for start in range(0, w.shape[1], block):
+        stop = min(start + block, w.shape[1])
+        own = pull[:, start:stop].copy()
+        moved = np.zeros_like(own)
+        for j in range(start, stop):
+            grid = rounded.grid(j // size)
+            wanted = values[:, j : j + 1] + own[:, j - start : j - start + 1] / diagonal[j]
+            place = grid.places(wanted)
+            step = grid.at(place) - values[:, j : j + 1]
+            own -= step * h[j : j + 1, start:stop]
+            moved[:, j - start : j - start + 1] = step
+            places[:, j : j + 1] = place
+        pull -= moved @ h[start:stop]
+    return Rounded(rounded.form, places, rounded.scales, rounded.biases)

@@ -1,0 +1,121 @@
+"""Scales and biases for groups: MLX's own, or those searched with weighted error.
+
+The search goes over narrower and narrower ranges; for each it rounds, then takes the scale and bias
+that fit the codes best by least squares (as llama.cpp's `make_qkx2_quants` does), and keeps what has
+the smallest weighted error.  MLX's own grid is the first candidate, so nothing is ever worse.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from .formats import Array, Format, Grid, decode_scales, e4m3_values, of
+
+_RANGES = {2: (0.45, 14), 3: (0.6, 12), 4: (0.7, 9), 5: (0.85, 5), 6: (0.92, 3), 8: (0.98, 2)}
+"""The narrowest range tried for each number of bits, as a share of the whole, and how many."""
+
+_SMALL = 1e-12
+
+
+def plain(groups: Array, form: Format, dtype: mx.Dtype) -> Grid:
+    """The grid that `mx.quantize` gives each row.
+
+    Args:
+        groups: (rows, group size).
+        dtype: of affine scales.
+
+    >>> grid = plain(np.arange(32, dtype=np.float32)[None], Format("affine", 5, 32), mx.float32)
+    >>> grid.scale.tolist(), grid.bias.tolist()
+    ([[1.0]], [[0.0]])
+    """
+    lib = of(groups)
+    parts = mx.quantize(mx.array(groups).astype(dtype), **form.settings)
+    if form.mode == "affine":
+        scale, bias = (part.astype(mx.float32) for part in parts[1:])
+        if lib is np:
+            return Grid(form, _away_from_zero(np.array(scale)), np.array(bias))
+        return Grid(form, _away_from_zero(scale), bias)
+    scale = decode_scales(parts[1], form.mode)
+    scale = np.maximum(scale, _SMALL) if lib is np else mx.maximum(mx.array(scale), _SMALL)
+    return Grid(form, scale, scale * 0)
+
+
+def searched(groups: Array, importance: Array, form: Format, dtype: mx.Dtype) -> Grid:
+    """The grid with the smallest weighted error that the search finds for each row.
+
+    Args:
+        groups: (rows, group size).
+        importance: what an error weighs, (group size) or (rows, group size).
+        dtype: of affine scales.
+    """
+    best = plain(groups, form, dtype)
+    least = _error(groups, importance, best)
+    for grid in _candidates(groups, importance, best, dtype):
+        error = _error(groups, importance, grid)
+        better = error < least
+        lib = of(groups)
+        least = lib.where(better, error, least)
+        scale = lib.where(better, grid.scale, best.scale)
+        best = Grid(form, scale, lib.where(better, grid.bias, best.bias))
+        if lib is mx:
+            mx.eval(least, best.scale, best.bias)
+    return best
+
+
+def _candidates(groups: Array, importance: Array, first: Grid, dtype: mx.Dtype) -> list[Grid]:
+    form, lib = first.format, of(groups)
+    if form.mode == "nvfp4":
+        values = e4m3_values()
+        found = []
+        for share in (0.7, 0.8, 0.9, 1.1, 1.2):
+            wanted = np.asarray(first.scale) * share
+            near = np.abs(values[:, None, None] - wanted).argmin(0) if wanted.size < 64 else (
+                np.searchsorted((values[1:] + values[:-1]) / 2, wanted)
+            )  # fmt: skip
+            scale = np.maximum(values[near], values[1])
+            found.append(Grid(form, scale if lib is np else mx.array(scale), first.bias))
+        return found
+    if form.mode != "affine":
+        return [Grid(form, first.scale * share, first.bias) for share in (0.5, 2.0)]
+    low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
+    least, count = _RANGES[form.bits]
+    found = []
+    for share in np.linspace(1, least, count).tolist():
+        middle, half = (low + high) / 2, (high - low) / 2 * share
+        scale = lib.maximum(2 * half / form.levels, _SMALL)
+        found.append(_refitted(groups, importance, Grid(form, scale, middle - half), dtype))
+    return found
+
+
+def _refitted(groups: Array, importance: Array, grid: Grid, dtype: mx.Dtype) -> Grid:
+    """The scale and bias that fit the codes of `grid` best, by weighted least squares."""
+    codes = grid.places(groups)
+    weight = importance + groups * 0
+    total = weight.sum(axis=-1, keepdims=True) + _SMALL
+    x = (weight * codes).sum(axis=-1, keepdims=True) / total
+    y = (weight * groups).sum(axis=-1, keepdims=True) / total
+    spread = (weight * (codes - x) ** 2).sum(axis=-1, keepdims=True)
+    slope = (weight * (codes - x) * (groups - y)).sum(axis=-1, keepdims=True)
+    scale = of(groups).where(spread > _SMALL * total, slope / (spread + _SMALL), grid.scale)
+    return stored(Grid(grid.format, scale, y - scale * x), dtype)
+
+
+def stored(grid: Grid, dtype: mx.Dtype) -> Grid:
+    """The grid with affine scales and biases rounded to the dtype they are stored in."""
+    if dtype == mx.float32:
+        return Grid(grid.format, _away_from_zero(grid.scale), grid.bias)
+    scale, bias = (
+        mx.array(part).astype(dtype).astype(mx.float32) for part in (grid.scale, grid.bias)
+    )
+    if of(grid.scale) is np:
+        return Grid(grid.format, _away_from_zero(np.array(scale)), np.array(bias))
+    return Grid(grid.format, _away_from_zero(scale), bias)
+
+
+def _away_from_zero(scale: Array) -> Array:
+    return of(scale).where(abs(scale) < 1e-7, 1e-7, scale)
+
+
+def _error(groups: Array, importance: Array, grid: Grid) -> Array:
+    return (importance * (grid.nearest(groups) - groups) ** 2).sum(axis=-1, keepdims=True)
