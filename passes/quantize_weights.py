@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -111,9 +112,7 @@ class QuantizeWeights:
             chosen[value] = answer
 
 
-def _numbers(
-    value: Value, answer: Quantize, fitted: Mapping[str, Fitted]
-) -> Fitted | str | None:
+def _numbers(value: Value, answer: Quantize, fitted: Mapping[str, Fitted]) -> Fitted | str | None:
     """What a fit found for a weight, or why that does not count."""
     found = fitted.get(str(value.node.args["name"]))
     if found is None:
@@ -244,9 +243,7 @@ def _is_result(graph: Graph, node: Node) -> bool:
     return True
 
 
-def _insert(
-    graph: Graph, chosen: Mapping[Value, Quantize], fitted: Mapping[str, Fitted]
-) -> Graph:
+def _insert(graph: Graph, chosen: Mapping[Value, Quantize], fitted: Mapping[str, Fitted]) -> Graph:
     """The graph with `dequantize(quantize(w))` in the place of the chosen weights."""
     nodes: list[Node] = []
     replace: dict[Value, Value] = {}
@@ -267,11 +264,12 @@ def _through_quantize(
 ) -> Sequence[Node]:
     numbers = _numbers(value, config, fitted)
     with stating(value.node.origin.by(_NAME)):
+        parts: Any
         if isinstance(numbers, Fitted):
             parts = _constants(value, numbers)
         else:
             parts = quantize(Tensor(value), **config.settings)
-        settings = {**config.settings, "dtype": value.dtype}
+        settings: dict[str, Any] = {**config.settings, "dtype": value.dtype}
         dense: Value = dequantize(*parts, **settings).value
     replace[value] = dense
     made = dict.fromkeys(part.value.node for part in parts)

@@ -1,4 +1,4 @@
-"""`Quantize.fit`: each method against NumPy in float64, budgets, and that what it gives compiles."""
+"""`Quantize.fit`: methods against NumPy in float64, budgets, and that what it gives compiles."""
 
 from __future__ import annotations
 
@@ -315,7 +315,9 @@ def test_an_edited_rule_counts_and_the_ledger_says_so(model: Model) -> None:
     assert isinstance(config.where, dict)
     edited = replace(config, where={**config.where, "up.weight": {"bits": 8, "group_size": 32}})
     plan = qg.compile(model, data(1)[0], quantize=edited).plan
-    (note,) = [str(e.reason) for e in plan.ledger() if e.name == "up.weight" and "8 bits" in e.reason]
+    (note,) = [
+        str(e.reason) for e in plan.ledger() if e.name == "up.weight" and "8 bits" in e.reason
+    ]
     assert "rounded, as its fit was for" in note
 
 
@@ -336,7 +338,8 @@ def test_a_fit_goes_on_where_it_was_broken_off(model: Model, tmp_path: Path) -> 
     assert {p for p in tmp_path.iterdir() if p.stat().st_mtime_ns == written[p]} == set(written) - {
         gone
     }
-    assert first.fitted is not None and second.fitted is not None
+    assert first.fitted is not None
+    assert second.fitted is not None
     for name, one in first.fitted.items():
         assert isinstance(one, Fitted)
         assert mx.array_equal(one.weight, second.fitted[name].weight)

@@ -47,7 +47,7 @@ def _heads(q: mx.array, k: mx.array, v: mx.array) -> tuple[Array, Array, Array]:
 
 
 def _weights(q: Array, k: Array, scale: float, mask: Any, shape: tuple[int, ...]) -> Array:
-    scores = (q @ k.swapaxes(-1, -2)) * np.float32(scale)
+    scores: Array = (q @ k.swapaxes(-1, -2)) * np.float32(scale)
     rows, columns = scores.shape[-2:]
     if isinstance(mask, str):
         seen: Any = np.tri(rows, columns, columns - rows, dtype=bool)

@@ -13,6 +13,7 @@ gradients are taken, so that memory holds one layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -80,8 +81,8 @@ def _back(
         x = node.operand("x") if node.op in PRODUCTS else None
         heard(Use(handles[0], node, None if x is None else env[x]), gradient)
         if node.op == "quantized_matmul" and x in active:
-            found = walk.multiply(gradient, handles[0], not setting(node, "transpose"))
-            _add(gradients, x, found)
+            at_x = walk.multiply(gradient, handles[0], not setting(node, "transpose"))
+            _add(gradients, x, at_x)
             return
     wanted = [v for v in dict.fromkeys(node.inputs) if v in active and v not in handles]
     wanted = [v for v in wanted if isinstance(env[v], mx.array)]
@@ -89,11 +90,10 @@ def _back(
         return
     if walk.host and attends(node):
         q, k, v = (node.operand(name) for name in ("q", "k", "v"))
-        mask = node.value("mask")
-        mask = node.args.get("mask") if mask is None else env[mask]
-        found = attention_gradients(
-            env[q], env[k], env[v], node.args["scale"], mask, given[0]
-        )
+        at = node.value("mask")
+        mask = node.args.get("mask") if at is None else env[at]
+        up: Any = given[0]
+        found = attention_gradients(env[q], env[k], env[v], node.args["scale"], mask, up)
         for value, gradient in zip((q, k, v), found, strict=True):
             _add(gradients, value, gradient)
         return
@@ -111,7 +111,8 @@ def _back(
         for use, gradient in used:
             heard(use, gradient)
         return
-    _, found = mx.vjp(again, [env[v] for v in wanted], [given[i] for i in places])
+    up = [given[i] for i in places]
+    _, found = mx.vjp(again, [env[v] for v in wanted], up)
     for value, gradient in zip(wanted, found, strict=True):
         _add(gradients, value, gradient)
 
@@ -169,7 +170,9 @@ def _active(graph: Graph) -> set[Value]:
     found = {v for v in graph.inputs if mx.issubdtype(v.dtype, mx.floating)}
     for node in graph.nodes:
         starts = node.op == "dequantize"
-        if node.op not in ("constant", "quantize") and (starts or not found.isdisjoint(node.inputs)):
+        if node.op not in ("constant", "quantize") and (
+            starts or not found.isdisjoint(node.inputs)
+        ):
             found.update(v for v in node.outputs if mx.issubdtype(v.dtype, mx.floating))
     return found
 
@@ -193,7 +196,7 @@ def _cuts(graph: Graph, last: dict[Value, int]) -> list[tuple[int, int]]:
         if 0 < sizes[i - 1] <= narrow and sizes[i] > sizes[i - 1]:
             places.append(i)
     places.append(len(sizes))
-    return [(a, b) for a, b in zip(places, places[1:], strict=False) if a < b]
+    return [(a, b) for a, b in pairwise(places) if a < b]
 
 
 def of_logits(seed: int = 0) -> Callable[[mx.array], mx.array]:

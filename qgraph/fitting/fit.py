@@ -27,6 +27,7 @@ from ..quantization.config import Quantize
 from ..quantization.fitted import Fitted, mark_of
 from ..runtime.interpret import Env
 from ..tracing.trace import trace
+from ..tree import flatten
 from .backward import backward, of_logits, of_values, rows_of
 from .budget import cheapest
 from .formats import FORMATS, Format, as_numpy, packed
@@ -72,11 +73,8 @@ def fit(
 
 
 def _arrays(item: Any) -> list[mx.array]:
-    from mlx.utils import tree_flatten
-
-    if isinstance(item, mx.array | np.ndarray):
-        item = (item,)
-    return [mx.array(array) for _, array in tree_flatten(item)]
+    leaves, _ = flatten(item)
+    return [mx.array(array) for array in leaves]
 
 
 def _graph(model: Any, batches: Sequence[Sequence[mx.array]]) -> Graph:
@@ -168,7 +166,7 @@ class _Fit:
         chosen = self._choose(budget)
         self.fitted: dict[str, Fitted] = {}
         self.chosen = chosen
-        for name, weight in weights.items():
+        for weight in weights.values():
             if not weight.waits:
                 self._fit(weight)
         self._layers(self._fit_reached, "fitting weights")
@@ -356,9 +354,10 @@ class _Fit:
         for form in order:
             places = [self.options[w.name].index(form) if form in self.options[w.name] else -1
                       for w in weights]  # fmt: skip
-            if -1 not in places:
-                if sum(s[i] for s, i in zip(sizes, places, strict=True)) <= budget:
-                    return places
+            if -1 in places:
+                continue
+            if sum(s[i] for s, i in zip(sizes, places, strict=True)) <= budget:
+                return places
         return None
 
     def _fit(self, weight: Weight) -> None:
@@ -374,23 +373,22 @@ class _Fit:
             for start in range(0, len(w), _ROWS):
                 some = w[start : start + _ROWS]
                 rounded, how = self._rounded(some, h, form, dtype)
-                parts.append(
-                    packed(rounded.places, rounded.scales, rounded.biases, form, dtype)
-                )
+                parts.append(packed(rounded.places, rounded.scales, rounded.biases, form, dtype))
                 away += float(error(some, h, rounded).sum())
                 whole += float(((some @ h) * some).sum())
         self._forget(weight)
-        arrays = [
-            None if part[0] is None else mx.concatenate(part).reshape(*weight.shape[:-1], -1)
+        arrays: list[Any] = [
+            None if part[0] is None else mx.concatenate(list(part)).reshape(*weight.shape[:-1], -1)
             for part in zip(*parts, strict=True)
         ]
         mx.eval([a for a in arrays if a is not None])
         costs = self.costs.get(name)
         cost = costs[self.options[name].index(form)] if costs and self.seen else None
+        share = (max(away, 0.0) / max(whole, 1e-30)) ** 0.5
+        words, scales, biases = arrays
         made = Fitted(
-            *arrays, form.bits, form.group_size, form.mode, mark, how,  # type: ignore[arg-type]
-            (max(away, 0.0) / max(whole, 1e-30)) ** 0.5, cost,
-        )  # fmt: skip
+            words, scales, biases, form.bits, form.group_size, form.mode, mark, how, share, cost
+        )
         self.fitted[name] = made
         self.store.write(name, made, self.methods)
 

@@ -136,15 +136,17 @@ def decode_scales(scales: Array, mode: str) -> Array:
     """Scales as they are stored, uint8, in float32."""
     codes = np.asarray(scales)
     if mode == "nvfp4":
-        return e4m3_values()[codes & 127]
+        scale: Array = e4m3_values()[codes & 127]
+        return scale
     return np.exp2(codes.astype(np.float32) - 127)
 
 
 def encode_scales(scales: Array, mode: str) -> np.ndarray[Any, Any]:
     """Scales that are numbers of their format, as uint8."""
+    codes: Array = np.rint(np.log2(scales)) + 127
     if mode == "nvfp4":
-        return np.searchsorted(e4m3_values(), scales).clip(0, 126).astype(np.uint8)
-    return (np.rint(np.log2(scales)) + 127).clip(0, 254).astype(np.uint8)
+        codes = np.searchsorted(e4m3_values(), scales).clip(0, 126)
+    return np.asarray(codes.clip(0, 254), np.uint8)
 
 
 def packed(

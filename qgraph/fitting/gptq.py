@@ -1,8 +1,8 @@
 """GPTQ: columns are rounded one by one, and later columns make up for the error of each.
 
 As in Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers" (arXiv:2210.17323), with the Cholesky factor of the inverse Hessian; a group's scale is
-chosen when its first column is reached, from the columns as they are by then.  Afterwards scales
+Transformers" (arXiv:2210.17323), with the Cholesky factor of the inverse Hessian; a group's scale
+is chosen when its first column is reached, from the columns as they are by then.  Afterwards scales
 and biases are fitted to the codes by least squares under the whole Hessian, and codes are visited
 once more, each set to what is best for it given all others (coordinate descent, as in Behdin et
 al., "QuantEase", arXiv:2309.01885); both only ever lower the error of the product.
@@ -61,9 +61,7 @@ class Rounded:
         return grid.at(groups).reshape(rows, columns)
 
 
-def nearest(
-    w: Array, form: Format, dtype: mx.Dtype, importance: Array | None = None
-) -> Rounded:
+def nearest(w: Array, form: Format, dtype: mx.Dtype, importance: Array | None = None) -> Rounded:
     """Each number rounded by itself, on MLX's grid or, given what columns weigh, a searched one."""
     rows, columns = w.shape
     size = form.group_size
@@ -77,9 +75,7 @@ def nearest(
     return Rounded(form, places, grid.scale.reshape(rows, -1), grid.bias.reshape(rows, -1))
 
 
-def gptq(
-    w: Array, upper: Array, form: Format, dtype: mx.Dtype, *, search: bool = True
-) -> Rounded:
+def gptq(w: Array, upper: Array, form: Format, dtype: mx.Dtype, *, search: bool = True) -> Rounded:
     """Round a weight column by column.
 
     Args:

@@ -1,8 +1,8 @@
 """Scales and biases for groups: MLX's own, or those searched with weighted error.
 
-The search goes over narrower and narrower ranges; for each it rounds, then takes the scale and bias
-that fit the codes best by least squares (as llama.cpp's `make_qkx2_quants` does), and keeps what has
-the smallest weighted error.  MLX's own grid is the first candidate, so nothing is ever worse.
+The search goes over narrower and narrower ranges.  For each it rounds, then takes the scale and
+bias that fit the codes best by least squares (as llama.cpp's `make_qkx2_quants` does), and keeps
+what has the smallest weighted error.  MLX's own grid comes first, so nothing is ever worse.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def plain(groups: Array, form: Format, dtype: mx.Dtype) -> Grid:
 
     >>> grid = plain(np.arange(32, dtype=np.float32)[None], Format("affine", 5, 32), mx.float32)
     >>> grid.scale.tolist(), grid.bias.tolist()
-    ([[1.0]], [[0.0]])
+    ([[-1.0]], [[31.0]])
     """
     lib = of(groups)
     parts = mx.quantize(mx.array(groups).astype(dtype), **form.settings)

@@ -1,7 +1,8 @@
 """Running a graph on all batches, one node after the other.
 
 Only what later nodes read is kept, so that memory holds the activations of one layer; the weights
-behind a product can be fitted when it is reached, on inputs that come from fitted weights before it.
+behind a product can be fitted when it is reached, on inputs that come from fitted weights
+before it.
 """
 
 from __future__ import annotations

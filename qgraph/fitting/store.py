@@ -25,7 +25,9 @@ class Store:
     def _path(self, name: str) -> Path | None:
         if self.folder is None:
             return None
-        return self.folder / f"{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.safetensors"
+        return (
+            self.folder / f"{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.safetensors"
+        )
 
     def read(self, name: str, form: Format, mark: str, methods: tuple[str, ...]) -> Fitted | None:
         """The weight, if it was fitted before from the same numbers in the same way."""
@@ -34,10 +36,9 @@ class Store:
             return None
         fitted, said = read_fitted(path)
         found = fitted.get(name)
-        same = said.get("methods") == list(methods) and found is not None
-        if not same or found.settings != form.settings or found.mark != mark:
+        if found is None or said.get("methods") != list(methods):
             return None
-        return found
+        return found if found.settings == form.settings and found.mark == mark else None
 
     def write(self, name: str, fitted: Fitted, methods: tuple[str, ...]) -> None:
         path = self._path(name)

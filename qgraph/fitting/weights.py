@@ -234,7 +234,7 @@ class _Interpreter(Interpreter):
                 return [Handle(name)] * len(node.outputs)
         if self._walk.host and attends(node):
             args = {name: map_values(arg, env.__getitem__) for name, arg in node.args.items()}
-            return [attention(*(args[n] for n in ("q", "k", "v", "scale")), args.get("mask"))]
+            return [attention(args["q"], args["k"], args["v"], args["scale"], args.get("mask"))]
         handle = next((env[v] for v in node.inputs if isinstance(env[v], Handle)), None)
         return super()._results(node, env) if handle is None else [self._use(node, handle, env)]
 
@@ -250,7 +250,7 @@ class _Interpreter(Interpreter):
             if node.op == "dequantize":
                 return w.astype(node.output.dtype)
             w = w.swapaxes(-1, -2) if args.get("transpose", True) else w
-            indices = {k: args.get(k) for k in ("lhs_indices", "rhs_indices")}
+            indices: dict[str, Any] = {k: args.get(k) for k in ("lhs_indices", "rhs_indices")}
             x = args["x"]
             return mx.gather_mm(x, w.astype(x.dtype), **indices)
         return _viewed(node, handle, args)
@@ -283,4 +283,3 @@ def live_ranges(graph: Graph) -> dict[Value, int]:
         last.update(dict.fromkeys(node.inputs, i))
     last.update(dict.fromkeys(graph.outputs, len(graph.nodes)))
     return last
-

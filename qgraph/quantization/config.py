@@ -245,7 +245,7 @@ def _as_json(config: Quantize) -> dict[str, Any]:
             "Quantize.save: where is a function, which cannot be written",
             hint="give it as rules from globs to answers",
         )
-    where = config.where
+    where: Any = config.where
     if isinstance(where, Mapping):
         where = [[pattern, of(answer)] for pattern, answer in where.items()]
     sides = {"embeddings": of(config.embeddings), "head": of(config.head)}

@@ -59,11 +59,10 @@ class Fitted:
 
     def dense(self, dtype: mx.Dtype = mx.float32) -> mx.array:
         """The weight that it is, as products in `dtype` see it."""
-        parts = self.parts
-        if self.mode == "affine":
-            parts = (parts[0], *(p.astype(dtype) for p in parts[1:]))
-        array: mx.array = mx.dequantize(*parts, **self.settings, dtype=dtype)
-        return array
+        w, scales, biases = self.weight, self.scales, self.biases
+        if biases is not None:
+            scales, biases = scales.astype(dtype), biases.astype(dtype)
+        return mx.dequantize(w, scales, biases, **self.settings, dtype=dtype)
 
     def __repr__(self) -> str:
         return (
@@ -82,4 +81,6 @@ def mark_of(weight: mx.array) -> str:
     flat = weight.reshape(-1)
     step = max(1, flat.size // _SAMPLES)
     sample = np.array(flat[::step].astype(mx.float32))
-    return hashlib.blake2b(repr(weight.shape).encode() + sample.tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        repr(weight.shape).encode() + sample.tobytes(), digest_size=8
+    ).hexdigest()

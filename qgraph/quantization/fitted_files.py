@@ -1,4 +1,4 @@
-"""Fitted weights in a file of safetensors: arrays by name and part, the rest as JSON beside them."""
+"""Fitted weights in a file of safetensors: arrays by name and part, and JSON for the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SAID = ("bits", "group_size", "mode", "mark", "method", "error", "sensitivity")
 
 
 def write_fitted(path: Path, fitted: Mapping[str, Fitted], said: Mapping[str, Any]) -> None:
-    """Write weights, and what else is to be said; a file that is there already is replaced whole."""
+    """Write weights, and what else is to be said; a file that is there is replaced whole."""
     arrays = {
         f"{name}|{part}": array
         for name, one in fitted.items()
