@@ -1,50 +1,177 @@
-// `decode_attention.cuh` for float32 heads of 64 by a CPU: see cuda_on_cpu.hpp.
+// The sources of attention by a CPU: what `attention_instructions.cuh` asks of a GPU is done here as the
+// PTX ISA says.
 
 #include "cuda_on_cpu.hpp"
-#include SOURCE
+#include "half_on_cpu.hpp"
+
+namespace qgraph {
+
+template <typename A, typename B>
+constexpr bool SAME = std::is_same_v<A, B>;
+
+template <typename T>
+unsigned bits(T v) {
+  return v.bits;
+}
+
+template <typename T>
+unsigned pair(float low, float high) {
+  return bits(T(low)) | bits(T(high)) << 16;
+}
+
+inline unsigned lower(unsigned a, unsigned b) { return __byte_perm(a, b, 0x5410); }
+inline unsigned upper(unsigned a, unsigned b) { return __byte_perm(a, b, 0x7632); }
+
+template <typename T>
+float number(unsigned word, int half) {
+  T v;
+  v.bits = word >> 16 * half;
+  return float(v);
+}
+
+struct Words {
+  unsigned w[6];
+};
+Words shown[1024];
+
+// What the lanes of a warp show one another.
+inline const Words* show(const Words& mine) {
+  const int me = threadIdx.x;
+  shown[me] = mine;
+  meet(warps[me / 32]);
+  return shown + me / 32 * 32;
+}
+inline void seen() { meet(warps[threadIdx.x / 32]); }
+
+template <typename T>
+void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+         unsigned b1) {
+  const Words* all = show({{a0, a1, a2, a3, b0, b1}});
+  const int lane = threadIdx.x % 32;
+  for (int i = 0; i < 4; i++) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; k++) {
+      const unsigned a = all[row % 8 * 4 + k % 8 / 2].w[row / 8 + k / 8 * 2];
+      const unsigned b = all[column * 4 + k % 8 / 2].w[4 + k / 8];
+      c[i] += number<T>(a, k % 2) * number<T>(b, k % 2);
+    }
+  }
+  seen();
+}
+
+inline unsigned transposed(unsigned word) {
+  const Words* all = show({{word}});
+  const int lane = threadIdx.x % 32, row = lane / 4;
+  unsigned turned = 0;
+  for (int i = 0; i < 2; i++) {
+    const int column = lane % 4 * 2 + i;  // of what is turned: its row
+    turned |= (all[column * 4 + row / 2].w[0] >> 16 * (row % 2) & 0xffff) << 16 * i;
+  }
+  seen();
+  return turned;
+}
+
+}  // namespace qgraph
+
+#include DECODE_SOURCE
+#include CACHED_SOURCE
 
 namespace {
 
-constexpr int kDim = 64, kEighth = 0x3e000000, kOne = 0x3f800000;  // 0.125 and 1 as float32
-constexpr int kBase = 0x41549a78;                                  // log2(10000)
+using namespace qgraph;
 
 struct Given {
-  const float *q, *k, *v, *keys, *values, *freqs;
-  const int *place, *last;
-  float *y, *parts, *new_keys, *new_values;
-  int heads, kv_heads, length;
+  const void *q, *keys, *values, *mask, *sinks, *k, *v, *tail_keys, *tail_values;
+  const int *last, *first, *place, *tail_positions;
+  const float* freqs;
+  float* parts;
+  void *y, *new_keys, *new_values;
+  int* new_positions;
+  int batch, heads, kv_heads, queries, length, splits, window, last_step, first_step, dims,
+      traditional;
+  long long mask_batch, mask_head, mask_query, mask_key;
+  float scale, base, rope_scale;
 } given;
 
-template <int SPLITS, int DIMS, bool TRADITIONAL>
+template <class F>
+Call<typename F::S> call() {
+  using S = typename F::S;
+  const int rows = given.heads * given.queries;
+  return {static_cast<const S*>(given.q), rows * F::D, given.queries * F::D, F::D,
+          static_cast<const S*>(given.keys), static_cast<const S*>(given.values), given.heads,
+          given.kv_heads, given.queries, given.length, given.splits, given.scale, given.last,
+          given.first, given.last_step, given.first_step, given.window, given.mask,
+          given.mask_batch, given.mask_head, given.mask_query, given.mask_key,
+          static_cast<const S*>(given.sinks), given.parts, static_cast<typename F::S*>(given.y)};
+}
+
+template <class F>
+void decode() {
+  static Shared<F> shared;
+  decode_attention<F>(call<F>(), blockIdx.x, shared);
+}
+
+template <class F>
 void cached() {
-  constexpr int WARPS = SPLITS == 1 ? 16 : 8;
-  qgraph::cached_attention<float, kDim, WARPS, SPLITS, kEighth, DIMS, TRADITIONAL, kBase, kOne>(
-      given.q, given.heads * kDim, given.k, given.kv_heads * kDim, given.v, given.kv_heads * kDim,
-      given.keys, given.values, given.place, given.last, given.freqs,
-      SPLITS == 1 ? given.y : given.parts, given.new_keys, given.new_values, given.heads,
-      given.kv_heads, given.length);
+  using S = typename F::S;
+  static Shared<F> shared;
+  const Token<S> token{
+      static_cast<const S*>(given.k), static_cast<const S*>(given.v), given.kv_heads * F::D,
+      given.kv_heads * F::D, given.place,
+      {given.dims, bool(given.traditional), given.base, given.rope_scale, given.freqs},
+      static_cast<const S*>(given.tail_keys), static_cast<const S*>(given.tail_values),
+      given.tail_positions, static_cast<S*>(given.new_keys), static_cast<S*>(given.new_values),
+      given.new_positions};
+  cached_attention<F>(call<F>(), token, blockIdx.x, shared);
 }
 
-template <int SPLITS>
-void joined() {
-  qgraph::join_splits<float, kDim, SPLITS>(given.parts, given.y);
+template <class F, bool CACHED>
+bool run() {
+  const int rows = given.heads / given.kv_heads * given.queries;
+  const int tasks =
+      given.batch * given.kv_heads * ((rows + F::ROWS - 1) / F::ROWS) * given.splits;
+  std::memset(given.y, 0xff, sizeof(typename F::S) * given.batch * given.heads * given.queries * F::DV);
+  if (!launch(CACHED ? cached<F> : decode<F>, tasks, F::THREADS)) return false;
+  return given.splits == 1 ||
+         launch(
+             [] {
+               static float room[64];
+               join<F::DV>(call<F>(), blockIdx.x, room);
+             },
+             given.batch * given.heads * given.queries, F::DV);
 }
 
-template <int SPLITS>
-bool run(int heads, int dims, bool traditional) {
-  auto what = dims == 0 ? cached<SPLITS, 0, false>
-      : traditional     ? cached<SPLITS, 32, true>
-                        : cached<SPLITS, kDim, false>;
-  if (!launch(what, heads * SPLITS, SPLITS == 1 ? 512 : 256)) return false;
-  if constexpr (SPLITS > 1) return launch(joined<SPLITS>, heads, kDim);
-  return true;
-}
+using B = __nv_bfloat16;
+using H = __half;
+bool (*kernels[])() = {
+    run<Form<B, 64, 64, 1, 2>, false>,
+    run<Form<H, 128, 128, 2, 2>, false>,
+    run<Form<float, 64, 64, 1, 2>, false>,
+    run<Form<B, 192, 128, 1, 4>, false>,
+    run<Form<B, 64, 64, 1, 2, 0, bool>, false>,
+    run<Form<H, 64, 64, 1, 2, 0, H>, false>,
+    run<Form<H, 64, 64, 1, 2, 0, float>, false>,
+    run<Form<B, 64, 64, 1, 2, 1>, true>,
+    run<Form<float, 64, 64, 1, 2, 1>, true>,
+    run<Form<H, 128, 128, 1, 2, 8>, true>,
+    run<Form<float, 64, 64, 1, 2, 20>, true>,
+};
 
 }  // namespace
 
-// dims: 0, 32 if traditional, else 64.
-extern "C" bool attention(Given what, int batch, int splits, int dims, bool traditional) {
+extern "C" bool attention(Given what, int which) {
   given = what;
-  const int heads = batch * given.heads;
-  return splits == 1 ? run<1>(heads, dims, traditional) : run<5>(heads, dims, traditional);
+  return kernels[which]();
+}
+
+extern "C" bool merge(Given what) {
+  given = what;
+  return launch(
+      [] {
+        merge_tail<float, 64, 20, 64>(
+            static_cast<const float*>(given.keys), static_cast<const float*>(given.tail_keys),
+            given.tail_positions, static_cast<float*>(given.new_keys),
+            given.batch * given.kv_heads, given.length);
+      },
+      3, 64);
 }

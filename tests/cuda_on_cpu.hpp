@@ -65,6 +65,18 @@ T of_lane(T value, int lane) {
   return other;
 }
 
+// How many threads of the block say yes.
+inline int __syncthreads_count(bool yes) {
+  static int count;
+  if (threadIdx.x == 0) count = 0;
+  meet(block);
+  count += yes;
+  meet(block);
+  const int all = count;
+  meet(block);
+  return all;
+}
+
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
   return of_lane(value, threadIdx.x % 32 ^ mask);
 }

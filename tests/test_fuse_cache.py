@@ -11,7 +11,7 @@ import pytest
 import qgraph as qg
 from qgraph.analysis.estimate import estimate
 from qgraph.kernels.attention.cached_attention import Heads, Rope, cached_attention
-from qgraph.kernels.attention.decode_attention import as_position
+from qgraph.kernels.attention.form import as_position
 from qgraph.passes import ChooseAttention, EliminateDeadCode, FoldConstants, FuseCache, MergeViews
 from qgraph.target import Target
 from tests.arrays import to_numpy

@@ -16,7 +16,7 @@ from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node, Value
 from ..ir.loops import CONTROL_FLOW
 from ..kernels import kernel
-from ..kernels.attention.decode_attention import only_mlx
+from ..kernels.attention.form import only_mlx
 from ..kernels.matmul.formats import address
 from ..kernels.streams import Streams, as_device
 from ..kernels.tracers import Tracers

@@ -1,10 +1,16 @@
-"""Attention of one token on a GPU against float64: skipped without one."""
+"""Attention of few tokens on a GPU against float64: skipped without one."""
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from qgraph.kernels.attention.cached_attention import Heads, Rope, cached_attention
+from qgraph.kernels.attention.cached_attention import (
+    Heads,
+    Rope,
+    cached_attention,
+    merge_tail,
+    tail_attention,
+)
 from qgraph.kernels.attention.decode_attention import decode_attention
 
 pytestmark = pytest.mark.skipif(not mx.is_available(mx.gpu), reason="needs a GPU")
@@ -143,3 +149,100 @@ def test_arrays_at_any_address():
     got = decode_attention(q, shifted[0], shifted[0], place, 0.1)
     want = decode_attention(q, copies[0], copies[0], place, 0.1)
     assert mx.array_equal(got, want).item()
+
+
+# dtype, dims of keys and values, batch, heads, kv_heads, queries, length; then what is asked for.
+FEATURES = [
+    ((mx.bfloat16, 128, 128, 1, 32, 8, 1, 16384), {"last": [16000]}),
+    ((mx.bfloat16, 128, 128, 4, 32, 8, 1, 3000), {"last": [100, 2999, 1500, 7]}),
+    ((mx.bfloat16, 128, 128, 16, 8, 2, 1, 700), {"last": [650] * 16, "first": list(range(16))}),
+    ((mx.float16, 64, 64, 1, 64, 8, 1, 600), {"last": [500], "window": 128, "sinks": True}),
+    ((mx.bfloat16, 256, 256, 1, 8, 4, 1, 900), {"last": [800], "window": 512}),
+    ((mx.bfloat16, 128, 128, 1, 32, 8, 8, 2000), {"last": [1900]}),
+    ((mx.float16, 128, 128, 2, 16, 8, 3, 500), {"last": [400, 90], "first": [3, 80]}),
+    ((mx.bfloat16, 192, 128, 1, 16, 16, 1, 700), {"last": [650], "mask": mx.bfloat16}),
+    ((mx.float16, 64, 64, 2, 8, 2, 4, 300), {"mask": mx.bool_, "sinks": True}),
+    ((mx.float32, 64, 64, 2, 8, 2, 2, 700), {"mask": mx.float32, "last": [600, 5]}),
+]
+
+
+def wanted(q, k, v, seen, scale, added=0.0, sinks=None):
+    """All (batch, heads, …), float64; `seen` broadcasts to the scores."""
+    k, v = (np.repeat(a, q.shape[1] // a.shape[1], axis=1) for a in (k, v))
+    scores = np.where(seen, np.einsum("bhqd,bhkd->bhqk", q, k) * scale + added, -np.inf)
+    top = scores.max(-1, keepdims=True)
+    if sinks is not None:
+        sinks = sinks.reshape(1, -1, 1, 1)
+        top = np.maximum(top, sinks)
+    p = np.exp(scores - top)
+    total = p.sum(-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks - top)
+    return np.einsum("bhqk,bhkd->bhqd", p / total, v)
+
+
+@pytest.mark.parametrize(("sizes", "asked"), FEATURES, ids=lambda x: "-".join(map(str, x)))
+def test_features(sizes, asked):
+    dtype, dim, value_dim, batch, heads, kv_heads, queries, length = sizes
+    rng = np.random.default_rng(length)
+
+    def made(*shape, dtype=dtype):
+        return mx.array(rng.normal(size=shape)).astype(dtype)
+
+    q, k = made(batch, heads, queries, dim), made(batch, kv_heads, length, dim)
+    v = made(batch, kv_heads, length, value_dim)
+    at = np.arange(length)
+    last = np.array(asked.get("last", [length - 1] * batch))
+    end = last[:, None, None, None] - np.arange(queries - 1, -1, -1)[:, None] + 1
+    seen, more, added = at < end, {}, 0.0
+    if "window" in asked:
+        seen = seen & (at >= end - asked["window"])
+        more["window"] = asked["window"]
+    if "first" in asked:
+        more["first"] = mx.array(asked["first"])
+        seen = seen & (at >= np.array(asked["first"])[:, None, None, None])
+    if asked.get("mask") is mx.bool_:
+        mask = mx.array(rng.random((batch, 1, queries, length)) < 0.7)
+        seen, more["mask"] = seen & np.array(mask), mask
+    elif "mask" in asked:
+        more["mask"] = made(1, heads, 1, length, dtype=asked["mask"])
+        added = as_float64(more["mask"])
+    if "sinks" in asked:
+        more["sinks"] = made(heads)
+    y = decode_attention(q, k, v, mx.array(last), 0.1, **more)
+    sinks = as_float64(more["sinks"]) if "sinks" in more else None
+    want = wanted(*map(as_float64, (q, k, v)), seen, 0.1, added, sinks)
+    assert near(y, want, dtype)
+
+    mask = mx.array(seen)
+    if "mask" in more and more["mask"].dtype != mx.bool_:
+        mask = mx.where(mask, more["mask"], -mx.inf).astype(dtype)
+    by_mlx = mx.fast.scaled_dot_product_attention(
+        q, k, v, scale=0.1, mask=mask, sinks=more.get("sinks")
+    )
+    ours, theirs = (np.linalg.norm(as_float64(a) - want) for a in (y, by_mlx))
+    assert ours <= max(1.05 * theirs, 2e-6 * np.linalg.norm(want))
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32], ids=str)
+@pytest.mark.parametrize("length", [100, 1300])
+def test_a_tail(dtype, length):
+    """Tokens into a tail and into the cache: the same results, and the same cache at the end."""
+    rng = np.random.default_rng(length)
+    batch, heads, kv_heads, dim, rows = 2, 6, 2, 64, 8
+    shape = (batch, kv_heads, length, dim)
+    keys, values = (mx.array(rng.normal(size=shape)).astype(dtype) for _ in "kv")
+    now = keys, values
+    tail = (*(mx.zeros((batch, kv_heads, rows, dim), dtype) for _ in "kv"), mx.full(rows, -1))
+    tail = (*tail[:2], tail[2].astype(mx.int32))
+    width = (heads + 2 * kv_heads) * dim
+    where = (Heads(6, 0, width), Heads(2, 384, width), Heads(2, 512, width))
+    for position in (57, 58, 59, 58, length, 60, 99, 3):
+        x = mx.array(rng.normal(size=(batch, width))).astype(dtype)
+        last = mx.array(min(position, length - 1))
+        more = {"heads": where, "rope": Rope(64, False, 1e4, 1.0), "scale": 0.125}
+        y, *now = cached_attention(x, x, x, *now, mx.array(position), last, **more)
+        z, *tail = tail_attention(x, x, x, keys, values, *tail, mx.array(position), last, **more)
+        assert near(z, as_float64(y), dtype)
+    for cache, some, whole in zip((keys, values), tail, now, strict=False):
+        assert mx.array_equal(merge_tail(cache, some, tail[2]), whole)

@@ -2,8 +2,11 @@
 
 A decoding step writes this as two `rope`s, two `slice_update`s and an attention, with views between
 them.  On CUDA each `slice_update` at a position that is an array is three operations of MLX 0.32,
-of which one takes as many threads as the cache has numbers.  One kernel does it all: see
-`cuda/decode_attention.cuh`.
+of which one takes as many threads as the cache has numbers, and copies the cache where the step
+before is still under way.  One kernel does it all: see `cached_attention.cuh`.
+
+What it stores in is a copy of the cache, or a tail: a few rows beside it, copied with each token,
+that `merge_tail` puts in their places when it is full.
 """
 
 from __future__ import annotations
@@ -15,17 +18,21 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ..cuda.source import cuda_source
-from .decode_attention import (
+from .decode_attention import decode_attention
+from .form import (
+    Cut,
     as_position,
     bits_of,
-    decode_attention,
-    grid,
+    call_text,
     join_splits,
     on_cuda,
+    part_dtype,
     part_shape,
-    splits_of,
-    threads,
+    sources,
 )
+
+FAR = 1 << 30
+"""In `tail_positions`, where a row is none of the cache's."""
 
 
 class Heads(NamedTuple):
@@ -88,36 +95,120 @@ def cached_attention(
     >>> y.shape, mx.array_equal(values[0, 0, 3], x[0, 320:]).item()
     ((1, 4, 1, 64), True)
     """
-    batch, _, length, dim = keys.shape
     if not on_cuda():
-        return _by_mlx(q, k, v, keys, values, position, last, freqs, heads, rope, scale)
-    count = batch * heads[0].number
-    splits = splits_of(count, length)
-    shape = (batch, heads[0].number, 1, dim)
-    inputs = [q, k, v, keys, values, *(as_position(x, length) for x in (position, last))]
-    y, new_keys, new_values = _kernel(freqs is not None)(
+        token = _token_by_mlx(q, k, v, keys.shape, position, freqs, heads, rope)
+        here = (mx.arange(keys.shape[2]) == position.reshape(1))[:, None]
+        after = [mx.where(here, new, old) for new, old in zip(token[1:], (keys, values), strict=True)]
+        return decode_attention(token[0], *after, last, scale), *after
+    y, new_keys, new_values = _run(
+        (q, k, v, keys, values, position, last), (), freqs, heads, rope, scale
+    )
+    return y, new_keys, new_values
+
+
+def tail_attention(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    tail_keys: mx.array,
+    tail_values: mx.array,
+    tail_positions: mx.array,
+    position: mx.array,
+    last: mx.array,
+    freqs: mx.array | None = None,
+    *,
+    heads: tuple[Heads, Heads, Heads],
+    rope: Rope,
+    scale: float,
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """`cached_attention` that stores the token in a tail and leaves the caches as they are.
+
+    Args:
+        q, k, v, keys, values, position, last, freqs, heads, rope, scale: of `cached_attention`.
+        tail_keys, tail_values: (batch, kv_heads, rows, dim), rows that take the place of the
+            caches'.
+        tail_positions: (rows,), int32: the position that each row has in the caches, -1 where the
+            row is not used yet, `FAR` for none.  Those in use come first, a later one of the same
+            position counts.  At least one is unused.
+
+    Returns:
+        The result and the tail after, its positions last.
+    """
+    if not on_cuda():
+        return _tail_by_mlx(
+            q, k, v, keys, values, tail_keys, tail_values, tail_positions, position, last, freqs,
+            heads, rope, scale,
+        )  # fmt: skip
+    tail = (tail_keys, tail_values, tail_positions)
+    y, *after = _run((q, k, v, keys, values, position, last), tail, freqs, heads, rope, scale)
+    return y, after[0], after[1], after[2]
+
+
+def merge_tail(cache: mx.array, tail: mx.array, positions: mx.array) -> mx.array:
+    """A cache with the rows of a tail in their places; arguments as of `tail_attention`.
+
+    >>> cache, tail = mx.zeros((1, 1, 4, 64)), mx.ones((1, 1, 2, 64))
+    >>> merge_tail(cache, tail, mx.array([2, -1], mx.int32))[0, 0, :, 0].tolist()
+    [0.0, 0.0, 1.0, 0.0]
+    """
+    length, rows = cache.shape[2], tail.shape[2]
+    if not on_cuda():
+        here = positions == mx.arange(length)[:, None]
+        which = rows - 1 - mx.argmax(here[:, ::-1], axis=1)
+        return mx.where(mx.any(here, axis=1)[:, None], mx.take(tail, which, axis=2), cache)
+    threads = 256
+    blocks = min(-(-cache.size // (8 * threads)), 132 * 8)
+    results: list[mx.array] = _merging()(
+        inputs=[cache, tail, positions],
+        template=[("T", cache.dtype), ("D", cache.shape[3]), ("TAIL", rows), ("THREADS", threads)],
+        grid=(blocks * threads, 1, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[cache.shape],
+        output_dtypes=[cache.dtype],
+    )
+    return results[0]
+
+
+def _run(
+    arrays: tuple[mx.array, ...], tail: tuple[mx.array, ...], freqs: mx.array | None,
+    heads: tuple[Heads, Heads, Heads], rope: Rope, scale: float,
+) -> list[mx.array]:  # fmt: skip
+    """The kernel; without a tail it copies the caches."""
+    q, k, v, keys, values, position, last = arrays
+    batch, kv_heads, length, dim = keys.shape
+    number = heads[0].number
+    cut = Cut.of(batch, kv_heads, number // kv_heads, dim, length)
+    shape = (batch, number, 1, dim)
+    after = tail or (keys, values)
+    inputs = [q, k, v, keys, values, *tail, as_position(position.reshape(-1), length),
+              as_position(last.reshape(-1), length)]  # fmt: skip
+    y, *stored = _kernel(freqs is not None, bool(tail), cut.splits == 1)(
         inputs=inputs if freqs is None else [*inputs, freqs.astype(mx.float32)],
         template=[
-            ("T", keys.dtype), ("D", dim), ("SCALE", bits_of(scale)), *threads(splits),
-            ("HEADS", heads[0].number), ("DIMS", rope.dims), ("TRADITIONAL", rope.traditional),
+            ("T", keys.dtype), ("D", dim), ("SCALE", bits_of(scale)), *cut.template,
+            ("HEADS", number), ("QUERIES", 1), ("WINDOW", 0),
+            ("TAIL", tail[0].shape[2] if tail else 1), ("DIMS", rope.dims),
+            ("TRADITIONAL", rope.traditional),
             ("BASE", bits_of(log2(rope.base) if rope.base else 0.0)),
             ("ROPE_SCALE", bits_of(rope.scale)),
             *((f"{name}_{what}", getattr(at, what.lower()))
               for name, at in zip("QKV", heads, strict=True) for what in ("START", "STEP")),
         ],
-        output_shapes=[part_shape(shape, splits), keys.shape, values.shape],
-        output_dtypes=[keys.dtype if splits == 1 else mx.float32, keys.dtype, keys.dtype],
-        **grid(count, splits),
+        output_shapes=[part_shape(shape, cut.splits), *(a.shape for a in after)],
+        output_dtypes=[part_dtype(keys.dtype, cut.splits), *(a.dtype for a in after)],
+        **cut.grid,
     )  # fmt: skip
-    return join_splits(y, shape, keys.dtype, splits), new_keys, new_values
+    return [join_splits(y, shape, keys.dtype, cut.splits), *stored]
 
 
-def _by_mlx(
-    q: mx.array, k: mx.array, v: mx.array, keys: mx.array, values: mx.array, position: mx.array,
-    last: mx.array, freqs: mx.array | None, heads: tuple[Heads, Heads, Heads], rope: Rope,
-    scale: float,
-) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
-    batch, _, length, dim = keys.shape
+def _token_by_mlx(
+    q: mx.array, k: mx.array, v: mx.array, shape: tuple[int, ...], position: mx.array,
+    freqs: mx.array | None, heads: tuple[Heads, Heads, Heads], rope: Rope,
+) -> list[mx.array]:  # fmt: skip
+    """The query, the key and the value, (batch, heads, 1, dim), turned."""
+    batch, _, _, dim = shape
 
     def taken(x: mx.array, at: Heads) -> mx.array:
         rows = x.reshape(batch, at.step)[:, at.start : at.start + at.number * dim]
@@ -131,21 +222,60 @@ def _by_mlx(
             offset=position.reshape(()), freqs=freqs,
         )  # fmt: skip
 
-    queries, key, value = (taken(x, at) for x, at in zip((q, k, v), heads, strict=True))
-    here = (mx.arange(length) == position.reshape(1))[:, None]
-    keys, values = mx.where(here, turned(key), keys), mx.where(here, value, values)
-    return decode_attention(turned(queries), keys, values, last, scale), keys, values
+    query, key, value = (taken(x, at) for x, at in zip((q, k, v), heads, strict=True))
+    return [turned(query), turned(key), value]
+
+
+def _tail_by_mlx(
+    q: mx.array, k: mx.array, v: mx.array, keys: mx.array, values: mx.array, tail_keys: mx.array,
+    tail_values: mx.array, tail_positions: mx.array, position: mx.array, last: mx.array,
+    freqs: mx.array | None, heads: tuple[Heads, Heads, Heads], rope: Rope, scale: float,
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:  # fmt: skip
+    query, *token = _token_by_mlx(q, k, v, keys.shape, position, freqs, heads, rope)
+    here = mx.arange(tail_positions.size) == mx.sum(tail_positions != -1)
+    place = as_position(position.reshape(1), keys.shape[2])
+    place = mx.where((place >= 0) & (place < keys.shape[2]), place, mx.array(FAR, mx.int32))
+    positions = mx.where(here, place, tail_positions)
+    tails = [
+        mx.where(here[:, None], new, tail)
+        for new, tail in zip(token, (tail_keys, tail_values), strict=True)
+    ]
+    whole = [merge_tail(c, t, positions) for c, t in zip((keys, values), tails, strict=True)]
+    return decode_attention(query, *whole, last, scale), tails[0], tails[1], positions
 
 
 @cache
-def _kernel(with_freqs: bool) -> Any:
-    freqs = "freqs" if with_freqs else "nullptr"
+def _kernel(with_freqs: bool, with_tail: bool, alone: bool) -> Any:
+    tail = ["tail_keys", "tail_values", "tail_positions"] if with_tail else []
+    after = ["new_keys", "new_values", *["new_positions"] * with_tail]
+    nothing = "nullptr"
     return mx.fast.cuda_kernel(
-        name=f"qgraph_cached_attention{'_freqs' if with_freqs else ''}",
-        input_names=["q", "k", "v", "keys", "values", "place", "last", *["freqs"] * with_freqs],
-        output_names=["y", "new_keys", "new_values"],
-        header=cuda_source("attention", "decode_attention"),
-        source="qgraph::cached_attention<T, D, WARPS, SPLITS, SCALE, DIMS, TRADITIONAL, BASE, "
-        "ROPE_SCALE>(q + Q_START, Q_STEP, k + K_START, K_STEP, v + V_START, V_STEP, keys, values, "
-        f"place, last, {freqs}, y, new_keys, new_values, HEADS, keys_shape[1], keys_shape[2]);",
+        name="qgraph_" + ("tail" if with_tail else "cached") + "_attention"
+        + "_freqs" * with_freqs + "_alone" * alone,
+        input_names=["q", "k", "v", "keys", "values", *tail, "place", "last",
+                     *["freqs"] * with_freqs],
+        output_names=["out", *after],
+        header=sources("decode_attention", "cached_attention"),
+        source="using F = qgraph::Form<T, D, D, TILES, WARPS, TAIL>;\n"
+        "__shared__ qgraph::Shared<F> shared;\n"
+        + call_text(q="q + Q_START", keys="keys", values="values", last="last", alone=alone,
+                    steps="Q_STEP, D, D")
+        + "const qgraph::Rope rope{DIMS, TRADITIONAL, __int_as_float(BASE), "
+        f"__int_as_float(ROPE_SCALE), {'freqs' if with_freqs else nothing}}};\n"
+        "const qgraph::Token<T> token{k + K_START, v + V_START, K_STEP, V_STEP, place, rope, "
+        f"{', '.join(tail or [nothing] * 3)}, new_keys, new_values, "
+        f"{'new_positions' if with_tail else nothing}}};\n"
+        "qgraph::cached_attention<F>(call, token, blockIdx.x, shared);",
+    )  # fmt: skip
+
+
+@cache
+def _merging() -> Any:
+    return mx.fast.cuda_kernel(
+        name="qgraph_merge_tail",
+        input_names=["cache", "tail", "positions"],
+        output_names=["merged"],
+        header=sources("decode_attention", "cached_attention"),
+        source="qgraph::merge_tail<T, D, TAIL, THREADS>(cache, tail, positions, merged, "
+        "cache_shape[0] * cache_shape[1], cache_shape[2]);",
     )

@@ -1,285 +1,539 @@
-// softmax(scale q k^T) v for one query a head, over the keys up to position `last`; in
-// `cached_attention` after q and k are rotated and k and v have taken their place in the cache.
+// softmax(scale q k^T + mask) v for few queries, over keys of a cache, split over the whole GPU.
 //
-// SPLITS blocks serve one query head, each a range of the keys.  LANES lanes read a key, 8 numbers
-// each; each group of them keeps its own maximum, sum and result (Milakov and Gimelshein, "Online
-// normalizer calculation for softmax", 2018).  The block joins them, and `join_splits` the blocks
-// (Dao et al., "Flash-Decoding for long-context inference", 2023).
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+// A task is a part of the keys of one key head, read once for up to ROWS of the queries that share
+// it.  Keys and values go from memory straight into the registers of the tensor cores' fragments:
+// which number of a key stands where in a sum is free, so each lane reads 16 bytes of a row and takes
+// them for whatever numbers its fragment wants.  S^T = K Q^T gives for each query its scores; as P^T
+// they are the other operand of O^T = V^T P^T.  Each warp keeps maximum, sum and result of its keys
+// (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018), the block joins its
+// warps, and `join` the tasks (Dao et al., "Flash-Decoding for long-context inference", 2023).
+//
+// The weights P are the sum of two 16-bit numbers, and all that is float32 the sum of three of bfloat16,
+// so that nothing is rounded that MLX would not round.
 
 namespace qgraph {
 
-template <typename T>
+constexpr float LOG2_E = 1.44269504f;  // exp2 is fast
+constexpr int FAR = 1 << 30;           // a position that no cache has
+
+// How a number of the caches takes part in products: the type of its parts, and how many.
+template <typename S>
+struct Parts {
+  using Type = S;
+  static constexpr int OF_KEYS = 1, OF_WEIGHTS = 2;
+};
+template <>
+struct Parts<float> {
+  using Type = __nv_bfloat16;
+  static constexpr int OF_KEYS = 3, OF_WEIGHTS = 3;
+};
+
+// Eight numbers of a row as they are read: words of two numbers, or of one float32.
+template <typename S>
 struct alignas(16) Eight {
-  T v[8];
+  unsigned words[2 * sizeof(S)];
 };
 
-// Both begin where 16 bytes can be read at once, unless somebody cut them out of something else.
-template <typename T>
-__device__ __forceinline__ bool aligned(const T* a, const T* b) {
-  return (reinterpret_cast<size_t>(a) | reinterpret_cast<size_t>(b)) % 16 == 0;
-}
-
-template <bool VALUE>
-struct Flag {
-  static constexpr bool value = VALUE;
-};
-
-template <bool ALIGNED, typename T>
-__device__ __forceinline__ Eight<T> load(const T* from) {
-  Eight<T> eight;
-  if constexpr (ALIGNED) {
-    eight = *reinterpret_cast<const Eight<T>*>(from);
-  } else {
+template <typename S>
+__device__ __forceinline__ Eight<S> load(const S* from, bool aligned) {
+  if (aligned) return *reinterpret_cast<const Eight<S>*>(from);
+  Eight<S> eight;
 #pragma unroll
-    for (int i = 0; i < 8; i++) eight.v[i] = from[i];
+  for (int i = 0; i < 8; i++) {
+    if constexpr (sizeof(S) == 4)
+      eight.words[i] = __float_as_uint(from[i]);
+    else
+      eight.words[i / 2] = bits(from[i]) << 16 * (i % 2) | (i % 2 ? eight.words[i / 2] : 0);
   }
   return eight;
 }
 
-// The keys that a block reads, of those that are seen.
-struct Range {
-  int from, to;
-};
-
-__device__ __forceinline__ Range range_of(int split, int splits, int length) {
-  const int share = (length + splits - 1) / splits;
-  return {min(split * share, length), min((split + 1) * share, length)};
+template <typename P, int COUNT>
+__device__ __forceinline__ void split(float low, float high, unsigned (&words)[COUNT]) {
+#pragma unroll
+  for (int part = 0; part < COUNT; part++) {
+    words[part] = pair<P>(low, high);
+    low -= float(P(low));
+    high -= float(P(high));
+  }
 }
 
-// Maximum, sum and sum of values, all by powers of 2, of some of the keys.
-template <int N>
-struct Part {
-  float peak = -INFINITY, sum = 0, result[N] = {};
+// Numbers 2 i and 2 i + 1 as a word of each part.
+template <typename S>
+__device__ __forceinline__ void word(const Eight<S>& eight, int i,
+                                     unsigned (&words)[Parts<S>::OF_KEYS]) {
+  if constexpr (Parts<S>::OF_KEYS == 1)
+    words[0] = eight.words[i];
+  else
+    split<typename Parts<S>::Type>(__uint_as_float(eight.words[2 * i]),
+                                   __uint_as_float(eight.words[2 * i + 1]), words);
+}
 
-  __device__ void rescale(float now) {
-    const float keep = now == -INFINITY ? 0 : exp2f(peak - now);
-    peak = now;
-    sum *= keep;
+// c += a b, with what is too small to matter left out.
+template <typename P, int A, int B>
+__device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a0)[A],
+                                         const unsigned (&a1)[A], const unsigned (&a2)[A],
+                                         const unsigned (&a3)[A], const unsigned (&b0)[B],
+                                         const unsigned (&b1)[B]) {
 #pragma unroll
-    for (int i = 0; i < N; i++) result[i] *= keep;
+  for (int i = A - 1; i >= 0; i--) {
+#pragma unroll
+    for (int j = B - 1; j >= 0; j--)
+      if (i + j < (A > B ? A : B)) mma<P>(c, a0[i], a1[i], a2[i], a3[i], b0[j], b1[j]);
   }
+}
+
+// What is known when a kernel is compiled.
+//   S: of queries, keys and values.   D, DV: numbers of a key and of a value, multiples of 64.
+//   TILES: of 8 rows each.   WARPS: of a block.   TAIL: keys that a tail may hold.
+//   M: of the mask; void without one, bool (false hides) or a number that is added.
+template <typename S_, int D_, int DV_, int TILES_, int WARPS_, int TAIL_ = 0, typename M_ = void>
+struct Form {
+  using S = S_;
+  using M = M_;
+  static constexpr int D = D_, DV = DV_, TILES = TILES_, WARPS = WARPS_, TAIL = TAIL_;
+  static constexpr int ROWS = 8 * TILES, THREADS = 32 * WARPS;
+  static constexpr int NUMBERS = TILES * DV / 4;  // of the result, in each lane
+  static constexpr int AT_ONCE = NUMBERS < 32 ? NUMBERS : 32;  // that warps exchange
 };
 
-// The block's range of keys; `query` holds scale * log2(e) * q.  Key `now`, if it is one of them, is
-// not in the cache but in `key_now` and `value_now`.  Leaves the result of column threadIdx.x, where
-// that is below D.
-template <bool ALIGNED, typename T, int D, int WARPS>
-__device__ Part<1> attend(const float* query, const T* keys, const T* values, Range range,
-                          int now = -1, const T* key_now = nullptr, const T* value_now = nullptr) {
-  constexpr int LANES = D / 8, GROUPS = WARPS * 32 / LANES;
-  const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
-  float q[8];
-#pragma unroll
-  for (int i = 0; i < 8; i++) q[i] = query[lane * 8 + i];
+// All that tasks share.  Positions that are null: all keys are seen.
+template <typename S>
+struct Call {
+  const S* q;
+  int q_batch, q_head, q_query;  // elements from one to the next
+  const S *keys, *values;        // (batch, kv_heads, length, D or DV)
+  int heads, kv_heads, queries, length, splits;
+  float scale;
+  const int *last, *first;     // the last query's last key, and the first key, of each batch
+  int last_step, first_step;   // 0 where one is for all
+  int window;                  // so many keys are seen at most; 0: all
+  const void* mask;
+  long long mask_batch, mask_head, mask_query, mask_key;
+  const S* sinks;  // of each head, a score that takes part in the sum alone
+  float* parts;    // of each row and split: result, maximum, sum; unused if there is one split
+  S* y;            // (batch, heads, queries, DV)
+};
 
-  // All lanes of a warp take part in every turn: the shuffles need them.
-  constexpr int AT_ONCE = 4;  // keys whose loads are under way together
-  Part<8> mine;
-  for (int start = range.from; start < range.to; start += GROUPS * AT_ONCE) {
-    Eight<T> key[AT_ONCE], value[AT_ONCE];
-    float score[AT_ONCE] = {};
+// Keys that are not in the cache (any more): which positions of it they take the place of.
+template <typename S>
+struct Tail {
+  const S *keys, *values;
+  int count, low, high;  // how many, and between which positions
+};
+
+template <class F>
+struct Shared {
+  alignas(16) typename F::S query[F::ROWS][F::D];
+  alignas(16) float exchange[F::WARPS][F::AT_ONCE][32];
+  float peak[F::WARPS][F::ROWS], sum[F::WARPS][F::ROWS];
+  float weight[F::WARPS][F::ROWS];
+  int from[F::ROWS], to[F::ROWS];  // the keys that a row sees
+  float scale[F::ROWS];
+  int at[F::TAIL + 1];  // positions of the tail; -1: not seen
+};
+
+// Where a task stands: its part of the keys, its first row among those of the key head.
+struct Place {
+  int split, row, kv_head, batch;
+};
+
+template <class F, typename S>
+__device__ Place place_of(const Call<S>& call, int task) {
+  const int rows = call.heads / call.kv_heads * call.queries;
+  const int tiles = (rows + F::ROWS - 1) / F::ROWS, tile = task / call.splits;
+  return {task % call.splits, tile % tiles * F::ROWS, tile / tiles % call.kv_heads,
+          tile / tiles / call.kv_heads};
+}
+
+// The row of y and of the parts, or -1 beyond the last of the key head.
+template <typename S>
+__device__ __forceinline__ int row_of(const Call<S>& call, const Place& place, int row) {
+  const int sharing = call.heads / call.kv_heads;
+  if (place.row + row >= sharing * call.queries) return -1;
+  return (place.batch * call.heads + place.kv_head * sharing) * call.queries + place.row + row;
+}
+
+// The last query's last key and the first key of a batch.
+struct Limits {
+  int last, first;
+};
+
+template <typename S>
+__device__ __forceinline__ Limits limits_of(const Call<S>& call, const Place& place) {
+  const int last = call.last ? call.last[place.batch * call.last_step] : call.length - 1;
+  const int first = call.first ? call.first[place.batch * call.first_step] : 0;
+  return {max(min(last, FAR), -FAR), max(first, 0)};
+}
+
+// What each row sees; rows beyond the last see what the first does.  All threads; then a barrier.
+template <class F>
+__device__ void see(const Call<typename F::S>& call, const Place& place, const Limits& limits,
+                    Shared<F>& shared) {
+  const int row = threadIdx.x;
+  if (row >= F::ROWS) return;
+  const int query = row_of(call, place, row) < 0 ? place.row : place.row + row;
+  const int end = limits.last + 1 - (call.queries - 1 - query % call.queries);
+  const int to = min(end, call.length);
+  const int from = call.window ? max(limits.first, end - call.window) : limits.first;
+  const bool blind = to <= from;  // all weigh the same then, as under a mask of MLX that hides all
+  shared.from[row] = blind ? 0 : from;
+  shared.to[row] = blind ? call.length : to;
+  shared.scale[row] = blind ? 0 : call.scale * LOG2_E;
+}
+
+// 16 keys, rows `base` and on of `keys` and `values`; `at` has the position of each, or they count up.
+template <typename S>
+struct Tile {
+  const S *keys, *values;
+  int base, count;
+  const int* at;
+
+  __device__ __forceinline__ int row(int i) const { return min(base + i, count - 1); }
+};
+
+// One warp's share: scores and results of its keys so far, as fragments.
+template <class F>
+struct Warp {
+  using S = typename F::S;
+  using P = typename Parts<S>::Type;
+  static constexpr int KEY_CHUNKS = F::D / 32, VALUE_CHUNKS = F::DV / 64;
+  static constexpr int K = Parts<S>::OF_KEYS, W = Parts<S>::OF_WEIGHTS;
+
+  const Call<S>& call;
+  const Place& place;
+  const Shared<F>& shared;
+  const Tail<S>& tail;
+  const bool aligned;
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  Eight<S> query[F::TILES][KEY_CHUNKS];
+  float peak[F::TILES][2], sum[F::TILES][2];
+  float result[F::TILES][VALUE_CHUNKS][4][4];
+  int low, high, inner_low, inner_high;  // keys that some row sees, and that all do
+
+  __device__ Warp(const Call<S>& call, const Place& place, const Shared<F>& shared,
+                  const Tail<S>& tail, bool aligned)
+      : call(call), place(place), shared(shared), tail(tail), aligned(aligned) {
+    low = inner_low = shared.from[0], high = inner_high = shared.to[0];
+    for (int row = 1; row < F::ROWS; row++) {
+      low = min(low, shared.from[row]), inner_low = max(inner_low, shared.from[row]);
+      high = max(high, shared.to[row]), inner_high = min(inner_high, shared.to[row]);
+    }
 #pragma unroll
-    for (int j = 0; j < AT_ONCE; j++) {
-      const int row = min(start + j * GROUPS + group, range.to - 1);
-      const size_t at = size_t(row) * D + lane * 8;
-      key[j] = load<ALIGNED>(keys + at);
-      value[j] = load<ALIGNED>(values + at);
-      if (row == now) {
-        key[j] = load<true>(key_now + lane * 8);
-        value[j] = load<true>(value_now + lane * 8);
+    for (int n = 0; n < F::TILES; n++) {
+#pragma unroll
+      for (int c = 0; c < KEY_CHUNKS; c++)
+        query[n][c] = load(&shared.query[8 * n + g][32 * c + 8 * t], true);
+#pragma unroll
+      for (int i = 0; i < 2; i++) peak[n][i] = -INFINITY, sum[n][i] = 0;
+#pragma unroll
+      for (int i = 0; i < VALUE_CHUNKS * 16; i++) (&result[n][0][0][0])[i] = 0;
+    }
+  }
+
+  __device__ __forceinline__ void read(const Tile<S>& tile, Eight<S> (&keys)[2][KEY_CHUNKS]) const {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const S* row = tile.keys + size_t(tile.row(8 * half + g)) * F::D + 8 * t;
+#pragma unroll
+      for (int c = 0; c < KEY_CHUNKS; c++) keys[half][c] = load(row + 32 * c, aligned);
+    }
+  }
+
+  // The keys of a lane's values are 2 t, 2 t + 1, 2 t + 8, 2 t + 9.
+  static __device__ __forceinline__ int value_key(int i, int t) { return 2 * t + i % 2 + i / 2 * 8; }
+
+  __device__ __forceinline__ void read_values(const Tile<S>& tile,
+                                              Eight<S> (&values)[4][VALUE_CHUNKS]) const {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const S* row = tile.values + size_t(tile.row(value_key(i, t))) * F::DV + 8 * g;
+#pragma unroll
+      for (int c = 0; c < VALUE_CHUNKS; c++) values[i][c] = load(row + 64 * c, aligned);
+    }
+  }
+
+  // The position of a key of a tile, or -1 where it is none that any row sees.
+  __device__ int position(const Tile<S>& tile, int i) const {
+    if (tile.base + i >= tile.count) return -1;
+    int at = tile.base + i;
+    if (tile.at) {
+      at = tile.at[at];
+    } else if (F::TAIL && at >= tail.low && at <= tail.high) {
+      for (int j = 0; j < tail.count; j++)
+        if (shared.at[j] == at) return -1;
+    }
+    return at >= low && at < high ? at : -1;
+  }
+
+  __device__ __forceinline__ bool all_seen(const Tile<S>& tile) const {
+    if (tile.at || !SAME<typename F::M, void>) return false;
+    if (F::TAIL && tile.base <= tail.high && tile.base + 16 > tail.low) return false;
+    return tile.base >= inner_low && tile.base + 16 <= min(inner_high, tile.count);
+  }
+
+  // A score with the mask on it; -infinity where the row does not see the key.
+  __device__ float masked(float score, int row, int at) const {
+    if (at < shared.from[row] || at >= shared.to[row]) return -INFINITY;
+    using M = typename F::M;
+    if constexpr (!SAME<M, void>) {
+      const int whole = place.row + row, sharing = call.heads / call.kv_heads;
+      if (whole >= sharing * call.queries) return score;
+      const size_t i = place.batch * call.mask_batch +
+                       (place.kv_head * sharing + whole / call.queries) * call.mask_head +
+                       whole % call.queries * call.mask_query + at * call.mask_key;
+      const M mask = static_cast<const M*>(call.mask)[i];
+      if constexpr (SAME<M, bool>)
+        return mask ? score : -1e38f;  // as MLX: where all are hidden, all weigh the same
+      else
+        return score + float(mask) * LOG2_E;
+    }
+    return score;
+  }
+
+  __device__ __forceinline__ void score(const Eight<S> (&keys)[2][KEY_CHUNKS],
+                                        float (&scores)[F::TILES][4]) const {
+#pragma unroll
+    for (int n = 0; n < F::TILES; n++) scores[n][0] = scores[n][1] = scores[n][2] = scores[n][3] = 0;
+#pragma unroll
+    for (int c = 0; c < KEY_CHUNKS; c++) {
+#pragma unroll
+      for (int step = 0; step < 4; step += 2) {
+        unsigned a0[K], a1[K], a2[K], a3[K];
+        word(keys[0][c], step, a0), word(keys[1][c], step, a1);
+        word(keys[0][c], step + 1, a2), word(keys[1][c], step + 1, a3);
+#pragma unroll
+        for (int n = 0; n < F::TILES; n++) {
+          unsigned b0[K], b1[K];
+          word(query[n][c], step, b0), word(query[n][c], step + 1, b1);
+          multiply<P>(scores[n], a0, a1, a2, a3, b0, b1);
+        }
       }
     }
+  }
+
+  // Scores become weights.
+  __device__ __forceinline__ void weigh(const Tile<S>& tile, float (&scores)[F::TILES][4]) {
+    const bool all = all_seen(tile);
+    const int at[2] = {all ? 0 : position(tile, g), all ? 0 : position(tile, g + 8)};
 #pragma unroll
-    for (int j = 0; j < AT_ONCE; j++) {
+    for (int n = 0; n < F::TILES; n++) {
+      float keep[2];
 #pragma unroll
-      for (int i = 0; i < 8; i++) score[j] += q[i] * float(key[j].v[i]);
-    }
+      for (int i = 0; i < 2; i++) {
+        const int row = 8 * n + 2 * t + i;
+        float &upper = scores[n][i], &lower = scores[n][i + 2];
+        upper *= shared.scale[row], lower *= shared.scale[row];
+        if (!all) upper = masked(upper, row, at[0]), lower = masked(lower, row, at[1]);
+        float now = fmaxf(upper, lower);
 #pragma unroll
-    for (int step = LANES / 2; step > 0; step /= 2) {
+        for (int step = 4; step < 32; step *= 2)
+          now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, step));
+        now = fmaxf(now, peak[n][i]);
+        const float zero = now == -INFINITY ? 0 : now;
+        keep[i] = exp2f(peak[n][i] - zero);
+        peak[n][i] = now;
+        upper = exp2f(upper - zero), lower = exp2f(lower - zero);
+        sum[n][i] = sum[n][i] * keep[i] + upper + lower;
+      }
+      if (__ballot_sync(0xffffffff, keep[0] != 1 || keep[1] != 1) == 0) continue;
 #pragma unroll
-      for (int j = 0; j < AT_ONCE; j++) score[j] += __shfl_xor_sync(0xffffffff, score[j], step);
-    }
-    float peak = mine.peak;
-#pragma unroll
-    for (int j = 0; j < AT_ONCE; j++) {
-      if (start + j * GROUPS + group >= range.to) score[j] = -INFINITY;
-      peak = fmaxf(peak, score[j]);
-    }
-    mine.rescale(peak);
-#pragma unroll
-    for (int j = 0; j < AT_ONCE; j++) {
-      if (score[j] == -INFINITY) continue;  // beyond the range; a score may also be no number
-      const float p = exp2f(score[j] - peak);
-      mine.sum += p;
-#pragma unroll
-      for (int i = 0; i < 8; i++) mine.result[i] += p * float(value[j].v[i]);
+      for (int i = 0; i < VALUE_CHUNKS * 16; i++) (&result[n][0][0][0])[i] *= keep[i % 2];
     }
   }
 
-  // The groups of a warp, then the warps.
+  __device__ __forceinline__ void add(const Tile<S>& tile, const float (&weights)[F::TILES][4],
+                                      Eight<S> (&values)[4][VALUE_CHUNKS]) {
+    if (!all_seen(tile)) {  // nothing times infinity is no number
 #pragma unroll
-  for (int step = LANES; step < 32; step *= 2) {
-    mine.rescale(fmaxf(mine.peak, __shfl_xor_sync(0xffffffff, mine.peak, step)));
-    mine.sum += __shfl_xor_sync(0xffffffff, mine.sum, step);
+      for (int i = 0; i < 4; i++) {
+        if (position(tile, value_key(i, t)) >= 0) continue;
 #pragma unroll
-    for (int i = 0; i < 8; i++) mine.result[i] += __shfl_xor_sync(0xffffffff, mine.result[i], step);
-  }
-  __shared__ float peaks[WARPS], sums[WARPS], results[WARPS][D];
-  const int warp = threadIdx.x / 32;
-  if (threadIdx.x % 32 == 0) peaks[warp] = mine.peak, sums[warp] = mine.sum;
-  if (threadIdx.x % 32 < LANES) {
+        for (int c = 0; c < VALUE_CHUNKS; c++) values[i][c] = {};
+      }
+    }
+    unsigned b0[F::TILES][W], b1[F::TILES][W];
 #pragma unroll
-    for (int i = 0; i < 8; i++) results[warp][lane * 8 + i] = mine.result[i];
-  }
-  __syncthreads();
-  Part<1> joined;
-  if (threadIdx.x < D) {
-    for (int from = 0; from < WARPS; from++) joined.peak = fmaxf(joined.peak, peaks[from]);
-    for (int from = 0; from < WARPS; from++) {
-      const float weight = joined.peak == -INFINITY ? 0 : exp2f(peaks[from] - joined.peak);
-      joined.sum += weight * sums[from];
-      joined.result[0] += weight * results[from][threadIdx.x];
+    for (int n = 0; n < F::TILES; n++) {
+      split<P>(weights[n][0], weights[n][1], b0[n]);
+      split<P>(weights[n][2], weights[n][3], b1[n]);
+#pragma unroll
+      for (int part = 0; part < W; part++)
+        b0[n][part] = transposed(b0[n][part]), b1[n][part] = transposed(b1[n][part]);
+    }
+#pragma unroll
+    for (int c = 0; c < VALUE_CHUNKS; c++) {
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        unsigned w[4][K], a0[K], a1[K], a2[K], a3[K];
+#pragma unroll
+        for (int i = 0; i < 4; i++) word(values[i][c], j, w[i]);
+#pragma unroll
+        for (int part = 0; part < K; part++) {
+          a0[part] = lower(w[0][part], w[1][part]), a1[part] = upper(w[0][part], w[1][part]);
+          a2[part] = lower(w[2][part], w[3][part]), a3[part] = upper(w[2][part], w[3][part]);
+        }
+#pragma unroll
+        for (int n = 0; n < F::TILES; n++)
+          multiply<P>(result[n][c][j], a0, a1, a2, a3, b0[n], b1[n]);
+      }
     }
   }
-  return joined;
-}
 
-// The result of one block a head, or what `join_splits` makes it of: results, then peaks and sums.
-template <int D, int SPLITS, typename Out>
-__device__ void write(const Part<1>& part, Out* y) {
-  if (threadIdx.x >= D) return;
-  const size_t block = blockIdx.x;
-  if constexpr (SPLITS == 1) {
-    y[block * D + threadIdx.x] = Out(part.result[0] / part.sum);
-  } else {
-    float* parts = y + block * (D + 2);
-    parts[threadIdx.x] = part.result[0];
-    if (threadIdx.x == 0) parts[D] = part.peak, parts[D + 1] = part.sum;
-  }
-}
-
-template <typename T, int D, int SPLITS>
-__device__ void join_splits(const float* parts, T* y) {
-  parts += size_t(blockIdx.x) * SPLITS * (D + 2);
-  Part<1> joined;
-#pragma unroll 4
-  for (int i = 0; i < SPLITS; i++) joined.peak = fmaxf(joined.peak, parts[i * (D + 2) + D]);
-#pragma unroll 4
-  for (int i = 0; i < SPLITS; i++) {
-    const float weight = exp2f(parts[i * (D + 2) + D] - joined.peak);
-    joined.sum += weight * parts[i * (D + 2) + D + 1];
-    joined.result[0] += weight * parts[i * (D + 2) + threadIdx.x];
-  }
-  y[size_t(blockIdx.x) * D + threadIdx.x] = T(joined.result[0] / joined.sum);
-}
-
-// What a block computes: which head of which batch, which keys, and the scale of its query.
-template <int SPLITS, int SCALE_BITS>
-struct Task {
-  int head, batch;
-  size_t kv;  // the first number of its keys
-  Range all, seen;
-  float scale;
-
-  __device__ Task(int heads, int kv_heads, int length, int dim, int last) {
-    const int query = blockIdx.x / SPLITS;
-    head = query % heads, batch = query / heads;
-    kv = (size_t(batch) * kv_heads + head / (heads / kv_heads)) * length * dim;
-    all = range_of(blockIdx.x % SPLITS, SPLITS, length);
-    // Below 0 no key is seen: all weigh the same then, as under a mask of MLX that hides all.
-    const bool blind = last < 0;
-    seen = {all.from, blind || last >= length ? all.to : min(all.to, last + 1)};
-    scale = blind ? 0 : __int_as_float(SCALE_BITS) * 1.44269504f;  // exp2 is fast
+  // Tiles `from`, `from + WARPS`, ... below `end`; while one is worked on the next is read.
+  __device__ void attend(Tile<S> tile, int from, int end) {
+    if (from >= end) return;
+    Eight<S> keys[2][KEY_CHUNKS];
+    const int first = tile.base;
+    tile.base = first + 16 * from;
+    read(tile, keys);
+    for (int i = from; i < end; i += F::WARPS) {
+      Eight<S> values[4][VALUE_CHUNKS];
+      float scores[F::TILES][4];
+      read_values(tile, values);
+      score(keys, scores);
+      Tile<S> next = tile;
+      next.base += 16 * F::WARPS;
+      if (i + F::WARPS < end) read(next, keys);
+      weigh(tile, scores);
+      add(tile, scores, values);
+      tile = next;
+    }
   }
 };
 
-template <typename T, int D, int WARPS, int SPLITS, int SCALE_BITS, typename Out>
-__device__ void decode_attention(const T* q, const T* k, const T* v, const int* last, Out* y,
-                                 int heads, int kv_heads, int length) {
-  const Task<SPLITS, SCALE_BITS> task(heads, kv_heads, length, D, last[0]);
-  __shared__ float query[D];
-  if (threadIdx.x < D)
-    query[threadIdx.x] = task.scale * float(q[size_t(blockIdx.x / SPLITS) * D + threadIdx.x]);
+// A row's sum with its sink, and the maximum of both; the factor that what was summed shrinks by.
+template <typename S>
+__device__ float with_sink(const Call<S>& call, int row, float& peak, float& sum) {
+  if (!call.sinks) return 1;
+  const float sink = float(call.sinks[row / call.queries % call.heads]) * LOG2_E;
+  const float top = fmaxf(peak, sink), shrink = exp2f(peak - top);
+  sum = sum * shrink + exp2f(sink - top);
+  peak = top;
+  return shrink;
+}
+
+// The results of the warps become one, of each row.
+template <class F>
+__device__ void finish(const Call<typename F::S>& call, const Place& place, Warp<F>& mine,
+                       Shared<F>& shared) {
+  using S = typename F::S;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < F::TILES; n++) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      float sum = mine.sum[n][i];
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+      const int row = 8 * n + 2 * mine.t + i;
+      if (mine.g == 0) shared.peak[warp][row] = mine.peak[n][i], shared.sum[warp][row] = sum;
+    }
+  }
   __syncthreads();
-  if (aligned(k, v))
-    write<D, SPLITS>(attend<true, T, D, WARPS>(query, k + task.kv, v + task.kv, task.seen), y);
-  else
-    write<D, SPLITS>(attend<false, T, D, WARPS>(query, k + task.kv, v + task.kv, task.seen), y);
-}
-
-// Number i of a head turned by its position, as MLX's `rope` does it; beyond DIMS as it is.
-template <int DIMS, bool TRADITIONAL, int BASE_BITS, int SCALE_BITS, typename T>
-__device__ T rotated(const T* x, int i, int position, const float* freqs) {
-  if (i >= DIMS) return x[i];
-  constexpr int HALF = DIMS ? DIMS / 2 : 1;
-  const int pair = TRADITIONAL ? i / 2 : i % HALF;
-  const bool first = TRADITIONAL ? i % 2 == 0 : i < HALF;
-  const float a = float(x[TRADITIONAL ? 2 * pair : pair]);
-  const float b = float(x[TRADITIONAL ? 2 * pair + 1 : pair + HALF]);
-  const float frequency = freqs ? 1.0f / freqs[pair]
-                                : exp2f(-(float(pair) / float(HALF)) * __int_as_float(BASE_BITS));
-  const float theta = __int_as_float(SCALE_BITS) * float(position) * frequency;
-  const float c = cosf(theta), s = sinf(theta);
-  return T(first ? a * c - b * s : a * s + b * c);
-}
-
-// A head of `cache` in its new place, with `now` as row `position`; each of the blocks that share
-// the head copies some.
-template <bool ALIGNED, typename T, int D>
-__device__ void copy_rows(const T* from, T* to, Range range, int position, const T* now, int first,
-                          int step) {
-#pragma unroll 4
-  for (int i = range.from * (D / 8) + first; i < range.to * (D / 8); i += step) {
-    Eight<T> eight = load<ALIGNED>(from + size_t(i) * 8);
-    if (i / (D / 8) == position) eight = load<true>(now + i % (D / 8) * 8);
-    reinterpret_cast<Eight<T>*>(to)[i] = eight;
+  if (threadIdx.x < F::ROWS) {
+    const int row = threadIdx.x, whole = row_of(call, place, row);
+    float peak = -INFINITY, sum = 0;
+    for (int w = 0; w < F::WARPS; w++) peak = fmaxf(peak, shared.peak[w][row]);
+    for (int w = 0; w < F::WARPS; w++) {
+      const float weight = peak == -INFINITY ? 0 : exp2f(shared.peak[w][row] - peak);
+      shared.weight[w][row] = weight;
+      sum += weight * shared.sum[w][row];
+    }
+    if (call.splits == 1) {
+      const float by = whole < 0 ? 0 : with_sink(call, whole, peak, sum) / sum;
+      for (int w = 0; w < F::WARPS; w++) shared.weight[w][row] *= by;
+    } else if (whole >= 0) {
+      float* part = call.parts + (size_t(whole) * call.splits + place.split) * (F::DV + 2);
+      part[F::DV] = peak, part[F::DV + 1] = sum;
+    }
+  }
+#pragma unroll
+  for (int start = 0; start < F::NUMBERS; start += F::AT_ONCE) {
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < F::AT_ONCE; i++)
+      shared.exchange[warp][i][lane] = (&mine.result[0][0][0][0])[start + i];
+    __syncthreads();
+    for (int at = threadIdx.x; at < F::AT_ONCE * 32; at += F::THREADS) {
+      const int i = at / 32, number = start + i, g = at % 32 / 4, t = at % 4;
+      const int n = number / (F::DV / 4), c = number / 16 % (F::DV / 64), j = number / 4 % 4;
+      const int row = 8 * n + 2 * t + number % 2;
+      const int column = 64 * c + 8 * g + 2 * j + number / 2 % 2;
+      const int whole = row_of(call, place, row);
+      if (whole < 0) continue;
+      float total = 0;
+#pragma unroll
+      for (int w = 0; w < F::WARPS; w++)
+        total += shared.weight[w][row] * shared.exchange[w][i][at % 32];
+      if (call.splits == 1)
+        call.y[size_t(whole) * F::DV + column] = S(total);
+      else
+        call.parts[(size_t(whole) * call.splits + place.split) * (F::DV + 2) + column] = total;
+    }
   }
 }
 
-// BASE_BITS and ROPE_SCALE_BITS are float32s, the base as its logarithm to base 2.
-template <typename T, int D, int WARPS, int SPLITS, int SCALE_BITS, int DIMS, bool TRADITIONAL,
-          int BASE_BITS, int ROPE_SCALE_BITS, typename Out>
-__device__ void cached_attention(const T* q, int q_stride, const T* k, int k_stride, const T* v,
-                                 int v_stride, const T* keys, const T* values, const int* place,
-                                 const int* last, const float* freqs, Out* y, T* new_keys,
-                                 T* new_values, int heads, int kv_heads, int length) {
-  const Task<SPLITS, SCALE_BITS> task(heads, kv_heads, length, D, last[0]);
-  const int sharing = heads / kv_heads, position = place[0];
-  q += size_t(task.batch) * q_stride + task.head * D;
-  k += size_t(task.batch) * k_stride + task.head / sharing * D;
-  v += size_t(task.batch) * v_stride + task.head / sharing * D;
+// A task, once its queries, what they see and the tail are in shared memory; by all of a block.  The
+// tail belongs to the last split.
+template <class F>
+__device__ void attend(const Call<typename F::S>& call, const Place& place,
+                       const Tail<typename F::S>& tail, Shared<F>& shared) {
+  using S = typename F::S;
+  const size_t head = size_t(place.batch) * call.kv_heads + place.kv_head;
+  const S* keys = call.keys + head * call.length * F::D;
+  const S* values = call.values + head * call.length * F::DV;
+  const bool aligned =
+      (reinterpret_cast<size_t>(keys) | reinterpret_cast<size_t>(values) |
+       reinterpret_cast<size_t>(tail.keys) | reinterpret_cast<size_t>(tail.values)) % 16 == 0;
+  Warp<F> mine(call, place, shared, tail, aligned);
+  const int start = mine.low / 16, tiles = (mine.high + 15) / 16 - start;
+  const int share = (tiles + call.splits - 1) / call.splits, warp = threadIdx.x / 32;
+  const int from = place.split * share;
+  mine.attend({keys, values, start * 16, call.length, nullptr}, from + warp,
+              min(from + share, tiles));
+  if (F::TAIL && place.split == call.splits - 1)
+    mine.attend({tail.keys, tail.values, 0, tail.count, shared.at}, warp, (tail.count + 15) / 16);
+  finish<F>(call, place, mine, shared);
+}
 
-  __shared__ float query[D];
-  __shared__ __align__(16) T key_now[D], value_now[D];
-  for (int i = threadIdx.x; i < 2 * D; i += WARPS * 32) {
-    const T* x = i < D ? q : k;
-    const T turned =
-        rotated<DIMS, TRADITIONAL, BASE_BITS, ROPE_SCALE_BITS>(x, i % D, position, freqs);
-    if (i < D)
-      query[i] = task.scale * float(turned);
-    else
-      key_now[i - D] = turned;
+// Queries as they are given.
+template <class F>
+__device__ void decode_attention(const Call<typename F::S>& call, int task, Shared<F>& shared) {
+  using S = typename F::S;
+  const Place place = place_of<F>(call, task);
+  const Limits limits = limits_of(call, place);
+  for (int i = threadIdx.x; i < F::ROWS * F::D; i += F::THREADS) {
+    const int row = place.row + i / F::D, head = row / call.queries;
+    const bool there = row_of(call, place, i / F::D) >= 0;
+    const int at = (place.kv_head * (call.heads / call.kv_heads) + head) * call.q_head +
+                   row % call.queries * call.q_query + i % F::D;
+    shared.query[i / F::D][i % F::D] =
+        there ? call.q[size_t(place.batch) * call.q_batch + at] : S(0.0f);
   }
-  if (threadIdx.x < D) value_now[threadIdx.x] = v[threadIdx.x];
+  see<F>(call, place, limits, shared);
   __syncthreads();
+  attend<F>(call, place, Tail<S>{nullptr, nullptr, 0, 0, -1}, shared);
+}
 
-  const int first = task.head % sharing * WARPS * 32 + threadIdx.x, step = sharing * WARPS * 32;
-  keys += task.kv, values += task.kv, new_keys += task.kv, new_values += task.kv;
-  auto finish = [&](auto fits) {
-    constexpr bool ALIGNED = decltype(fits)::value;
-    copy_rows<ALIGNED, T, D>(keys, new_keys, task.all, position, key_now, first, step);
-    copy_rows<ALIGNED, T, D>(values, new_values, task.all, position, value_now, first, step);
-    write<D, SPLITS>(attend<ALIGNED, T, D, WARPS>(query, keys, values, task.seen, position, key_now,
-                                                  value_now),
-                     y);
-  };
-  if (aligned(keys, values))
-    finish(Flag<true>{});
-  else
-    finish(Flag<false>{});
+// One row of what the tasks of several splits have written, by DV threads; `shared` has room for two
+// numbers of each split.
+template <int DV, typename S>
+__device__ void join(const Call<S>& call, int row, float* shared) {
+  const float* parts = call.parts + size_t(row) * call.splits * (DV + 2);
+  for (int i = threadIdx.x; i < 2 * call.splits; i += DV)
+    shared[i] = parts[i / 2 * (DV + 2) + DV + i % 2];
+  float result = 0, peak = -INFINITY, sum = 0;
+  __syncthreads();
+  for (int i = 0; i < call.splits; i++) peak = fmaxf(peak, shared[2 * i]);
+#pragma unroll 8
+  for (int i = 0; i < call.splits; i++) {
+    const float weight = peak == -INFINITY ? 0 : exp2f(shared[2 * i] - peak);
+    sum += weight * shared[2 * i + 1];
+    result += weight * parts[i * (DV + 2) + threadIdx.x];
+  }
+  const float shrink = with_sink(call, row, peak, sum);
+  call.y[size_t(row) * DV + threadIdx.x] = S(result * shrink / sum);
 }
 
 }  // namespace qgraph

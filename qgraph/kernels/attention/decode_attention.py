@@ -1,14 +1,12 @@
-"""Attention of one query a head over the first keys of a cache of fixed size.
+"""Attention of few queries a head over the keys of a cache of fixed size.
 
 As users write it this is `scaled_dot_product_attention` with a mask.  MLX has no fused kernel for
-array masks on CUDA, and none at all on CPUs; kernels of our own read the keys up to a position and
-no further: `decode_attention.cuh` and, from the host, `cpu/attention.cpp`.
+array masks on CUDA, and none at all on CPUs; kernels of our own read the keys that are seen and no
+further: `decode_attention.cuh` and, from the host, `cpu/attention.cpp`.
 """
 
 from __future__ import annotations
 
-import struct
-from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -16,110 +14,114 @@ import mlx.core as mx
 
 from ..base import HALF
 from ..cpu.library import library, missing
-from ..cuda.source import cuda_source
+from .form import (
+    HEAD_DIMS,
+    Cut,
+    as_position,
+    bits_of,
+    call_text,
+    join_splits,
+    on_cuda,
+    part_dtype,
+    part_shape,
+    sources,
+)
 from .host_attention import host_attention
 
-HEAD_DIMS = (64, 128)
-SHARE = 256
-"""Keys of one block, where several share a query head."""
-BLOCKS = 1056
-"""Up to which a GPU gains from sharing: 8 for each of the 132 processors of an H200."""
+FAR = 1 << 30
+"""A position that no cache has."""
+MOST_QUERIES = 16
+"""Up to which a kernel that reads keys as they come is worth having on a GPU."""
 LEAST_WORK = 50_000
 """Multiplications of queries and keys for which a CPU leaves a compiled stretch: 0.1 ms in MLX."""
 
 
 def decode_attention(
-    q: mx.array, k: mx.array, v: mx.array, last: mx.array, scale: float
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    last: mx.array,
+    scale: float,
+    *,
+    first: mx.array | None = None,
+    window: int = 0,
+    mask: mx.array | None = None,
+    sinks: mx.array | None = None,
 ) -> mx.array:
-    """softmax(scale q k^T) v over the keys 0 to `last`.
+    """softmax(scale q k^T + mask) v over the keys up to `last`.
 
     Args:
-        q: (batch, heads, 1, dim), float16, bfloat16 or float32.
-        k, v: (batch, kv_heads, length, dim), of the same dtype; kv_heads divides heads.
-        last: an integer of one element.  From length - 1 on all keys are seen; below 0 none is,
-            and all weigh the same, as under a mask that hides all of them.
+        q: (batch, heads, queries, dim), float16, bfloat16 or float32.
+        k, v: (batch, kv_heads, length, dim or another), of the same dtype; kv_heads divides heads.
+        last: position of the last query's last key, an integer of one element or one for each of
+            the batch; the query before it sees one key less, and so on.  From length - 1 on all
+            keys are seen; a query that sees none weighs all the same, as under a mask that hides
+            all of them.
+        first: like it, keys before are hidden (rows padded on the left).
+        window: of the keys seen only the last so many; 0 for all.
+        mask: broadcasts to (batch, heads, queries, length); bool (False hides) or added.
+        sinks: (heads,), of q's dtype: scores that take part in the sum alone.
 
     Returns:
-        Like q.  On other devices than CUDA's it is MLX's attention with a mask.
+        (batch, heads, queries, dim of v), of q's dtype.  On other devices than CUDA's it is MLX's
+        attention with a mask.
 
     >>> x = mx.random.normal((1, 2, 4, 64))
     >>> decode_attention(x[:, :, :1], x, x, mx.array(2), 0.125).shape
     (1, 2, 1, 64)
     """
     if not on_cuda():
-        seen = mx.arange(k.shape[2]) <= last.reshape(1)
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)
-    batch, heads, _, dim = q.shape
-    last = as_position(last, k.shape[2])
-    splits = splits_of(batch * heads, k.shape[2])
-    results: list[mx.array] = _kernel()(
-        inputs=[q, k, v, last],
-        template=[("T", q.dtype), ("D", dim), ("SCALE", bits_of(scale)), *threads(splits)],
-        output_shapes=[part_shape(q.shape, splits)],
-        output_dtypes=[q.dtype if splits == 1 else mx.float32],
-        **grid(batch * heads, splits),
-    )
-    return join_splits(results[0], q.shape, q.dtype, splits)
+        return _by_mlx(q, k, v, last, scale, first, window, mask, sinks)
+    batch, heads, queries, dim = q.shape
+    _, kv_heads, length, value_dim = v.shape
+    cut = Cut.of(batch, kv_heads, heads // kv_heads * queries, max(dim, value_dim), length)
+    given = {"last": as_position(last.reshape(-1), FAR)}
+    if first is not None:
+        given["first"] = as_position(first.reshape(-1), FAR)
+    if mask is not None:
+        given["mask"] = mask.reshape(*[1] * (4 - mask.ndim), *mask.shape)
+    if sinks is not None:
+        given["sinks"] = sinks
+    shape = (batch, heads, queries, value_dim)
+    (y,) = _kernel(tuple(given), cut.splits == 1)(
+        inputs=[q, k, v, *given.values()],
+        template=[
+            ("T", q.dtype), ("D", dim), ("DV", value_dim), *cut.template, ("HEADS", heads),
+            ("QUERIES", queries), ("WINDOW", window), ("SCALE", bits_of(scale)),
+            *([] if mask is None else [("M", mask.dtype)]),
+        ],
+        output_shapes=[part_shape(shape, cut.splits)],
+        output_dtypes=[part_dtype(q.dtype, cut.splits)],
+        **cut.grid,
+    )  # fmt: skip
+    return join_splits(y, shape, q.dtype, cut.splits, sinks)
 
 
-def as_position(x: mx.array, length: int) -> mx.array:
-    """An integer as int32, to which kernels compare positions: below 0 and beyond stay so.
-
-    >>> [as_position(mx.array(x, mx.int64), 12).item() for x in (-(2**40), 5, 2**40)]
-    [-1, 5, 12]
-    """
-    if x.dtype == mx.int32:
-        return x
-    first, end = mx.array(0, mx.int32), mx.array(length, mx.int32)
-    return mx.where(x >= end, end, mx.where(x < first, first - 1, x.astype(mx.int32)))
-
-
-def splits_of(heads: int, length: int) -> int:
-    """Among how many blocks the keys of a query head are spread; `heads` are those of all batches.
-
-    >>> splits_of(32, 512), splits_of(32, 2048), splits_of(32, 1 << 20), splits_of(2000, 4096)
-    (1, 8, 33, 1)
-    """
-    if length <= 2 * SHARE:
-        return 1
-    return min(-(-length // SHARE), max(1, BLOCKS // heads))
-
-
-def threads(splits: int) -> list[tuple[str, int]]:
-    """The template arguments SPLITS and WARPS, of a block."""
-    return [("SPLITS", splits), ("WARPS", 16 if splits == 1 else 8)]
-
-
-def grid(heads: int, splits: int) -> dict[str, tuple[int, int, int]]:
-    """Threads in all and of a block."""
-    block = 32 * dict(threads(splits))["WARPS"]
-    return {"grid": (heads * splits * block, 1, 1), "threadgroup": (block, 1, 1)}
-
-
-def part_shape(shape: tuple[int, ...], splits: int) -> tuple[int, ...]:
-    """Of what the blocks of queries of a shape (batch, heads, 1, dim) write."""
-    batch, heads, _, dim = shape
-    return shape if splits == 1 else (batch * heads * splits, dim + 2)
-
-
-def join_splits(parts: mx.array, shape: tuple[int, ...], dtype: mx.Dtype, splits: int) -> mx.array:
-    """The result, for queries of a shape, of what several blocks a head have written."""
-    if splits == 1:
-        return parts
-    batch, heads, _, dim = shape
-    results: list[mx.array] = _joining()(
-        inputs=[parts],
-        template=[("T", dtype), ("D", dim), ("SPLITS", splits)],
-        grid=(batch * heads * dim, 1, 1),
-        threadgroup=(dim, 1, 1),
-        output_shapes=[shape],
-        output_dtypes=[dtype],
-    )
-    return results[0]
+def _by_mlx(
+    q: mx.array, k: mx.array, v: mx.array, last: mx.array, scale: float, first: mx.array | None,
+    window: int, mask: mx.array | None, sinks: mx.array | None,
+) -> mx.array:  # fmt: skip
+    queries, length = q.shape[2], k.shape[2]
+    at = mx.arange(length)
+    last = last.reshape(-1, 1, 1, 1)
+    if queries > 1:
+        last = as_position(last, FAR) + (mx.arange(queries) - (queries - 1))[:, None]
+    seen = at <= last
+    if window:
+        seen = seen & (as_position(last, FAR) - window < at)
+    if first is not None:
+        seen = seen & (first.reshape(-1, 1, 1, 1) <= at)
+    if mask is not None and mask.dtype == mx.bool_:
+        seen = seen & mask
+    elif mask is not None:
+        none = ~mx.any(seen, axis=-1, keepdims=True)
+        hidden = mx.where(none, mx.array(0, mask.dtype), mx.array(-mx.inf, mask.dtype))
+        seen = mx.where(seen, mask, hidden).astype(q.dtype)
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen, sinks=sinks)
 
 
 def attention_on_host(
-    q: mx.array, k: mx.array, v: mx.array, last: mx.array, scale: float, cores: int
+    q: mx.array, k: mx.array, v: mx.array, last: mx.array, scale: float, cores: int, **more: Any
 ) -> mx.array:
     """`decode_attention` on a CPU, summed in float32; evaluates what it is given.
 
@@ -128,59 +130,40 @@ def attention_on_host(
     (1, 2, 1, 64)
     """
     if library() is None:
-        return decode_attention(q, k, v, last, scale)
-    return host_attention(q, k, v, scale=scale, last=last, cores=cores)
+        return decode_attention(q, k, v, last, scale, **more)
+    return host_attention(q, k, v, scale=scale, last=last, cores=cores, **more)
 
 
 def refusal(q: Any, k: Any, v: Any, backend: str) -> str | None:
     """Why the backend's kernel does not take values of these shapes and dtypes, or None."""
-    if q.shape[2] != 1:
-        return f"there are {q.shape[2]} queries a head; the kernel takes one"
     if q.dtype not in (*HALF, mx.float32) or not q.dtype == k.dtype == v.dtype:
         return "query, keys and values must share a floating-point dtype"
-    dim, same = q.shape[-1], v.shape[-1] == q.shape[-1]
+    queries, dim, value_dim = q.shape[2], q.shape[-1], v.shape[-1]
     if backend != "cpu":
-        return None if dim in HEAD_DIMS and same else f"heads of {dim}; it takes {HEAD_DIMS}"
+        if queries > MOST_QUERIES:
+            return f"there are {queries} queries a head; the kernel takes {MOST_QUERIES}"
+        if dim not in HEAD_DIMS or value_dim not in HEAD_DIMS:
+            return f"heads of {dim} and {value_dim}; it takes {HEAD_DIMS}"
+        return None
     if reason := missing():
         return reason
+    if queries != 1:
+        return f"there are {queries} queries a head; from the host it takes one"
     if q.shape[0] * q.shape[1] * k.shape[2] * dim < LEAST_WORK:
         return "it is too small to leave the compiled stretch for"
     return None
 
 
-only_mlx: ContextVar[bool] = ContextVar("only_mlx", default=False)
-"""Set where MLX transforms a graph: it knows no gradient of kernels written for CUDA."""
-
-
-def on_cuda() -> bool:
-    """Do kernels for CUDA run on the default device?"""
-    on_gpu = mx.default_device().type == mx.gpu and mx.cuda.is_available()
-    return bool(on_gpu) and not only_mlx.get()
-
-
-def bits_of(number: float) -> int:
-    """The bits of a float32 as an int, as templates take no floats."""
-    return int(struct.unpack("<i", struct.pack("<f", number))[0])
-
-
 @cache
-def _kernel() -> Any:
+def _kernel(given: tuple[str, ...], alone: bool) -> Any:
+    mask = "M" if "mask" in given else "void"
     return mx.fast.cuda_kernel(
-        name="qgraph_decode_attention",
-        input_names=["q", "k", "v", "last"],
-        output_names=["y"],
-        header=cuda_source("attention", "decode_attention"),
-        source="qgraph::decode_attention<T, D, WARPS, SPLITS, SCALE>("
-        "q, k, v, last, y, q_shape[1], k_shape[1], k_shape[2]);",
-    )
-
-
-@cache
-def _joining() -> Any:
-    return mx.fast.cuda_kernel(
-        name="qgraph_join_splits",
-        input_names=["parts"],
-        output_names=["y"],
-        header=cuda_source("attention", "decode_attention"),
-        source="qgraph::join_splits<T, D, SPLITS>(parts, y);",
+        name="_".join(["qgraph_decode_attention", *given, *["alone"] * alone]),
+        input_names=["q", "k", "v", *given],
+        output_names=["out"],
+        header=sources("decode_attention"),
+        source=f"using F = qgraph::Form<T, D, DV, TILES, WARPS, 0, {mask}>;\n"
+        "__shared__ qgraph::Shared<F> shared;\n"
+        + call_text(q="q", keys="k", values="v", alone=alone, **{name: name for name in given})
+        + "qgraph::decode_attention<F>(call, blockIdx.x, shared);",
     )

@@ -1,0 +1,171 @@
+// Attention of one token a batch that is itself the newest key: q and k are rotated here, k and v
+// stored.  No kernel writes into a cache, which others may hold: the new row goes to the end of a tail,
+// a few rows beside the cache that are copied with each token, or into a copy of the whole.
+
+namespace qgraph {
+
+// What `mx.fast.rope` is given; of the base the logarithm to base 2.  0 `dims` turn nothing.
+struct Rope {
+  int dims;
+  bool traditional;
+  float base, scale;
+  const float* freqs;
+};
+
+// Number i of a head turned by its position, as MLX's `rope` does it; beyond `dims` as it is.
+template <typename S>
+__device__ S rotated(const S* x, int i, int position, const Rope& rope) {
+  if (i >= rope.dims) return x[i];
+  const int half = rope.dims / 2, pair = rope.traditional ? i / 2 : i % half;
+  const bool first = rope.traditional ? i % 2 == 0 : i < half;
+  const float a = float(x[rope.traditional ? 2 * pair : pair]);
+  const float b = float(x[rope.traditional ? 2 * pair + 1 : pair + half]);
+  const float frequency = rope.freqs ? 1.0f / rope.freqs[pair]
+                                     : exp2f(-(float(pair) / float(half)) * rope.base);
+  const float theta = rope.scale * float(position) * frequency;
+  const float c = cosf(theta), s = sinf(theta);
+  return S(first ? a * c - b * s : a * s + b * c);
+}
+
+// The token of each batch: its heads, where it goes, and what was there before and is after.
+//   Without tail_positions: new_keys and new_values are copies of the caches with the token in its place.
+//   With: tails (batch, kv_heads, TAIL, D) whose row i has position tail_positions[i]: -1 where it is
+//   unused, FAR where it is none of the cache.
+template <typename S>
+struct Token {
+  const S *k, *v;
+  int k_batch, v_batch;  // elements from one to the next
+  const int* place;
+  Rope rope;
+  const S *tail_keys, *tail_values;
+  const int* tail_positions;
+  S *new_keys, *new_values;
+  int* new_positions;
+};
+
+// Part `part` of `parts` of `count` rows of D numbers, all but row `but`.
+template <typename S>
+__device__ void copy_rows(const S* from, S* to, int count, int dim, int but, int part, int parts) {
+  const bool aligned = (reinterpret_cast<size_t>(from) | reinterpret_cast<size_t>(to)) % 16 == 0;
+#pragma unroll 4
+  for (int i = part; i < count * (dim / 8); i += parts) {
+    if (i / (dim / 8) == but) continue;
+    if (aligned)
+      *reinterpret_cast<Eight<S>*>(to + size_t(i) * 8) = load(from + size_t(i) * 8, true);
+    else
+      for (int j = 0; j < 8; j++) to[size_t(i) * 8 + j] = from[size_t(i) * 8 + j];
+  }
+}
+
+// Which position each row of the tail stands for, the token's last; -1 for what a later row replaces.
+template <class F>
+__device__ void read_positions(const Token<typename F::S>& token, int length, Shared<F>& shared,
+                               Tail<typename F::S>& tail) {
+  const int i = threadIdx.x, place = token.place[0];
+  const int here = place >= 0 && place < length ? place : FAR;
+  int mine = -1;
+  if (token.tail_positions) {
+    if (i < F::TAIL) mine = token.tail_positions[i];
+    tail.count = min(__syncthreads_count(mine != -1), F::TAIL - 1) + 1;
+  } else {
+    tail.count = 1;
+  }
+  if (i == tail.count - 1) mine = here;
+  if (i < F::TAIL) shared.at[i] = mine;
+  __syncthreads();
+  bool replaced = false;
+  tail.low = FAR, tail.high = -1;
+  for (int j = 0; j < tail.count; j++) {
+    const int at = shared.at[j];
+    if (at == FAR) continue;
+    tail.low = min(tail.low, at), tail.high = max(tail.high, at);
+    replaced |= j > i && at == mine;
+  }
+  __syncthreads();
+  if (i < F::TAIL && (replaced || mine == FAR)) shared.at[i] = -1;
+  if (token.new_positions && i < F::TAIL && blockIdx.x == gridDim.x - 1) token.new_positions[i] = mine;
+}
+
+// A task of `decode_attention` of one query a head; the token is stored by whoever has the last split.
+template <class F>
+__device__ void cached_attention(const Call<typename F::S>& call, const Token<typename F::S>& token,
+                                 int task, Shared<F>& shared) {
+  using S = typename F::S;
+  const Place place = place_of<F>(call, task);
+  const int sharing = call.heads / call.kv_heads, position = token.place[0];
+  const Limits limits = limits_of(call, place);
+  const size_t head = size_t(place.batch) * call.kv_heads + place.kv_head;
+  Tail<S> tail{nullptr, nullptr, 0, 0, -1};
+  read_positions<F>(token, call.length, shared, tail);
+
+  const bool in_tail = token.tail_positions != nullptr, inside = position >= 0 && position < call.length;
+  const int rows = in_tail ? F::TAIL : call.length, row = in_tail ? tail.count - 1 : position;
+  S* new_keys = token.new_keys + head * rows * F::D;
+  S* new_values = token.new_values + head * rows * F::D;
+  const bool last = place.split == call.splits - 1;
+  if (in_tail && last) {
+    copy_rows(token.tail_keys + head * rows * F::D, new_keys, rows, F::D, row, threadIdx.x, F::THREADS);
+    copy_rows(token.tail_values + head * rows * F::D, new_values, rows, F::D, row, threadIdx.x,
+              F::THREADS);
+  }
+  const S* q = call.q + size_t(place.batch) * call.q_batch + (place.kv_head * sharing + place.row) * F::D;
+  const S* k = token.k + size_t(place.batch) * token.k_batch + place.kv_head * F::D;
+  const S* v = token.v + size_t(place.batch) * token.v_batch + place.kv_head * F::D;
+  for (int i = threadIdx.x; i < (F::ROWS + 1) * F::D; i += F::THREADS) {
+    const int which = i / F::D, number = i % F::D;
+    if (which < F::ROWS) {
+      shared.query[which][number] = row_of(call, place, which) < 0
+                                        ? S(0.0f)
+                                        : rotated(q + which * F::D, number, position, token.rope);
+    } else if (last && (in_tail || inside)) {
+      new_keys[size_t(row) * F::D + number] = rotated(k, number, position, token.rope);
+      new_values[size_t(row) * F::D + number] = v[number];
+    }
+  }
+  see<F>(call, place, limits, shared);
+  __syncthreads();
+  if (in_tail) {
+    tail.keys = new_keys, tail.values = new_values;
+  } else {
+    tail.keys = new_keys + size_t(inside ? row : 0) * F::D;
+    tail.values = new_values + size_t(inside ? row : 0) * F::D;
+    const int tile = place.row / F::ROWS, tiles = (sharing + F::ROWS - 1) / F::ROWS;
+    const int part = (tile * call.splits + place.split) * F::THREADS + threadIdx.x;
+    const int parts = tiles * call.splits * F::THREADS;
+    const size_t start = head * call.length * F::D;
+    copy_rows(call.keys + start, new_keys, rows, F::D, row, part, parts);
+    copy_rows(call.values + start, new_values, rows, F::D, row, part, parts);
+  }
+  attend<F>(call, place, tail, shared);
+}
+
+// A cache with the rows of a tail in their places, the later ones over the earlier.  A block of THREADS
+// takes every gridDim.x-th piece.
+template <typename S, int D, int TAIL, int THREADS>
+__device__ void merge_tail(const S* cache, const S* tail, const int* positions, S* merged, int heads,
+                           int length) {
+  __shared__ int at[TAIL];
+  for (int i = threadIdx.x; i < TAIL; i += THREADS) at[i] = positions[i];
+  __syncthreads();
+  int low = FAR, high = -1;
+  for (int i = 0; i < TAIL; i++) {
+    if (at[i] < 0 || at[i] == FAR) continue;
+    low = min(low, at[i]), high = max(high, at[i]);
+  }
+  const bool aligned = (reinterpret_cast<size_t>(cache) | reinterpret_cast<size_t>(tail)) % 16 == 0;
+  const size_t pieces = size_t(heads) * length * (D / 8), step = size_t(gridDim.x) * THREADS;
+#pragma unroll 4
+  for (size_t i = size_t(blockIdx.x) * THREADS + threadIdx.x; i < pieces; i += step) {
+    const int row = i / (D / 8) % length;
+    const S* from = cache + i * 8;
+    if (row >= low && row <= high) {
+      for (int j = 0; j < TAIL; j++) {
+        if (at[j] == row)
+          from = tail + (i / (D / 8) / length * TAIL + j) * D + i % (D / 8) * 8;
+      }
+    }
+    reinterpret_cast<Eight<S>*>(merged)[i] = load(from, aligned);
+  }
+}
+
+}  // namespace qgraph
