@@ -24,6 +24,7 @@ from .shard import Shard
 from .simplify import Simplify
 from .sink_dequantize import SinkDequantize
 from .stored_scales import StoredScales
+from .tail_caches import TailCaches
 from .widen_half import WidenHalf
 
 __all__ = [
@@ -51,5 +52,6 @@ __all__ = [
     "Simplify",
     "SinkDequantize",
     "StoredScales",
+    "TailCaches",
     "WidenHalf",
 ]

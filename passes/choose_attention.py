@@ -7,9 +7,13 @@ where it multiplies with all of the cache by a reference BLAS.
 Rewrites:
     1. `scaled_dot_product_attention` of one query a head with the mask `arange(length) <= last`, in
        any of its spellings, becomes `decode_attention`, which reads the keys 0 to `last` alone.
+    2. a mask that also hides the keys before a first one, of each row of a batch, or all but those
+       of a window, becomes a first position and a window.
+    3. on CUDA several queries too, of which each sees one key more than the one before; attention
+       sinks; and whatever else a mask says, which it goes on to say to the kernel.
 Leaves alone:
-    1. several queries, other masks, sinks, head sizes the kernel does not know.
-    2. on CPUs small caches: it runs from the host.
+    1. masks that are no arrays, head sizes and numbers of queries that the kernel does not know.
+    2. on CPUs small caches, as it runs from the host, and what 3 has.
     3. other targets: Metal takes masks at little cost.
 """
 
@@ -17,9 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.ops import setting
@@ -27,9 +31,9 @@ from qgraph.kernels.attention.decode_attention import refusal
 from qgraph.rewrite.ledger import Entry, record
 from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.target import Target, as_target
-from qgraph.tracing.tensor import Tensor, apply
+from qgraph.tracing.tensor import Tensor, apply, as_tensor
 
-from .shared.views import without_views
+from .shared.key_limits import KeyLimits, key_limits
 
 _NAME = "choose-attention"
 
@@ -55,57 +59,46 @@ class ChooseAttention:
 def _visit(node: Node, target: Target) -> Sequence[Value] | None:
     if node.op != "fast.scaled_dot_product_attention" or node.stream is not None:
         return None
-    mask = node.args.get("mask")
-    if not isinstance(mask, Value) or node.value("sinks") is not None:
+    mask, sinks = node.args.get("mask"), node.value("sinks")
+    if not isinstance(mask, Value):
         return None
     q, k, v = (node.operand(name) for name in ("q", "k", "v"))
-    last = _last_seen(mask, k.shape[2])
-    why = (
-        "the mask is not `arange(length) <= last`"
-        if last is None
-        else refusal(q, k, v, target.backend)
-    )
+    (batch, _, queries, _), length = q.shape, k.shape[2]
+    limits = KeyLimits(rest=(mask,))
+    if mask.dtype == mx.bool_:
+        limits = key_limits(mask, batch, queries, length)
     types = q.type, k.type
-    if last is None or why is not None:
+    why = refusal(q, k, v, target.backend)
+    if target.is_cpu and (limits.last is None or limits.rest):
+        why = "the mask is not `arange(length) <= last`"
+    elif target.is_cpu and sinks is not None:
+        why = "from the host it takes no sinks"
+    if why is not None:
         record(Entry.of(node, _NAME, "refused", f"the mask stays: {why}", types=types))
         return None
-    reason = "keys up to a position, without a mask"
+    reason = "keys up to a position, without a mask" if not limits.rest else "keys as a mask says"
     record(Entry.of(node, _NAME, "chosen", reason, types=types))
+    settings: dict[str, Any] = {"scale": setting(node, "scale")}
+    if target.is_cpu:
+        settings["cores"] = target.cores
+    if limits.first is not None:
+        settings["first"] = Tensor(limits.first)
+    if limits.window:
+        settings["window"] = limits.window
+    if limits.rest:
+        rest = mask if limits.rest == (mask,) else _all_of(limits.rest)
+        settings["mask"] = Tensor(rest)
+    if sinks is not None:
+        settings["sinks"] = Tensor(sinks)
+    # With no limit the first of several queries sees all keys as well.
+    last = limits.last or as_tensor(mx.array(length + queries - 2, mx.int32)).value
     args = tuple(Tensor(value) for value in (q, k, v, last))
-    cores = {"cores": target.cores} if target.is_cpu else {}
-    y = apply("decode_attention", args, {"scale": setting(node, "scale"), **cores}).value
-    return [y.node.replace(kernel="host-attention").output if cores else y]
+    y = apply("decode_attention", args, settings).value
+    return [y.node.replace(kernel="host-attention").output if target.is_cpu else y]
 
 
-def _last_seen(mask: Value, length: int) -> Value | None:
-    """The value `last` if a mask over `length` keys is `arange(length) <= last`."""
-    # No axes, or one number for each batch or head, as many as there are keys.
-    if mask.shape[-1:] != (length,):
-        return None
-    node = without_views(mask).node
-    if node.op not in ("less_equal", "greater_equal") or node.output.type.size != length:
-        return None
-    keys, last = node.inputs if node.op == "less_equal" else reversed(node.inputs)
-    if not _counts_up(keys, length) or last.type.size != 1:
-        return None
-    return last if mx.issubdtype(last.dtype, mx.integer) else None
-
-
-def _counts_up(value: Value, length: int) -> bool:
-    """Is it 0, 1, … length - 1 along its last axis?"""
-    node = without_views(value).node
-    if value.type.size != length or value.shape[-1] != length:
-        return False
-    if node.op == "constant":
-        data = node.args["data"]
-        return not data.is_released and np.array_equal(
-            np.asarray(data.array.reshape(-1)), np.arange(length)
-        )
-    dtype = node.output.dtype
-    if node.op != "arange" or not mx.issubdtype(dtype, mx.integer):
-        return False
-    if length - 1 > mx.iinfo(dtype).max:  # it wraps around
-        return False
-    start, stop, step = (node.args.get(name) for name in ("start", "stop", "step"))
-    first, end = (0, start) if stop is None else (start or 0, stop)
-    return (first, end, step or 1) == (0, length, 1)
+def _all_of(truths: Sequence[Value]) -> Value:
+    found = Tensor(truths[0])
+    for truth in truths[1:]:
+        found = apply("logical_and", (found, Tensor(truth)))
+    return found.value

@@ -83,6 +83,10 @@ def _update(attention: Node, name: str) -> Value:
 
 
 def _refusal(attention: Node, readers: Mapping[Value, Sequence[Node | None]]) -> str | None:
+    if more := [name for name in ("first", "window", "mask", "sinks") if setting(attention, name)]:
+        return f"the attention has {' and '.join(more)}"
+    if attention.operand("q").shape[2] != 1:
+        return f"there are {attention.operand('q').shape[2]} queries a head"
     for name, what in (("k", "keys"), ("v", "values")):
         cache = attention.operand(name)
         node = cache.node

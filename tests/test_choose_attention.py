@@ -19,6 +19,7 @@ from tests.compiler import needs_compiler
 LENGTH, DIM = 12, 64
 Q = mx.random.normal((2, 4, 1, DIM), key=mx.random.key(0))
 K, V = (mx.random.normal((2, 2, LENGTH, DIM), key=mx.random.key(i)) for i in (1, 2))
+CPU = Target(mx.Device(mx.cpu, 0), "cpu", "x86_64", 2)
 PASSES = [FoldConstants(), ChooseAttention(everywhere=True), EliminateDeadCode()]
 
 MASKS: dict[str, Callable[[Any], Any]] = {
@@ -29,9 +30,6 @@ MASKS: dict[str, Callable[[Any], Any]] = {
     "expanded": lambda last: qg.expand_dims(qg.arange(0, LENGTH, 1) <= last, 0),
 }
 OTHERS: dict[str, Callable[[Any], Any]] = {
-    "first keys hidden": lambda last: qg.arange(LENGTH) >= last,
-    "strictly before": lambda last: qg.arange(LENGTH) < last,
-    "from one": lambda last: qg.arange(1, LENGTH + 1) <= last,
     "every other": lambda last: qg.arange(LENGTH) % 2 <= last,
     "float": lambda last: qg.arange(LENGTH).astype(mx.float32) <= last + 0.5,
     "a limit each": lambda last: qg.arange(LENGTH) <= qg.arange(LENGTH) + last,
@@ -89,20 +87,92 @@ def test_in_a_loop() -> None:
 
 
 @pytest.mark.parametrize("mask", OTHERS)
-def test_other_masks_stay(mask: str) -> None:
-    graph = qg.trace(attend(OTHERS[mask]), Q, K, V, mx.array(5))
-    assert ChooseAttention(everywhere=True)(graph) is graph
+def test_other_masks_stay_masks(mask: str) -> None:
+    fn = attend(OTHERS[mask])
+    made = plan(fn)
+    (node,) = [n for n in made.graph.nodes if n.op == "decode_attention"]
+    assert node.value("mask") is not None
+    graph = qg.trace(fn, Q, K, V, mx.array(5))
+    assert ChooseAttention(CPU)(graph) is graph
+    y = qg.compile(made.graph, passes=[], target="cpu")(Q, K, V, mx.array(5))
+    np.testing.assert_allclose(y, fn(Q, K, V, mx.array(5)), rtol=1e-4, atol=1e-5)
+
+
+def padding(last: Any) -> Any:
+    """Of each row of the batch."""
+    return qg.minimum(last, mx.array([2, 4]).reshape(2, 1, 1, 1))
+
+
+def rows(last: Any, count: int) -> Any:
+    """Positions of queries of which the last stands at `last`."""
+    return (last - (count - 1) + qg.arange(count))[:, None]
+
+
+columns = mx.arange(LENGTH)
+
+
+def window(last: Any, count: int, size: int) -> Any:
+    at = rows(last, count)
+    return (columns <= at) & (at < columns + size)
+
+
+LIMITS: dict[str, tuple[int, Callable[[Any], Any], dict[str, Any]]] = {
+    "strictly before": (1, lambda last: columns < last, {}),
+    "first keys hidden": (1, lambda last: columns >= last, {"first": True, "open": True}),
+    "a window": (1, lambda last: window(last, 1, 3), {"window": 3}),
+    "padding": (1, lambda last: (columns <= last) & (padding(last) <= columns), {"first": True}),
+    "padding, strictly": (
+        1, lambda last: (padding(last) < columns) & (last >= columns), {"first": True},
+    ),
+    "queries": (3, lambda last: rows(last, 3) >= columns, {}),
+    "queries, window, padding": (
+        3, lambda last: window(last, 3, 4) & (padding(last) <= columns),
+        {"window": 4, "first": True},
+    ),
+    "and something more": (
+        1, lambda last: (columns <= last) & (columns % 2 == last % 2), {"mask": True},
+    ),
+    "for all queries alike": (3, lambda last: columns <= last, {"mask": True, "open": True}),
+    "rows apart": (3, lambda last: columns <= rows(last, 3) * 1, {"mask": True, "open": True}),
+    "two ends": (1, lambda last: (columns <= last) & (columns <= last - 2), {"mask": True}),
+    "additive": (
+        1, lambda last: qg.where(columns <= last, 0.0, -3.0), {"mask": True, "open": True},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_limits(case: str) -> None:
+    queries, mask, wanted = LIMITS[case]
+    q = mx.random.normal((2, 4, queries, DIM), key=mx.random.key(7))
+    fn = attend(mask)
+    made = plan(fn, q)
+    (node,) = [n for n in made.graph.nodes if n.op == "decode_attention"]
+    found = {name for name in ("first", "window", "mask") if node.args.get(name)}
+    assert found == set(wanted) - {"open"}
+    assert node.args.get("window", 0) == wanted.get("window", 0)
+    assert (node.operand("last").node.op == "constant") == ("open" in wanted)
+    program = qg.compile(made.graph, passes=[], target="cpu")
+    for last in (5, 8, LENGTH - 1):
+        given = (q, K, V, mx.array(last))
+        np.testing.assert_allclose(program(*given), fn(*given), rtol=1e-4, atol=1e-5)
+
+
+def test_sinks() -> None:
+    fn = attend(MASKS["arange <= last"], sinks=mx.array([0.5, -1.0, 2.0, 0.0]))
+    made = plan(fn)
+    assert "decode_attention" in {n.op for n in made.graph.nodes}
+    y = qg.compile(made.graph, passes=[], target="cpu")(Q, K, V, mx.array(5))
+    np.testing.assert_allclose(y, fn(Q, K, V, mx.array(5)), rtol=1e-4, atol=1e-5)
 
 
 def test_near_misses() -> None:
     good = MASKS["arange <= last"]
-    several = mx.random.normal((2, 4, 3, DIM))
-    refused = [e.reason for e in plan(attend(good), several).ledger() if e.decision == "refused"]
-    assert refused == ["the mask stays: there are 3 queries a head; the kernel takes one"]
+    many = mx.random.normal((2, 4, 17, DIM))
+    refused = [e.reason for e in plan(attend(good), many).ledger() if e.decision == "refused"]
+    assert refused == ["the mask stays: there are 17 queries a head; the kernel takes 16"]
     odd = qg.trace(attend(good), *(a[..., :32] for a in (Q, K, V)), mx.array(5))
     assert ChooseAttention(everywhere=True)(odd) is odd
-    sinks = qg.trace(attend(good, sinks=mx.zeros(4)), Q, K, V, mx.array(5))
-    assert ChooseAttention(everywhere=True)(sinks) is sinks
     streamed = qg.trace(attend(good, stream="cpu"), Q, K, V, mx.array(5))
     assert ChooseAttention(everywhere=True)(streamed) is streamed
     cpu = qg.trace(attend(good), Q, K, V, mx.array(5))
@@ -117,7 +187,8 @@ def test_numbers_that_wrap_around_do_not_count_up() -> None:
         return qg.fast.scaled_dot_product_attention(q, k, k, scale=0.125, mask=mask)
 
     graph = qg.trace(fn, x[:, :, :1], x, mx.array(50))
-    assert ChooseAttention(everywhere=True)(graph) is graph
+    (node,) = [n for n in ChooseAttention(everywhere=True)(graph).nodes if "attention" in n.op]
+    assert node.value("mask") is not None
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 1, 1), (1, 4, 1, 1)])
@@ -130,10 +201,10 @@ def test_masks_of_batches_or_heads_as_many_as_keys(shape: tuple[int, ...]) -> No
 
     graph = qg.trace(fn, q, k, mx.array(2))
     made = qg.optimize(graph, passes=PASSES, target="cpu").graph
-    assert "decode_attention" not in {n.op for n in made.nodes}
+    (node,) = [n for n in made.nodes if n.op == "decode_attention"]
+    assert node.value("mask") is not None
 
 
-CPU = Target(mx.Device(mx.cpu, 0), "cpu", "x86_64", 2)
 LONG = LEAST_WORK // (2 * 4 * DIM) + 1
 
 

@@ -227,7 +227,9 @@ def by_kernel(library: Any, kernel: Kernel, case: Case, *, skip: int = 0, seed: 
         shown = x if kernel.mask is not None or not seen.any(-1).all() else hidden
         setattr(given, name, arrays.at(shown, kernel.dtype, skip))
     given.y = arrays.at(np.zeros((b, h, n, kernel.value_dim)), kernel.dtype)
-    given.parts = arrays.at(np.full((b * h * n, case.splits, kernel.value_dim + 2), 7e7), mx.float32)
+    given.parts = arrays.at(
+        np.full((b * h * n, case.splits, kernel.value_dim + 2), 7e7), mx.float32
+    )
     assert library.attention(given, kernel.number), "threads wait for one another"
     y = read(given.y, kernel.dtype, b, h, n, kernel.value_dim)
     return y, softmax(q, keys, values, seen, added, sinks)
@@ -244,7 +246,11 @@ def test_numbers(library: Any) -> None:
 
 @pytest.mark.parametrize("kernel", MASKED, ids=lambda k: f"{k.mask} on {k.dtype}")
 def test_masks(library: Any, kernel: Kernel) -> None:
-    for case in (Case(length=70, splits=2, last=[60, 61]), Case(queries=3, length=70), CASES["sinks"]):
+    for case in (
+        Case(length=70, splits=2, last=[60, 61]),
+        Case(queries=3, length=70),
+        CASES["sinks"],
+    ):
         assert near(*by_kernel(library, kernel, case), kernel.dtype)
 
 
@@ -313,9 +319,9 @@ class Cache:
         if 0 <= position < length:
             self.now[0][:, :, position], self.now[1][:, :, position] = k, v
         seen = (np.arange(length) <= last)[None, None, None]
-        return read(given.y, dtype, batch, self.heads, dim), softmax(q[:, :, None], *self.now, seen)[
-            :, :, 0
-        ]
+        return read(given.y, dtype, batch, self.heads, dim), softmax(
+            q[:, :, None], *self.now, seen
+        )[:, :, 0]
 
     def merged(self, library: Any) -> list[Any]:
         """The keys and the values by `merge_tail`, which is built for float32 and 20 rows."""
@@ -387,13 +393,16 @@ FAULTS = {
     "the first sinks for all": ("row / call.queries % call.heads", "0"),
     "what the tail replaces is seen": ("if (shared.at[j] == at) return -1;", ";"),
     "a row stored twice is seen twice": ("replaced |= j > i && at == mine;", ""),
-    "the caller's tail is read": ("tail.keys = new_keys, ", "tail.keys = token.tail_keys + head * rows * F::D, "),
+    "the caller's tail is read": (
+        "tail.keys = new_keys, ",
+        "tail.keys = token.tail_keys + head * rows * F::D, ",
+    ),
     "no barrier after the token is stored": (
         "limits, shared);\n  __syncthreads();\n  if (in_tail)",
         "limits, shared);\n  if (in_tail)",
     ),
-    "merged in the wrong order": ("for (int j = 0; j < TAIL; j++) {\n        if (at[j] == row)",
-                                  "for (int j = TAIL - 1; j >= 0; j--) {\n        if (at[j] == row)"),
+    "merged in the wrong order": ("for (int j = 0; j < TAIL; j++) {",
+                                  "for (int j = TAIL - 1; j >= 0; j--) {"),
 }  # fmt: skip
 
 
@@ -402,9 +411,15 @@ def test_faults_are_found(tmp_path: Path, fault: str) -> None:
     old, new = FAULTS[fault]
     text = "".join((ROOM / f"{name}.cuh").read_text() for name in SOURCES.values())
     assert text.count(old) == 1
-    library = built(tmp_path, (old, new))
-    with pytest.raises(AssertionError):
+    assert not _finds_nothing(built(tmp_path, (old, new)))
+
+
+def _finds_nothing(library: Any) -> bool:
+    try:
         test_numbers(library)
         for kernel in WITH_TAILS:
             test_tokens_into_a_tail(library, kernel, 4)
         test_a_tail_is_merged(library)
+    except AssertionError:
+        return False
+    return True

@@ -268,6 +268,11 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
         mx.array(3),
         0.1,
     ),
+    "merge_tail": (
+        mx.ones((1, 1, 5, 64)),
+        mx.zeros((1, 1, 3, 64)),
+        mx.array([2, -1, -1], mx.int32),
+    ),
     "fast.cross_entropy": (X, mx.array([0, 1, 2, 3])),
     "fast.layer_norm": (X, Y[0], Y[1], 1e-5),
     "fast.rms_norm": (X, Y[0], 1e-5),
@@ -290,6 +295,20 @@ KEYWORDS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         (
             *[mx.random.normal((1, 4 * 64), key=KEY)] * 3,
             *[mx.ones((1, 1, 5, 64))] * 2,
+            *[mx.array(3)] * 2,
+        ),
+        {
+            "heads": ((2, 0, 256), (1, 128, 256), (1, 192, 256)),
+            "rope": (64, False, 1e4, 1.0),
+            "scale": 0.1,
+        },
+    ),
+    "tail_attention": (
+        (
+            *[mx.random.normal((1, 4 * 64), key=KEY)] * 3,
+            *[mx.ones((1, 1, 5, 64))] * 2,
+            *[mx.zeros((1, 1, 3, 64))] * 2,
+            mx.array([2, -1, -1], mx.int32),
             *[mx.array(3)] * 2,
         ),
         {

@@ -180,6 +180,7 @@ FORMULAS: dict[str, Callable[[Node], float]] = {
     "fast.scaled_dot_product_attention": _attention,
     "decode_attention": _attention,
     "cached_attention": _cached_attention,
+    "tail_attention": _cached_attention,
     **{f"conv{n}d": _convolution for n in (1, 2, 3)},
     "conv_general": _convolution,
 }

@@ -14,6 +14,8 @@ import mlx.core as mx
 
 from ..ir.graph import Node, Value
 from ..kernels import Problem, kernel
+from ..kernels.attention.decode_attention import FAR
+from ..kernels.attention.tail_attention import MOST_ROWS
 from ..kernels.base import HALF
 from ..kernels.cpu.library import missing
 from ..tracing.nodes import placeholder
@@ -126,20 +128,50 @@ def _is_position(value: Value | None) -> bool:
     return value is not None and value.type.size == 1 and mx.issubdtype(value.dtype, mx.integer)
 
 
+def _is_limit(value: Value | None, batch: int) -> bool:
+    """A position, or one for each of the batch."""
+    if value is None or not mx.issubdtype(value.dtype, mx.integer):
+        return False
+    return value.type.size == 1 or value.type.size == batch
+
+
 def _decode_attention(node: Node) -> str | None:
     q, k, v = (node.operand(name) for name in "qkv")
     if type(node.args["scale"]) not in (int, float):
         return f"is scaled by {node.args['scale']!r}"
-    cores = node.args.get("cores", 0)
+    cores, window = node.args.get("cores", 0), node.args.get("window", 0)
     if not _is_size(cores, 0, MOST_CORES):
         return f"asks for {cores} cores, from 0 to {MOST_CORES} there may be"
-    if not all(x.ndim == 4 for x in (q, k, v)) or 0 in (*q.shape, *k.shape):
+    if not all(x.ndim == 4 for x in (q, k, v)) or 0 in (*q.shape, *k.shape, *v.shape):
         return f"attends from {q.type} to {k.type}"
     batch, heads, queries, dim = q.shape
-    same = q.dtype == k.dtype == v.dtype and q.dtype in _FLOATS and v.shape == k.shape
-    if not same or (k.shape[0], queries, k.shape[3]) != (batch, 1, dim) or heads % k.shape[1]:
+    same = q.dtype == k.dtype == v.dtype and q.dtype in _FLOATS and v.shape[:3] == k.shape[:3]
+    if not same or (k.shape[0], k.shape[3]) != (batch, dim) or heads % k.shape[1]:
         return f"attends from {q.type} to {k.type} and {v.type}"
-    return None if _is_position(node.value("last")) else "attends up to no position"
+    if not _is_limit(node.value("last"), batch):
+        return "attends up to no position"
+    if node.args.get("first") is not None and not _is_limit(node.value("first"), batch):
+        return "attends from no position"
+    if not _is_size(window, 0, FAR):
+        return f"has a window of {window!r}"
+    return _wrong_scores(node, (batch, heads, queries, k.shape[2]))
+
+
+def _wrong_scores(node: Node, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with the mask or the sinks over scores of this shape."""
+    mask, sinks = node.args.get("mask"), node.args.get("sinks")
+    if mask is not None:
+        mask = node.value("mask")
+        fits = mask is not None and len(mask.shape) <= 4 and all(
+            a in (1, b) for a, b in zip(mask.shape[::-1], shape[::-1], strict=False)
+        )  # fmt: skip
+        if mask is None or not fits or mask.dtype not in (mx.bool_, *_FLOATS):
+            return f"has a mask {node.args['mask']!r} over scores of {shape}"
+    if sinks is not None:
+        sinks = node.value("sinks")
+        if sinks is None or sinks.type != TensorType((shape[1],), node.operand("q").dtype):
+            return f"has sinks {node.args['sinks']!r} for {shape[1]} heads"
+    return None
 
 
 def _cached_attention(node: Node) -> str | None:
@@ -166,6 +198,31 @@ def _cached_attention(node: Node) -> str | None:
     return None if positions else "has no positions"
 
 
+def _tail_attention(node: Node) -> str | None:
+    if (wrong := _cached_attention(node)) is not None:
+        return wrong
+    batch, kv_heads, _, dim = node.operand("keys").shape
+    positions = node.operand("tail_positions").type
+    if positions.dtype != mx.int32 or not _is_size(positions.size, 1, MOST_ROWS):
+        return f"has a tail of positions {positions}, from 1 to {MOST_ROWS} there may be"
+    wanted = TensorType((batch, kv_heads, positions.size, dim), node.operand("keys").dtype)
+    for name in ("tail_keys", "tail_values"):
+        if node.operand(name).type != wanted or positions.shape != (positions.size,):
+            return f"has a tail of {node.operand(name).type} and positions {positions}"
+    return None
+
+
+def _merge_tail(node: Node) -> str | None:
+    cache, tail, positions = (node.operand(name).type for name in ("cache", "tail", "positions"))
+    fits = (
+        len(cache.shape) == 4 == len(tail.shape) and cache.shape[3] % 8 == 0
+        and tail.shape == (*cache.shape[:2], *positions.shape, cache.shape[3])
+        and tail.dtype == cache.dtype and cache.dtype in _FLOATS and positions.dtype == mx.int32
+        and 0 not in cache.shape and _is_size(positions.size, 1, MOST_ROWS)
+    )  # fmt: skip
+    return None if fits else f"merges a tail {tail} at {positions} into {cache}"
+
+
 _CHECKS: dict[str, Callable[[Node], str | None]] = {
     "pack_weight": _pack_weight,
     "packed_matmul": _product,
@@ -173,4 +230,6 @@ _CHECKS: dict[str, Callable[[Node], str | None]] = {
     "packed_rows": _packed_rows,
     "decode_attention": _decode_attention,
     "cached_attention": _cached_attention,
+    "tail_attention": _tail_attention,
+    "merge_tail": _merge_tail,
 }

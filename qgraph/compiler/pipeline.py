@@ -64,6 +64,7 @@ def default_passes(
         Simplify,
         SinkDequantize,
         StoredScales,
+        TailCaches,
         WidenHalf,
     )
     from ..passes.stored_scales import forms_regions
@@ -91,6 +92,7 @@ def default_passes(
         ChooseAttention(target),
         *regions,
         FuseCache(target),
+        TailCaches(),
         ChooseKernel(target, budget=budget, tune=tune == "measure"),
         ReadPackedRows(),
         WidenHalf(target),

@@ -175,9 +175,13 @@ _TABLE: dict[str, str] = {
         packed_matmul(x, packed, problem, kernel): own
         packed_gather(x, packed, problem, kernel, lhs_indices=None, rhs_indices=None): own, gathers
         packed_rows(packed, indices, problem, kernel): pick
-        decode_attention(q, k, v, last, scale, cores=0): own
+        decode_attention(q, k, v, last, scale, cores=0, first=None, window=0, mask=None,
+                         sinks=None): own
         cached_attention(q, k, v, keys, values, position, last, freqs=None, *, heads, rope,
                          scale): own
+        tail_attention(q, k, v, keys, values, tail_keys, tail_values, tail_positions, position,
+                       last, freqs=None, *, heads, rope, scale): own
+        merge_tail(cache, tail, positions): move
     """,
     "collective": """
         distributed.all_gather(x, ranks=None): move

@@ -10,10 +10,12 @@ import mlx.core as mx
 from ..kernels.chosen import (
     cached_attention,
     decode_attention,
+    merge_tail,
     pack_weight,
     packed_gather,
     packed_matmul,
     packed_rows,
+    tail_attention,
 )
 from ..kernels.collectives import (
     all_gather,
@@ -69,6 +71,8 @@ OWN: dict[str, Callable[..., Any]] = {
     "keep": keep,
     "cached_attention": cached_attention,
     "decode_attention": decode_attention,
+    "tail_attention": tail_attention,
+    "merge_tail": merge_tail,
     "pack_weight": pack_weight,
     "packed_matmul": packed_matmul,
     "packed_gather": packed_gather,

@@ -2,8 +2,9 @@
 
 `pack_weight` runs once, in the pack or the prepare step, `packed_matmul` at every call, and
 `packed_rows` where rows of a weight are read that nothing else keeps;
-`decode_attention` is attention to the first keys of a cache, `cached_attention` all that a decoding
-step does with one.  Kernels are in `qgraph/kernels`.
+`decode_attention` is attention to the keys of a cache, `cached_attention` all that a decoding step
+does with one, `tail_attention` the same with a tail beside it, that `merge_tail` takes in.  Kernels
+are in `qgraph/kernels`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,16 @@ from .attention.cached_attention import Heads, Rope
 from .attention.cached_attention import cached_attention as attend_and_store
 from .attention.decode_attention import attention_on_host
 from .attention.decode_attention import decode_attention as attend
+from .attention.tail_attention import merge_tail
+from .attention.tail_attention import tail_attention as attend_with_tail
 from .base import Problem, carry_out
 from .matmul.gather import Gather
 from .names import kernel as named
+
+__all__ = [
+    "cached_attention", "decode_attention", "merge_tail", "pack_weight", "packed_gather",
+    "packed_matmul", "packed_rows", "runs_on_host", "streams_in_use", "tail_attention",
+]  # fmt: skip
 
 
 class _DefaultStream:
@@ -74,14 +82,17 @@ def packed_gather(
 
 
 def decode_attention(
-    q: mx.array, k: mx.array, v: mx.array, last: mx.array, scale: float, cores: int = 0
-) -> mx.array:
-    """Attention of one query a head to the keys 0 to `last`; with `cores`, from the host."""
+    q: mx.array, k: mx.array, v: mx.array, last: mx.array, scale: float, cores: int = 0,
+    first: mx.array | None = None, window: int = 0, mask: mx.array | None = None,
+    sinks: mx.array | None = None,
+) -> mx.array:  # fmt: skip
+    """Attention to the keys of a cache up to `last`; with `cores`, from the host."""
+    more = {"first": first, "window": window, "mask": mask, "sinks": sinks}
     if not cores:
-        return attend(q, k, v, last, scale)
+        return attend(q, k, v, last, scale, **more)
     if streams_in_use.get() is None:  # only its type is asked for
-        return mx.zeros_like(q)
-    return attention_on_host(q, k, v, last, scale, cores)
+        return mx.zeros((*q.shape[:3], v.shape[3]), q.dtype)
+    return attention_on_host(q, k, v, last, scale, cores, **more)
 
 
 def cached_attention(
@@ -93,6 +104,17 @@ def cached_attention(
     """One token's attention, and the caches after; `heads` and `rope` are `Heads` and a `Rope`."""
     q, k, v = (Heads(*at) for at in heads)
     return attend_and_store(*arrays, heads=(q, k, v), rope=Rope(*rope), scale=scale)
+
+
+def tail_attention(
+    *arrays: Any,
+    heads: Sequence[tuple[int, int, int]],
+    rope: tuple[int, bool, float | None, float],
+    scale: float,
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """The same, and the tail after."""
+    q, k, v = (Heads(*at) for at in heads)
+    return attend_with_tail(*arrays, heads=(q, k, v), rope=Rope(*rope), scale=scale)
 
 
 def runs_on_host(op: str, args: Any) -> bool:

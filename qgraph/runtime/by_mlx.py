@@ -24,6 +24,9 @@ from ..rewrite.regions import inlined
 from ..rewrite.rewriter import rewrite_each
 from .interpret import Env, Interpreter, unrolls
 
+_CUDA = frozenset({"decode_attention", "cached_attention", "tail_attention", "merge_tail"})
+"""Ops that on a GPU are kernels of our own."""
+
 Take = Callable[[list[mx.array]], list[mx.array]]
 
 
@@ -141,5 +144,5 @@ def _asks_for_care(node: Node, device: mx.Device) -> bool:
     return (
         (node.op in CONTROL_FLOW and not unrolls(node))
         or (isinstance(node.stream, int) and node.stream > 0)
-        or (node.op in ("decode_attention", "cached_attention") and device.type == mx.gpu)
+        or (node.op in _CUDA and device.type == mx.gpu)
     )

@@ -5,8 +5,7 @@ them.  On CUDA each `slice_update` at a position that is an array is three opera
 of which one takes as many threads as the cache has numbers, and copies the cache where the step
 before is still under way.  One kernel does it all: see `cached_attention.cuh`.
 
-What it stores in is a copy of the cache, or a tail: a few rows beside it, copied with each token,
-that `merge_tail` puts in their places when it is full.
+What it stores in is a copy of the cache, or a tail beside it: see `tail_attention`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..cuda.source import cuda_source
 from .decode_attention import decode_attention
 from .form import (
     Cut,
@@ -30,9 +28,6 @@ from .form import (
     part_shape,
     sources,
 )
-
-FAR = 1 << 30
-"""In `tail_positions`, where a row is none of the cache's."""
 
 
 class Heads(NamedTuple):
@@ -96,86 +91,28 @@ def cached_attention(
     ((1, 4, 1, 64), True)
     """
     if not on_cuda():
-        token = _token_by_mlx(q, k, v, keys.shape, position, freqs, heads, rope)
+        token = token_by_mlx(q, k, v, keys.shape, position, freqs, heads, rope)
         here = (mx.arange(keys.shape[2]) == position.reshape(1))[:, None]
-        after = [mx.where(here, new, old) for new, old in zip(token[1:], (keys, values), strict=True)]
+        after = [
+            mx.where(here, new, old) for new, old in zip(token[1:], (keys, values), strict=True)
+        ]
         return decode_attention(token[0], *after, last, scale), *after
-    y, new_keys, new_values = _run(
+    y, new_keys, new_values = run_cached(
         (q, k, v, keys, values, position, last), (), freqs, heads, rope, scale
     )
     return y, new_keys, new_values
 
 
-def tail_attention(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    tail_keys: mx.array,
-    tail_values: mx.array,
-    tail_positions: mx.array,
-    position: mx.array,
-    last: mx.array,
-    freqs: mx.array | None = None,
-    *,
-    heads: tuple[Heads, Heads, Heads],
-    rope: Rope,
-    scale: float,
-) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """`cached_attention` that stores the token in a tail and leaves the caches as they are.
-
-    Args:
-        q, k, v, keys, values, position, last, freqs, heads, rope, scale: of `cached_attention`.
-        tail_keys, tail_values: (batch, kv_heads, rows, dim), rows that take the place of the
-            caches'.
-        tail_positions: (rows,), int32: the position that each row has in the caches, -1 where the
-            row is not used yet, `FAR` for none.  Those in use come first, a later one of the same
-            position counts.  At least one is unused.
-
-    Returns:
-        The result and the tail after, its positions last.
-    """
-    if not on_cuda():
-        return _tail_by_mlx(
-            q, k, v, keys, values, tail_keys, tail_values, tail_positions, position, last, freqs,
-            heads, rope, scale,
-        )  # fmt: skip
-    tail = (tail_keys, tail_values, tail_positions)
-    y, *after = _run((q, k, v, keys, values, position, last), tail, freqs, heads, rope, scale)
-    return y, after[0], after[1], after[2]
-
-
-def merge_tail(cache: mx.array, tail: mx.array, positions: mx.array) -> mx.array:
-    """A cache with the rows of a tail in their places; arguments as of `tail_attention`.
-
-    >>> cache, tail = mx.zeros((1, 1, 4, 64)), mx.ones((1, 1, 2, 64))
-    >>> merge_tail(cache, tail, mx.array([2, -1], mx.int32))[0, 0, :, 0].tolist()
-    [0.0, 0.0, 1.0, 0.0]
-    """
-    length, rows = cache.shape[2], tail.shape[2]
-    if not on_cuda():
-        here = positions == mx.arange(length)[:, None]
-        which = rows - 1 - mx.argmax(here[:, ::-1], axis=1)
-        return mx.where(mx.any(here, axis=1)[:, None], mx.take(tail, which, axis=2), cache)
-    threads = 256
-    blocks = min(-(-cache.size // (8 * threads)), 132 * 8)
-    results: list[mx.array] = _merging()(
-        inputs=[cache, tail, positions],
-        template=[("T", cache.dtype), ("D", cache.shape[3]), ("TAIL", rows), ("THREADS", threads)],
-        grid=(blocks * threads, 1, 1),
-        threadgroup=(threads, 1, 1),
-        output_shapes=[cache.shape],
-        output_dtypes=[cache.dtype],
-    )
-    return results[0]
-
-
-def _run(
+def run_cached(
     arrays: tuple[mx.array, ...], tail: tuple[mx.array, ...], freqs: mx.array | None,
     heads: tuple[Heads, Heads, Heads], rope: Rope, scale: float,
 ) -> list[mx.array]:  # fmt: skip
-    """The kernel; without a tail it copies the caches."""
+    """The result, and what is after: the caches with the token in them, or the tail.
+
+    Args:
+        arrays: q, k, v, keys, values, position, last of `cached_attention`.
+        tail: none, or keys, values and positions of `tail_attention`.
+    """
     q, k, v, keys, values, position, last = arrays
     batch, kv_heads, length, dim = keys.shape
     number = heads[0].number
@@ -203,7 +140,7 @@ def _run(
     return [join_splits(y, shape, keys.dtype, cut.splits), *stored]
 
 
-def _token_by_mlx(
+def token_by_mlx(
     q: mx.array, k: mx.array, v: mx.array, shape: tuple[int, ...], position: mx.array,
     freqs: mx.array | None, heads: tuple[Heads, Heads, Heads], rope: Rope,
 ) -> list[mx.array]:  # fmt: skip
@@ -224,24 +161,6 @@ def _token_by_mlx(
 
     query, key, value = (taken(x, at) for x, at in zip((q, k, v), heads, strict=True))
     return [turned(query), turned(key), value]
-
-
-def _tail_by_mlx(
-    q: mx.array, k: mx.array, v: mx.array, keys: mx.array, values: mx.array, tail_keys: mx.array,
-    tail_values: mx.array, tail_positions: mx.array, position: mx.array, last: mx.array,
-    freqs: mx.array | None, heads: tuple[Heads, Heads, Heads], rope: Rope, scale: float,
-) -> tuple[mx.array, mx.array, mx.array, mx.array]:  # fmt: skip
-    query, *token = _token_by_mlx(q, k, v, keys.shape, position, freqs, heads, rope)
-    here = mx.arange(tail_positions.size) == mx.sum(tail_positions != -1)
-    place = as_position(position.reshape(1), keys.shape[2])
-    place = mx.where((place >= 0) & (place < keys.shape[2]), place, mx.array(FAR, mx.int32))
-    positions = mx.where(here, place, tail_positions)
-    tails = [
-        mx.where(here[:, None], new, tail)
-        for new, tail in zip(token, (tail_keys, tail_values), strict=True)
-    ]
-    whole = [merge_tail(c, t, positions) for c, t in zip((keys, values), tails, strict=True)]
-    return decode_attention(query, *whole, last, scale), tails[0], tails[1], positions
 
 
 @cache
@@ -267,15 +186,3 @@ def _kernel(with_freqs: bool, with_tail: bool, alone: bool) -> Any:
         f"{'new_positions' if with_tail else nothing}}};\n"
         "qgraph::cached_attention<F>(call, token, blockIdx.x, shared);",
     )  # fmt: skip
-
-
-@cache
-def _merging() -> Any:
-    return mx.fast.cuda_kernel(
-        name="qgraph_merge_tail",
-        input_names=["cache", "tail", "positions"],
-        output_names=["merged"],
-        header=sources("decode_attention", "cached_attention"),
-        source="qgraph::merge_tail<T, D, TAIL, THREADS>(cache, tail, positions, merged, "
-        "cache_shape[0] * cache_shape[1], cache_shape[2]);",
-    )

@@ -111,8 +111,8 @@ def call_text(
         by = [f"{mask}_shape[{i}] == 1 ? 0ll : {tail}" for i, tail in enumerate(tails)]
     one = [f"{name}_shape[0] > 1" if name else "0" for name in (last, first)]
     arguments = [
-        q, steps or "HEADS * QUERIES * D, QUERIES * D, D", keys, values, "HEADS", f"{keys}_shape[1]",
-        "QUERIES", f"{keys}_shape[2]",
+        q, steps or "HEADS * QUERIES * D, QUERIES * D, D", keys, values,
+        "HEADS", f"{keys}_shape[1]", "QUERIES", f"{keys}_shape[2]",
         f"int(gridDim.x) / ({keys}_shape[0] * {keys}_shape[1] * row_tiles)",
         "__int_as_float(SCALE)", last or "nullptr", first or "nullptr", *one, "WINDOW",
         mask or "nullptr", *by, sinks or "nullptr", "nullptr, out" if alone else "out, nullptr",
