@@ -398,8 +398,10 @@ FAULTS = {
         "tail.keys = token.tail_keys + head * rows * F::D, ",
     ),
     "no barrier after the token is stored": (
-        "limits, shared);\n  __syncthreads();\n  if (in_tail)",
-        "limits, shared);\n  if (in_tail)",
+        "  }\n  __syncthreads();\n  if (in_tail)", "  }\n  if (in_tail)",
+    ),
+    "no barrier after the angles": (
+        "limits, shared);\n  __syncthreads();\n#pragma", "limits, shared);\n#pragma",
     ),
     "merged in the wrong order": ("for (int j = 0; j < TAIL; j++) {",
                                   "for (int j = TAIL - 1; j >= 0; j--) {"),

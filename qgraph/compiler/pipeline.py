@@ -92,6 +92,7 @@ def default_passes(
         ChooseAttention(target),
         *regions,
         FuseCache(target),
+        EliminateDeadCode(),  # the updates that were fused still read their caches
         TailCaches(),
         ChooseKernel(target, budget=budget, tune=tune == "measure"),
         ReadPackedRows(),

@@ -4,14 +4,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qgraph.kernels.attention.cached_attention import (
-    Heads,
-    Rope,
-    cached_attention,
-    merge_tail,
-    tail_attention,
-)
+from qgraph.kernels.attention.cached_attention import Heads, Rope, cached_attention
 from qgraph.kernels.attention.decode_attention import decode_attention
+from qgraph.kernels.attention.tail_attention import merge_tail, tail_attention
 
 pytestmark = pytest.mark.skipif(not mx.is_available(mx.gpu), reason="needs a GPU")
 

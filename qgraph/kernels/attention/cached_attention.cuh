@@ -12,19 +12,31 @@ struct Rope {
   const float* freqs;
 };
 
-// Number i of a head turned by its position, as MLX's `rope` does it; beyond `dims` as it is.
-template <typename S>
-__device__ S rotated(const S* x, int i, int position, const Rope& rope) {
-  if (i >= rope.dims) return x[i];
-  const int half = rope.dims / 2, pair = rope.traditional ? i / 2 : i % half;
-  const bool first = rope.traditional ? i % 2 == 0 : i < half;
-  const float a = float(x[rope.traditional ? 2 * pair : pair]);
-  const float b = float(x[rope.traditional ? 2 * pair + 1 : pair + half]);
-  const float frequency = rope.freqs ? 1.0f / rope.freqs[pair]
-                                     : exp2f(-(float(pair) / float(half)) * rope.base);
+// The other number of the pair that number i of a head is turned with; i itself beyond `dims`.
+__device__ __forceinline__ int partner(int i, const Rope& rope) {
+  if (i >= rope.dims) return i;
+  if (rope.traditional) return i ^ 1;
+  return i < rope.dims / 2 ? i + rope.dims / 2 : i - rope.dims / 2;
+}
+
+// Cosine and sine of the angle that a pair is turned by, as MLX's `rope` has it.
+__device__ __forceinline__ void turn(int pair, int position, const Rope& rope, float (&angle)[2]) {
+  const float frequency = rope.freqs
+                              ? 1.0f / rope.freqs[pair]
+                              : exp2f(-(float(pair) / float(rope.dims / 2)) * rope.base);
   const float theta = rope.scale * float(position) * frequency;
-  const float c = cosf(theta), s = sinf(theta);
-  return S(first ? a * c - b * s : a * s + b * c);
+  angle[0] = cosf(theta), angle[1] = sinf(theta);
+}
+
+// Number i of a head, with its partner, turned by the angles of all pairs.
+template <typename S>
+__device__ __forceinline__ S turned(int i, S own, S other, const Rope& rope,
+                                    const float (*angles)[2]) {
+  if (i >= rope.dims) return own;
+  const bool first = rope.traditional ? i % 2 == 0 : i < rope.dims / 2;
+  const float* angle = angles[rope.traditional ? i / 2 : i % (rope.dims / 2)];
+  const float sine = first ? -angle[1] : angle[1];
+  return S(float(own) * angle[0] + float(other) * sine);
 }
 
 // The token of each batch: its heads, where it goes, and what was there before and is after.
@@ -95,34 +107,50 @@ __device__ void cached_attention(const Call<typename F::S>& call, const Token<ty
   const int sharing = call.heads / call.kv_heads, position = token.place[0];
   const Limits limits = limits_of(call, place);
   const size_t head = size_t(place.batch) * call.kv_heads + place.kv_head;
+  const S* q = call.q + size_t(place.batch) * call.q_batch +
+               (place.kv_head * sharing + place.row) * F::D;
+  const S* k = token.k + size_t(place.batch) * token.k_batch + place.kv_head * F::D;
+  const S* v = token.v + size_t(place.batch) * token.v_batch + place.kv_head * F::D;
+
+  // The rows of queries, then the key: read while the position is under way.
+  constexpr int EACH = ((F::ROWS + 1) * F::D + F::THREADS - 1) / F::THREADS;
+  S own[EACH], other[EACH];
+#pragma unroll
+  for (int n = 0; n < EACH; n++) {
+    const int i = n * F::THREADS + threadIdx.x, row = i / F::D;
+    const bool there = row < F::ROWS ? row_of(call, place, row) >= 0 : row == F::ROWS;
+    const S* from = row < F::ROWS ? q + row * F::D : k;
+    own[n] = there ? from[i % F::D] : S(0.0f);
+    other[n] = there ? from[partner(i % F::D, token.rope)] : S(0.0f);
+  }
   Tail<S> tail{nullptr, nullptr, 0, 0, -1};
   read_positions<F>(token, call.length, shared, tail);
 
-  const bool in_tail = token.tail_positions != nullptr, inside = position >= 0 && position < call.length;
+  const bool in_tail = token.tail_positions != nullptr;
+  const bool inside = position >= 0 && position < call.length;
   const int rows = in_tail ? F::TAIL : call.length, row = in_tail ? tail.count - 1 : position;
   S* new_keys = token.new_keys + head * rows * F::D;
   S* new_values = token.new_values + head * rows * F::D;
   const bool last = place.split == call.splits - 1;
   if (in_tail && last) {
-    copy_rows(token.tail_keys + head * rows * F::D, new_keys, rows, F::D, row, threadIdx.x, F::THREADS);
-    copy_rows(token.tail_values + head * rows * F::D, new_values, rows, F::D, row, threadIdx.x,
-              F::THREADS);
+    const size_t start = head * rows * F::D;
+    copy_rows(token.tail_keys + start, new_keys, rows, F::D, row, threadIdx.x, F::THREADS);
+    copy_rows(token.tail_values + start, new_values, rows, F::D, row, threadIdx.x, F::THREADS);
   }
-  const S* q = call.q + size_t(place.batch) * call.q_batch + (place.kv_head * sharing + place.row) * F::D;
-  const S* k = token.k + size_t(place.batch) * token.k_batch + place.kv_head * F::D;
-  const S* v = token.v + size_t(place.batch) * token.v_batch + place.kv_head * F::D;
-  for (int i = threadIdx.x; i < (F::ROWS + 1) * F::D; i += F::THREADS) {
-    const int which = i / F::D, number = i % F::D;
-    if (which < F::ROWS) {
-      shared.query[which][number] = row_of(call, place, which) < 0
-                                        ? S(0.0f)
-                                        : rotated(q + which * F::D, number, position, token.rope);
-    } else if (last && (in_tail || inside)) {
-      new_keys[size_t(row) * F::D + number] = rotated(k, number, position, token.rope);
+  for (int i = threadIdx.x; i < token.rope.dims / 2; i += F::THREADS)
+    turn(i, position, token.rope, shared.angles[i]);
+  see<F>(call, place, limits, shared);
+  __syncthreads();
+#pragma unroll
+  for (int n = 0; n < EACH; n++) {
+    const int i = n * F::THREADS + threadIdx.x, which = i / F::D, number = i % F::D;
+    const S now = turned(number, own[n], other[n], token.rope, shared.angles);
+    if (which < F::ROWS) shared.query[which][number] = now;
+    if (which == F::ROWS && last && (in_tail || inside)) {
+      new_keys[size_t(row) * F::D + number] = now;
       new_values[size_t(row) * F::D + number] = v[number];
     }
   }
-  see<F>(call, place, limits, shared);
   __syncthreads();
   if (in_tail) {
     tail.keys = new_keys, tail.values = new_values;

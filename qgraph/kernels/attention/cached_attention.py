@@ -93,10 +93,9 @@ def cached_attention(
     if not on_cuda():
         token = token_by_mlx(q, k, v, keys.shape, position, freqs, heads, rope)
         here = (mx.arange(keys.shape[2]) == position.reshape(1))[:, None]
-        after = [
-            mx.where(here, new, old) for new, old in zip(token[1:], (keys, values), strict=True)
-        ]
-        return decode_attention(token[0], *after, last, scale), *after
+        query, key, value = token
+        keys, values = mx.where(here, key, keys), mx.where(here, value, values)
+        return decode_attention(query, keys, values, last, scale), keys, values
     y, new_keys, new_values = run_cached(
         (q, k, v, keys, values, position, last), (), freqs, heads, rope, scale
     )

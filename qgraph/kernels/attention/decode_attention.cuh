@@ -130,7 +130,8 @@ struct Shared {
   float weight[F::WARPS][F::ROWS];
   int from[F::ROWS], to[F::ROWS];  // the keys that a row sees
   float scale[F::ROWS];
-  int at[F::TAIL + 1];  // positions of the tail; -1: not seen
+  int at[F::TAIL + 1];      // positions of the tail; -1: not seen
+  float angles[F::D / 2][2];  // cosines and sines, of what is turned
 };
 
 // Where a task stands: its part of the keys, its first row among those of the key head.

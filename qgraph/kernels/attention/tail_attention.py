@@ -96,12 +96,11 @@ def _tail_by_mlx(
     place = as_position(position.reshape(1), keys.shape[2])
     place = mx.where((place >= 0) & (place < keys.shape[2]), place, mx.array(FAR, mx.int32))
     positions = mx.where(here, place, tail_positions)
-    tails = [
-        mx.where(here[:, None], new, tail)
-        for new, tail in zip(token, (tail_keys, tail_values), strict=True)
-    ]
-    whole = [merge_tail(c, t, positions) for c, t in zip((keys, values), tails, strict=True)]
-    return decode_attention(query, *whole, last, scale), tails[0], tails[1], positions
+    tail_keys = mx.where(here[:, None], token[0], tail_keys)
+    tail_values = mx.where(here[:, None], token[1], tail_values)
+    whole = merge_tail(keys, tail_keys, positions), merge_tail(values, tail_values, positions)
+    y = decode_attention(query, whole[0], whole[1], last, scale)
+    return y, tail_keys, tail_values, positions
 
 
 @cache
