@@ -99,10 +99,7 @@ def _caches(node: Node) -> list[_Cache]:
             for i, value, after in zip(places, before, inner.outputs[1:], strict=True)
         )
         if alone:
-            keys, values = places
-            assert keys is not None
-            assert values is not None
-            found.append(_Cache((keys, values), inner))
+            found.append(_Cache((place[before[0]], place[before[1]]), inner))
     return found
 
 
@@ -112,7 +109,9 @@ def _with_tails(node: Node, caches: Sequence[_Cache], rows: int) -> list[Value]:
     graph, args = body.graph, dict(node.args)
     of = {cache.attention: cache for cache in caches}
     gone = {i: cache for cache in caches for i in cache.places}
-    starts, inputs, ends = [], [], []  # of what is carried for the caches
+    starts: list[Value] = []  # of what is carried for the caches
+    inputs: list[Value] = []
+    ends: list[Value] = []
     shared = [body.carried[i] for i in gone]
     replace: dict[Value, Value] = {}
     nodes = []
@@ -156,9 +155,9 @@ def _with_tails(node: Node, caches: Sequence[_Cache], rows: int) -> list[Value]:
     after = dict(zip(kept, loop.outputs, strict=False))
     tails = loop.outputs[len(kept) : len(kept) + len(starts)]
     for n, cache in enumerate(caches):
-        keys, values, positions = tails[3 * n : 3 * n + 3]
-        for i, tail in zip(cache.places, (keys, values), strict=True):
-            operands = (Tensor(node.args["carried"][i]), Tensor(tail), Tensor(positions))
+        *made, positions = tails[3 * n : 3 * n + 3]
+        for i, some in zip(cache.places, made, strict=True):
+            operands = (Tensor(node.args["carried"][i]), Tensor(some), Tensor(positions))
             after[i] = apply("merge_tail", operands).value
     return [*(after[i] for i in range(count)), *loop.outputs[len(kept) + len(starts) :]]
 

@@ -417,10 +417,12 @@ def test_faults_are_found(tmp_path: Path, fault: str) -> None:
 
 
 def _finds_nothing(library: Any) -> bool:
+    """Do the tests of two kernels pass?"""
+    for case in CASES.values():
+        if not near(*by_kernel(library, KERNELS[0], case), mx.bfloat16):
+            return False
     try:
-        test_numbers(library)
-        for kernel in WITH_TAILS:
-            test_tokens_into_a_tail(library, kernel, 4)
+        test_tokens_into_a_tail(library, WITH_TAILS[-1], 4)
         test_a_tail_is_merged(library)
     except AssertionError:
         return False

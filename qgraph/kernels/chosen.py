@@ -87,7 +87,7 @@ def decode_attention(
     sinks: mx.array | None = None,
 ) -> mx.array:  # fmt: skip
     """Attention to the keys of a cache up to `last`; with `cores`, from the host."""
-    more = {"first": first, "window": window, "mask": mask, "sinks": sinks}
+    more: dict[str, Any] = {"first": first, "window": window, "mask": mask, "sinks": sinks}
     if not cores:
         return attend(q, k, v, last, scale, **more)
     if streams_in_use.get() is None:  # only its type is asked for
