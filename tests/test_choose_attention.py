@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -275,3 +276,27 @@ def test_a_mask_without_axes(mask: Any) -> None:
 
     y = qg.compile(fn, q, k, target="cpu")(q, k)
     assert mx.allclose(y, fn(q, k), atol=1e-6, equal_nan=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize("with_regions", [True, False])
+def test_windows_and_padding_on_cpus(with_regions: bool) -> None:
+    """From the host, and as a step of a region."""
+
+    def fn(q: Any, k: Any, v: Any, last: Any) -> Any:
+        at = qg.arange(LONG)
+        mask = (at <= last) & (last < at + 20) & (padding(last) + 35 <= at)
+        return qg.fast.scaled_dot_product_attention(q + 0, k, v, scale=0.125, mask=mask)
+
+    given = operands()
+    passes = [p for p in qg.default_passes(CPU) if with_regions or p.name != "form-regions"]
+    passes = [replace(p, everywhere=True) if p.name == "form-regions" else p for p in passes]
+    graph = qg.trace(fn, *given, mx.array(50))
+    program = qg.compile(graph, passes=passes, target="cpu")
+    ops = [n.op for _, n in program.plan.graph.walk()]
+    assert ("region" in ops) == with_regions
+    (node,) = [n for _, n in program.plan.graph.walk() if n.op == "decode_attention"]
+    assert (node.args["window"], node.value("first") is not None) == (20, True)
+    for last in (40, 50, LONG - 1):
+        want = fn(*given, mx.array(last))
+        np.testing.assert_allclose(program(*given, mx.array(last)), want, rtol=1e-4, atol=1e-5)

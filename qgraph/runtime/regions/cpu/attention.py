@@ -56,9 +56,12 @@ def attention_args(t: Translator, node: Node) -> tuple[Any, list[Array]]:
     )  # fmt: skip
     reads = [q, k, v]
     if node.op == "decode_attention":
-        last = t.array(node.operand("last"))
-        args.last = ref(last)
-        return args, [*reads, last]
+        args.window = node.args.get("window", 0)
+        for name in ("last", "first"):
+            if node.args.get(name) is not None:
+                position = t.contiguous(node.operand(name), node)
+                fill(args, **{name: ref(position), f"{name}_batch": int(position.size > 1)})
+                reads.append(position)
     mask = node.args.get("mask")
     if isinstance(mask, str):
         args.causal = 1
