@@ -1,9 +1,9 @@
 """The command line: `qgraph show`, `diff`, `dump`, `lint`, `profile`, `tune`, `demo`, `doctor`,
-and for models of mlx-lm `generate`, `chat`, `serve`."""
+and for models of mlx-lm `generate`, `chat`, `serve`, `quantize`."""
 
 from __future__ import annotations
 
-from . import generation  # adds its commands
+from . import generation, quantize  # they add their commands
 from .commands import app, main
 
-__all__ = ["app", "generation", "main"]
+__all__ = ["app", "generation", "main", "quantize"]

@@ -382,13 +382,14 @@ class _Fit:
             for part in zip(*parts, strict=True)
         ]
         mx.eval([a for a in arrays if a is not None])
-        costs = self.costs.get(name)
-        cost = costs[self.options[name].index(form)] if costs and self.seen else None
+        costs = self.costs.get(name, []) if self.seen else []
+        cost = costs[self.options[name].index(form)] if costs else None
+        sizes = [option.bytes(weight.shape, dtype.size) for option in self.options[name]]
+        prices = list(zip(sizes, costs, strict=True)) if costs else []
         share = (max(away, 0.0) / max(whole, 1e-30)) ** 0.5
         words, scales, biases = arrays
-        made = Fitted(
-            words, scales, biases, form.bits, form.group_size, form.mode, mark, how, share, cost
-        )
+        settings = (form.bits, form.group_size, form.mode)
+        made = Fitted(words, scales, biases, *settings, mark, how, share, cost, prices)
         self.fitted[name] = made
         self.store.write(name, made, self.methods)
 

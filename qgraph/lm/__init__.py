@@ -10,5 +10,6 @@ del _needed
 
 from .accelerate import accelerate
 from .load import load
+from .quantize import quantize
 
-__all__ = ["accelerate", "load"]
+__all__ = ["accelerate", "load", "quantize"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class Fitted:
         error: what rounding changes the products by, as a share of them: the root of a mean square.
         sensitivity: what the rounding is expected to cost at the result, in nats a token for
             logits; None where it was not asked for.
+        prices: bytes and such a cost of each format that might have been chosen.
     """
 
     weight: mx.array
@@ -37,6 +39,7 @@ class Fitted:
     method: str
     error: float
     sensitivity: float | None = None
+    prices: Sequence[tuple[int, float]] = ()
 
     @property
     def parts(self) -> tuple[mx.array, ...]:

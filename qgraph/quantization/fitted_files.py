@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from .fitted import Fitted
 
-_SAID = ("bits", "group_size", "mode", "mark", "method", "error", "sensitivity")
+_SAID = ("bits", "group_size", "mode", "mark", "method", "error", "sensitivity", "prices")
 
 
 def write_fitted(path: Path, fitted: Mapping[str, Fitted], said: Mapping[str, Any]) -> None:
