@@ -1,5 +1,5 @@
-// Regions run by several callers at once, for ThreadSanitizer: built with it and all sources of
-// qgraph/kernels/cpu by test_region_engine.py.
+// Regions of every kind of work run by several callers at once, for sanitizers: built with them and
+// all sources of qgraph/kernels/cpu by test_region_engine.py.
 
 #include <cmath>
 #include <cstdio>
@@ -67,10 +67,73 @@ qg_elementwise doubled(Made* made, qg_ref x, qg_ref y, long count) {
   return a;
 }
 
+constexpr long kRows = 40, kWide = 96, kKeys = 700, kTurns = 5, kWords = 5001;
+
+qg_rows rows_of(qg_ref x, qg_ref y) {
+  qg_rows r{};
+  r.x = x, r.y = y, r.rank = 1, r.shape[0] = kRows, r.x_strides[0] = r.y_strides[0] = kWide;
+  r.length = kWide, r.x_axis = r.y_axis = 1;
+  return r;
+}
+
+qg_rows columns_of(qg_ref x, qg_ref y) {
+  qg_rows r = rows_of(x, y);
+  r.shape[0] = kWide, r.x_strides[0] = r.y_strides[0] = 1;
+  r.length = kRows, r.x_axis = r.y_axis = kWide;
+  return r;
+}
+
+qg_reduce reduction(qg_ref x, qg_ref y, int op, bool columns) {
+  qg_reduce r{};
+  r.x = x, r.y = y, r.op = op, r.outer_rank = r.inner_rank = 1, r.y_outer[0] = 1;
+  r.outer[0] = columns ? kWide : kRows, r.x_outer[0] = columns ? 1 : kWide;
+  r.inner[0] = columns ? kRows : kWide, r.x_inner[0] = columns ? kWide : 1;
+  return r;
+}
+
+qg_copy turned(qg_ref x, qg_ref y) {
+  qg_copy c{};
+  c.x = {x, 2, {kWide, kRows}, {1, kWide}}, c.y = {y, 2, {kWide, kRows}, {kRows, 1}};
+  for (int i = 0; i < QG_RANK; i++) c.x_starts[i].index = c.y_starts[i].index = kNone;
+  return c;
+}
+
+// All that is neither product, attention nor norm: `m` is what they read, the others are written.
+void add_moves(Made* made, qg_ref m, qg_ref z, qg_ref t, qg_ref order, qg_ref line) {
+  made->add(QG_SOFTMAX, qg_softmax{rows_of(m, z)});
+  made->add(QG_REDUCE, reduction(m, line, QG_SUM, true), 0);
+  made->add(QG_SCAN, qg_scan{rows_of(z, t), QG_SUM, 0, 0});
+  made->add(QG_SCAN, qg_scan{columns_of(t, z), QG_MAX, 1, 1});
+  qg_ref largest = line;
+  largest.offset = kWide * 4;
+  made->add(QG_REDUCE, reduction(t, largest, QG_MAX, false));
+  made->add(QG_COPY, turned(m, t));
+  qg_elementwise mixed = doubled(made, t, z, kRows * kWide);  // reads across what it writes
+  mixed.rank = 2, mixed.shape[0] = kRows, mixed.shape[1] = kWide;
+  qg_operand across{t, {1, kRows}};
+  qg_output out{{z, {kWide, 1}}, 1};
+  mixed.input_at = made->place(&across), mixed.output_at = made->place(&out);
+  made->add(QG_ELEMENTWISE, mixed);
+  made->add(QG_SORT, qg_sort{rows_of(z, order), 1, 0, 0, 0});
+  qg_take_along along{rows_of(z, t), order, {kWide}, 1, kWide, kWide, 0};
+  made->add(QG_TAKE_ALONG, along);
+  made->add(QG_TAKE, qg_take{t, z, kNone, kNone, order, 1, kRows, kWide, kRows, QG_DENSE, 0, 0});
+  qg_ref offsets = made->buffer(QG_I64, 3 * 8), key = made->buffer(QG_U32, 8);
+  qg_ref words = made->buffer(QG_U32, kWords * 4);
+  qg_scatter scatter{m, z, offsets, 1, {kWide}, {1}, {1}, 3, kWide, 0, (kRows - 1) * kWide, QG_SUM};
+  made->add(QG_SCATTER, scatter);
+  made->add(QG_RANDOM, qg_random{key, words, 1, kWords}, 0);
+  qg_rope rope{};
+  rope.x = z, rope.y = t, rope.freqs = rope.offset = kNone, rope.batch = 1, rope.heads = 3;
+  rope.length = kRows, rope.dim = rope.dims = 32, rope.base = 1e4, rope.scale = 1;
+  int64_t heads[] = {0, 32, kWide, 1};
+  std::memcpy(rope.x_strides, heads, sizeof(heads)), std::memcpy(rope.y_strides, heads, sizeof(heads));
+  made->add(QG_ROPE, rope);
+}
+
 }  // namespace
 
 int main() {
-  constexpr long kRows = 40, kWide = 96, kKeys = 700, kTurns = 5;
   Made made;
   qg_ref x = made.buffer(QG_F32, kRows * kWide * 4), w = made.buffer(QG_F32, kWide * kWide * 4);
   qg_ref h = made.buffer(QG_F32, kRows * kWide * 4), y = made.buffer(QG_F32, kRows * kWide * 4);
@@ -91,6 +154,9 @@ int main() {
   std::memcpy(attention.v_strides, heads, sizeof(heads));
   std::memcpy(attention.y_strides, heads, sizeof(heads));
   made.add(QG_ATTENTION, attention);  // keys split among tasks, and joined
+  qg_ref z = made.buffer(QG_F32, kRows * kWide * 4), t = made.buffer(QG_F32, kRows * kWide * 4);
+  qg_ref order = made.buffer(QG_U32, kRows * kWide * 4), line = made.buffer(QG_F32, (kWide + kRows) * 4);
+  add_moves(&made, h, z, t, order, line);
   made.add(QG_ELEMENTWISE, doubled(&made, y, x, kRows * kWide));
   qg_elementwise count = doubled(&made, left, left, 1);  // a turn less
   qg_instruction less[] = {{QG_OP_CONST, QG_I32, -1, -1, -1, 0, {}}, {QG_OP_ADD, QG_I32, 0, 1, -1, 0, {}}};
@@ -109,12 +175,18 @@ int main() {
     for (size_t i = 0; i < xs.size(); i++) xs[i] = std::sin((float)i);
     for (size_t i = 0; i < ws.size(); i++) ws[i] = std::cos(3.0f * (float)i) / 10;
     for (size_t i = 0; i < ks.size(); i++) ks[i] = std::sin(7.0f * (float)i);
+    std::vector<float> zs(kRows * kWide), ts(kRows * kWide), lines(kWide + kRows);
+    std::vector<uint32_t> orders(kRows * kWide), words_drawn(kWords), key{3, 7};
+    std::vector<int64_t> offsets{0, 5 * kWide, 5 * kWide};
     int32_t turns = kTurns;
-    void* pointers[] = {xs.data(), ws.data(), hs.data(), ys.data(), ks.data(), &turns, bs.data()};
+    void* pointers[] = {xs.data(), ws.data(), hs.data(), ys.data(), ks.data(), &turns, bs.data(),
+                        zs.data(), ts.data(), orders.data(), lines.data(), offsets.data(), key.data(),
+                        words_drawn.data()};
     char words[256];
     if (qgraph_region_run(region, pointers, threads, nullptr, words, sizeof(words))) return std::vector<float>();
     xs.insert(xs.end(), hs.begin(), hs.end());
-    xs.insert(xs.end(), bs.begin(), bs.end());
+    for (const auto& more : {bs, zs, ts, lines}) xs.insert(xs.end(), more.begin(), more.end());
+    for (uint32_t word : words_drawn) xs.push_back((float)word);
     return xs;
   };
   std::vector<float> want = call(1);

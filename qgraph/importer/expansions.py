@@ -28,25 +28,32 @@ def with_none(op: str, args: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=4096)
 def expansion(
-    op: str, types: tuple[tuple[str, TensorType], ...], settings: tuple[tuple[str, Any], ...]
+    op: str,
+    types: tuple[tuple[str, TensorType | tuple[TensorType, ...]], ...],
+    settings: tuple[tuple[str, Any], ...],
 ) -> Graph | None:
     """MLX's expansion of an op on CPUs as an import records it; None if MLX refuses the call.
 
     Args:
-        types: of its tensors, by parameter; the graph's inputs, in this order.
+        types: of its tensors, by parameter, of several such as `einsum`'s in a tuple; the graph's
+            inputs, in this order.
         settings: its other arguments, by parameter.
 
     >>> types = (("x", TensorType((2, 8), mx.float32)),)
     >>> [node.op for node in expansion("fast.rms_norm", types, (("eps", 1e-5),)).nodes][-2:]
     ['broadcast_to', 'multiply']
     """
-    names = [name for name, _ in types]
 
     def fn(*arrays: mx.array) -> Any:
-        args = {**dict(settings), **dict(zip(names, arrays, strict=True))}
-        return OPS[op].call(with_none(op, args), stream=mx.cpu)
+        left = iter(arrays)
+        tensors = {
+            name: [next(left) for _ in type] if isinstance(type, tuple) else next(left)
+            for name, type in types
+        }
+        return OPS[op].call(with_none(op, {**dict(settings), **tensors}), stream=mx.cpu)
 
+    given = [t for _, type in types for t in (type if isinstance(type, tuple) else (type,))]
     try:
-        return from_mlx(fn, *(Spec(type) for _, type in types), name=op)
+        return from_mlx(fn, *map(Spec, given), name=op)
     except (QGraphError, ValueError, TypeError):
         return None

@@ -1,10 +1,17 @@
 // Chains of elementwise operations: a byte code over blocks of lanes.
 //
 // The elements are counted in row-major order; a task takes some blocks of them.  For each block
-// inputs are read into registers, instructions run one after another, outputs are written.
+// inputs are read into registers, instructions run one after another, outputs are written.  float32
+// that lies side by side is not moved: the registers of such inputs and outputs are in memory.
+// Where an operand lies across the others, blocks are squares of both axes, so that each line of
+// memory is fetched once.
 
+#include <algorithm>
+#include <cstdlib>
 #include <vector>
 
+#include "blocks.hpp"
+#include "elements.hpp"
 #include "lane_ops.hpp"
 #include "work.hpp"
 
@@ -62,20 +69,6 @@ void round_lanes(int dtype, float* x, long count) {
   });
 }
 
-// Calls `f` with the C++ type of an integer dtype.
-template <typename F>
-void of_integer(int dtype, F f) {
-  switch (dtype) {
-    case QG_BOOL: case QG_U8: return f(uint8_t{});
-    case QG_I8: return f(int8_t{});
-    case QG_U16: return f(uint16_t{});
-    case QG_I16: return f(int16_t{});
-    case QG_U32: return f(uint32_t{});
-    case QG_I32: return f(int32_t{});
-    default: return f(int64_t{});
-  }
-}
-
 void read(int dtype, const char* from, long step, void* to, long count) {
   if (is_float(dtype)) {
     if (step != 0) return widen(dtype, from, step, (float*)to, count);
@@ -84,76 +77,21 @@ void read(int dtype, const char* from, long step, void* to, long count) {
     for (long i = 0; i < count; i++) ((float*)to)[i] = x;
     return;
   }
-  of_integer(dtype, [&](auto type) {
-    using T = decltype(type);
-    const T* own = (const T*)from;
-    for (long i = 0; i < count; i++) ((int64_t*)to)[i] = own[i * step];
-  });
+  read_integers(dtype, from, step, (int64_t*)to, count);
 }
 
 void write(int dtype, const void* from, char* to, long step, long count) {
   if (is_float(dtype)) return narrow(dtype, (const float*)from, to, step, count);
-  of_integer(dtype, [&](auto type) {
-    using T = decltype(type);
-    for (long i = 0; i < count; i++) ((T*)to)[i * step] = (T)((const int64_t*)from)[i];
-  });
+  write_integers(dtype, (const int64_t*)from, to, step, count);
 }
 
 int64_t whole(float x) {
   return x != x ? 0 : x >= 0x1p63f ? INT64_MAX : x < -0x1p63f ? INT64_MIN : (int64_t)x;
 }
 
-// Axes that all operands walk through alike are one.
-class Shape {
- public:
-  Shape(const qg_elementwise& args, std::vector<qg_operand>* operands) {
-    for (long i = 0; i < args.rank; i++) {
-      if (args.shape[i] == 1) continue;
-      if (rank_ && joins(args, i, *operands)) {
-        sizes_[rank_ - 1] *= args.shape[i];
-      } else {
-        sizes_[rank_] = args.shape[i];
-        first_[rank_++] = i;
-      }
-      last_[rank_ - 1] = i;
-    }
-    for (auto& operand : *operands) {
-      int64_t kept[QG_RANK] = {};
-      for (long i = 0; i < rank_; i++) kept[i] = operand.strides[last_[i]];
-      std::memcpy(operand.strides, kept, sizeof(kept));
-    }
-  }
-
-  // Calls `f(start, count, index)` for the runs along the last axis of a stretch of elements.
-  template <typename F>
-  void runs(long begin, long count, F f) const {
-    long inner = rank_ ? sizes_[rank_ - 1] : 1, index[QG_RANK] = {}, left = begin;
-    for (long i = rank_ - 1; i >= 0; i--) index[i] = left % sizes_[i], left /= sizes_[i];
-    for (long at = 0; at < count;) {
-      long here = rank_ ? inner - index[rank_ - 1] : 1;
-      if (here > count - at) here = count - at;
-      f(at, here, index);
-      at += here;
-      if (!rank_) break;
-      index[rank_ - 1] += here;
-      for (long i = rank_ - 1; i > 0 && index[i] == sizes_[i]; i--) index[i] = 0, index[i - 1]++;
-    }
-  }
-
-  long rank() const { return rank_; }
-
- private:
-  bool joins(const qg_elementwise& args, long axis, const std::vector<qg_operand>& operands) const {
-    for (const auto& operand : operands)
-      if (operand.strides[last_[rank_ - 1]] != operand.strides[axis] * args.shape[axis])
-        return false;
-    return true;
-  }
-
-  long rank_ = 0, sizes_[QG_RANK] = {}, first_[QG_RANK] = {}, last_[QG_RANK] = {};
-};
-
 class Elementwise : public Work {
+  static constexpr long kRegister = kBlock * (long)sizeof(int64_t);
+
  public:
   Elementwise(const Table& table, const qg_elementwise& a) {
     if (a.rank < 0 || a.rank > QG_RANK) throw Mistake("it has %ld axes", (long)a.rank);
@@ -180,17 +118,39 @@ class Elementwise : public Work {
     find_axes(a);
     shape_.reset(new Shape(a, &operands_));
     give_registers();
+    find_direct();
   }
 
-  long tasks(int, int threads) const override { return count_ ? over(count_, part(threads)) : 0; }
+  long tasks(int, int threads) const override {
+    return count_ ? over(shape_->blocks(), part(threads)) : 0;
+  }
 
-  long own_bytes() const override { return registers_ * kBlock * (long)sizeof(int64_t); }
+  long own_bytes() const override {
+    return registers_ * kRegister + (long)(values_.size() * sizeof(void*));
+  }
+
+  bool prepares(int) const override { return true; }
+
+  // Where values lie, and the constants.
+  void prepare(const Here& here, int) const override {
+    void** places = places_of(here);
+    for (long v = 0; v < (long)values_.size(); v++)
+      places[v] = here.own + values_[v].place * kRegister;
+    for (const Instruction& i : code_) {
+      if (i.op != QG_OP_CONST) continue;
+      if (is_float(i.dtype)) {
+        std::fill_n((float*)places[i.to], kBlock, (float)i.real);
+        round_lanes(i.dtype, (float*)places[i.to], kBlock);
+      } else {
+        std::fill_n((int64_t*)places[i.to], kBlock, i.integer);
+        wrap(i.dtype, (int64_t*)places[i.to], kBlock);
+      }
+    }
+  }
 
   void run(const Here& here, int, long task) const override {
     long begin = task * part(here.threads), end = begin + part(here.threads);
-    if (end > count_) end = count_;
-    for (; begin < end; begin += kBlock)
-      block(here, begin, end - begin < kBlock ? end - begin : kBlock);
+    for (long i = begin; i < end && i < shape_->blocks(); i++) block(here, i);
   }
 
  private:
@@ -251,6 +211,8 @@ class Elementwise : public Work {
       for (int v : {code_[n].a, code_[n].b, code_[n].c})
         if (v >= 0) last[v] = n;
     for (long v : written_) last[v] = code_.size();
+    for (const Instruction& i : code_)
+      if (i.op == QG_OP_CONST) last[i.to] = code_.size();  // written once, before the first block
     std::vector<int> free;
     auto take = [&](Value& v) {
       if (free.empty()) free.push_back(registers_++);
@@ -258,7 +220,10 @@ class Elementwise : public Work {
       free.pop_back();
     };
     for (long v = 0; v < inputs_; v++) take(values_[v]);
+    for (const Instruction& i : code_)
+      if (i.op == QG_OP_CONST) take(values_[i.to]);
     for (long n = 0; n < (long)code_.size(); n++) {
+      if (code_[n].op == QG_OP_CONST) continue;
       take(values_[code_[n].to]);  // before others are free: no instruction writes what it reads
       int read[] = {code_[n].a, code_[n].b, code_[n].c, code_[n].to};
       for (int k = 0; k < 4; k++) {
@@ -269,29 +234,57 @@ class Elementwise : public Work {
     }
   }
 
-  long part(int threads) const {
-    long cost = code_.size() + operands_.size();
-    return up(part_of(count_, 40000 / cost + 1, threads), kBlock);
+  // Operands of float32 that may be worked on where they lie.
+  void find_direct() {
+    auto fits = [&](const qg_operand& o) { return o.at.dtype == QG_F32 && inner(o) == 1; };
+    for (long v = 0; v < inputs_; v++) direct_.push_back(fits(operands_[v]));
+    for (long n = 0; n < (long)written_.size(); n++) {
+      const qg_operand& to = operands_[inputs_ + n];
+      bool alone = written_[n] >= inputs_ && code_[written_[n] - inputs_].op != QG_OP_CONST;
+      for (long m = 0; m < (long)written_.size(); m++) alone = alone && (m == n || written_[m] != written_[n]);
+      for (long v = 0; v < inputs_; v++)  // which would be written before it is read
+        alone = alone && operands_[v].at.buffer != to.at.buffer;
+      direct_.push_back(alone && fits(to));
+    }
   }
 
-  void block(const Here& here, long begin, long count) const {
-    auto place = [&](int v) -> void* {
-      return v < 0 ? nullptr : here.own + values_[v].place * kBlock * sizeof(int64_t);
-    };
+  long part(int threads) const {
+    long cost = code_.size() + operands_.size();
+    return part_of(shape_->blocks(), over(40000 / cost + 1, kBlock), threads);
+  }
+
+  void** places_of(const Here& here) const { return (void**)(here.own + registers_ * kRegister); }
+
+  void block(const Here& here, long block) const {
+    void** places = places_of(here);
+    auto place = [&](long v) -> void* { return v < 0 ? nullptr : places[v]; };
+    bool run = shape_->is_run(block);
+    for (long n = 0; n < inputs_ + (long)written_.size(); n++) {
+      if (!direct_[n]) continue;
+      long v = n < inputs_ ? n : written_[n - inputs_];
+      places[v] = here.own + values_[v].place * kRegister;
+      if (run) shape_->runs(block, [&](long, long, const long* index) {
+        places[v] = at_index(here, operands_[n], index);
+      });
+    }
     for (long v = 0; v < inputs_; v++) {
       const qg_operand& operand = operands_[v];
       long wide = is_float(operand.at.dtype) ? 4 : 8;
-      shape_->runs(begin, count, [&](long at, long some, const long* index) {
+      if (run && direct_[v]) continue;
+      shape_->runs(block, [&](long at, long some, const long* index) {
         read(operand.at.dtype, at_index(here, operand, index), inner(operand),
              (char*)place(v) + at * wide, some);
       });
     }
+    long count = shape_->count_of(block);
     for (const Instruction& i : code_)
-      execute(i, begin, {place(i.to), place(i.a), place(i.b), place(i.c), count, i.dtype});
+      if (i.op != QG_OP_CONST)
+        execute(i, block, {place(i.to), place(i.a), place(i.b), place(i.c), count, i.dtype});
     for (long n = 0; n < (long)written_.size(); n++) {
       const qg_operand& operand = operands_[inputs_ + n];
       long wide = is_float(operand.at.dtype) ? 4 : 8;
-      shape_->runs(begin, count, [&](long at, long some, const long* index) {
+      if (run && direct_[inputs_ + n]) continue;
+      shape_->runs(block, [&](long at, long some, const long* index) {
         write(operand.at.dtype, (char*)place(written_[n]) + at * wide,
               at_index(here, operand, index), inner(operand), some);
       });
@@ -312,18 +305,14 @@ class Elementwise : public Work {
     return here(operand.at) + offset(operand, index) * size_of(operand.at.dtype);
   }
 
-  void execute(const Instruction& i, long begin, const Lanes& l) const {
+  void execute(const Instruction& i, long block, const Lanes& l) const {
     float* reals = (float*)l.to;
     int64_t* integers = (int64_t*)l.to;
     bool to_float = is_float(i.dtype);
     switch (i.op) {
-      case QG_OP_CONST:
-        for (long n = 0; n < l.count; n++)
-          to_float ? (void)(reals[n] = (float)i.real) : (void)(integers[n] = i.integer);
-        break;
       case QG_OP_IOTA: {
         const qg_operand& counted = operands_[i.integer];
-        shape_->runs(begin, l.count, [&](long at, long some, const long* index) {
+        shape_->runs(block, [&](long at, long some, const long* index) {
           long first = offset(counted, index), step = inner(counted);
           for (long n = 0; n < some; n++)
             to_float ? (void)(reals[at + n] = (float)(first + n * step))
@@ -385,6 +374,7 @@ class Elementwise : public Work {
   std::vector<Instruction> code_;
   std::vector<qg_operand> operands_;  // inputs, outputs, axes counted along
   std::vector<long> written_;
+  std::vector<bool> direct_;  // of inputs, then of outputs
   std::unique_ptr<Shape> shape_;
 };
 

@@ -200,11 +200,13 @@ class Take : public Work {
 class TakeAlong : public RowWork {
  public:
   TakeAlong(const Table& table, const qg_take_along& args)
-      : RowWork(table, args.rows, args.x_length, args.rows.length), t(args) {
+      : RowWork(table, args.rows, args.put ? args.rows.length : args.x_length,
+                args.put ? args.y_length : args.rows.length),
+        t(args) {
     table.is_integer("indices", t.indices);
     check(table, "indices", t.indices, t.index_strides, t.index_axis, r.length);
     if (size_of(r.x.dtype) != size_of(r.y.dtype)) throw Mistake("y's elements are not of x's size");
-    if (t.x_length == 0 && count_) throw Mistake("it takes from nothing");
+    if (length() == 0 && count_) throw Mistake("it takes from nothing");
   }
 
  protected:
@@ -214,13 +216,16 @@ class TakeAlong : public RowWork {
         here(t.indices) + offset_of(number, r.rank, r.shape, t.index_strides) * size;
     for (long i = 0; i < r.length; i++) {
       int64_t at = integer_at(t.indices.dtype, indices + i * t.index_axis * size);
-      if (at < 0) at += t.x_length;
-      at = std::clamp<int64_t>(at, 0, t.x_length - 1);
-      std::memcpy(y + i * r.y_axis * each, x + at * r.x_axis * each, each);
+      if (at < 0) at += length();
+      at = std::clamp<int64_t>(at, 0, length() - 1);
+      long from = t.put ? i : at, to = t.put ? at : i;
+      std::memcpy(y + to * r.y_axis * each, x + from * r.x_axis * each, each);
     }
   }
 
  private:
+  long length() const { return t.put ? t.y_length : t.x_length; }
+
   const qg_take_along t;
 };
 
@@ -231,6 +236,7 @@ class Sort : public RowWork {
     int wanted = s.arguments ? (int)QG_U32 : r.x.dtype;
     table.one_of("y", r.y, r.y.dtype == wanted, s.arguments ? "uint32" : "of x's dtype");
     if (r.length > UINT32_MAX) throw Mistake("rows are too long");
+    if (s.part && (s.at < 0 || s.at >= r.length)) throw Mistake("element %ld is none", (long)s.at);
   }
 
   long own_bytes() const override { return r.length * (long)(sizeof(Key) + 8); }
@@ -244,14 +250,15 @@ class Sort : public RowWork {
     }
   };
 
-  long cost() const override { return 400; }
+  long cost() const override { return s.part ? 150 : 400; }
 
   void row(const Here& here, long, const char* x, char* y) const override {
     Key* keys = (Key*)here.own;
     long size = size_of(r.x.dtype), kept = kept_of(s);
     for (long i = 0; i < r.length; i++)
       keys[i] = {ordered(x + i * r.x_axis * size), (uint32_t)i};
-    if (kept < r.length) std::partial_sort(keys, keys + kept, keys + r.length);
+    if (s.part) std::nth_element(keys, keys + s.at, keys + r.length);
+    else if (kept < r.length) std::partial_sort(keys, keys + kept, keys + r.length);
     else std::sort(keys, keys + r.length);
     for (long i = 0; i < kept; i++) {
       if (s.arguments) *(uint32_t*)(y + i * r.y_axis * 4) = keys[i].number;

@@ -1,13 +1,21 @@
-// Reductions and cumulative operations.  Floats are added up in float32, stretch by stretch;
-// integers in 64 bits.
+// Reductions.  Floats are added up in float32, stretch by stretch; integers in 64 bits.
+//
+// Where what is reduced lies side by side, each result is the work of many lanes; where results lie
+// side by side, each has a lane of its own and rows are read as they come.
 
+#pragma GCC optimize("O3")  // loops over lanes become vectors
+
+#include <algorithm>
+
+#include "elements.hpp"
 #include "functions.hpp"
 #include "walks.hpp"
 
 namespace qgraph {
 namespace {
 
-constexpr long kRun = 256;  // elements read at a time
+constexpr long kRun = 512;      // elements read at a time
+constexpr long kFlushed = 64;   // rows after which float32 sums go to double: digits would be lost
 
 // NaN is passed on.
 template <typename T>
@@ -16,17 +24,15 @@ T chosen(bool most, T a, T b) {
   return (most ? b > a : b < a) || b != b ? b : a;
 }
 
-int64_t integer_of(int dtype, const char* from, long at) {
-  return integer_at(dtype, from + at * size_of(dtype));
+Floats chosen(bool most, Floats a, Floats b) {
+  Ints better = (most ? b > a : b < a) | (b != b);
+  return (better & (a == a)) != 0 ? b : a;
 }
 
-void write_integer(int dtype, char* to, int64_t x) {
-  switch (size_of(dtype)) {
-    case 1: *(uint8_t*)to = dtype == QG_BOOL ? x != 0 : (uint8_t)x; break;
-    case 2: *(uint16_t*)to = (uint16_t)x; break;
-    case 4: *(uint32_t*)to = (uint32_t)x; break;
-    default: *(int64_t*)to = x;
-  }
+bool any(Ints mask) {
+  bool found = false;
+  for (int i = 0; i < kLanes; i++) found |= mask[i] != 0;
+  return found;
 }
 
 class Reduce : public Work {
@@ -42,69 +48,101 @@ class Reduce : public Work {
     }
     table.holds("x", a.x, a.outer_rank + a.inner_rank, shape, strides);
     table.holds("y", a.y, a.outer_rank, a.outer, a.y_outer);
-    count_ = product_of(a.outer_rank, a.outer);
-    inner_ = product_of(a.inner_rank, a.inner);
-    last_ = a.inner_rank ? a.inner[a.inner_rank - 1] : 1;
-    step_ = a.inner_rank ? a.x_inner[a.inner_rank - 1] : 0;
-    bool number = a.op == QG_ARGMAX || a.op == QG_ARGMIN, truth = a.op == QG_ALL || a.op == QG_ANY;
     bool real = a.op == QG_MEAN || a.op == QG_LOGSUMEXP || a.op == QG_VAR;
     if (a.op < QG_SUM || a.op > QG_VAR) throw Mistake("reduction %ld is none", (long)a.op);
     if (real) table.is_float("x", a.x);
-    if (number) table.one_of("y", a.y, a.y.dtype == QG_U32, "uint32");
-    if (truth) table.one_of("y", a.y, a.y.dtype == QG_BOOL, "bool");
-    if (!number && !truth)
+    if (number()) table.one_of("y", a.y, a.y.dtype == QG_U32, "uint32");
+    if (truth()) table.one_of("y", a.y, a.y.dtype == QG_BOOL, "bool");
+    if (!number() && !truth())
       table.one_of("y", a.y, is_float(a.x.dtype) == is_float(a.y.dtype), "of x's kind");
-    if (inner_ == 0 && (number || a.op == QG_MAX || a.op == QG_MIN))
+    inner_ = product_of(a.inner_rank, a.inner);
+    if (inner_ == 0 && (number() || a.op == QG_MAX || a.op == QG_MIN))
       throw Mistake("there is nothing to choose from");
+    last_ = a.inner_rank ? a.inner[a.inner_rank - 1] : 1;
+    step_ = a.inner_rank ? a.x_inner[a.inner_rank - 1] : 0;
+    if (a.outer_rank) {
+      long side = a.x_outer[a.outer_rank - 1];
+      if (a.outer[a.outer_rank - 1] >= 8 && std::abs(side) < std::abs(step_)) side_ = side;
+    }
+    width_ = side_ ? a.outer[a.outer_rank - 1] : 1;
+    y_side_ = side_ ? a.y_outer[a.outer_rank - 1] : 1;
+    rows_ = product_of(a.outer_rank - (side_ != 0), a.outer);
+    runs_ = over(width_, kRun);
   }
 
-  long tasks(int, int threads) const override { return count_ ? over(count_, part(threads)) : 0; }
+  long tasks(int, int threads) const override {
+    long all = rows_ * runs_;
+    return all ? over(all, part(threads)) : 0;
+  }
 
   void run(const Here& here, int, long task) const override {
     long begin = task * part(here.threads), end = begin + part(here.threads);
-    for (long i = begin; i < end && i < count_; i++) {
-      const char* x = here(a.x) + offset_of(i, a.outer_rank, a.outer, a.x_outer) * size_of(a.x.dtype);
-      char* y = here(a.y) + offset_of(i, a.outer_rank, a.outer, a.y_outer) * size_of(a.y.dtype);
-      if (a.op == QG_ALL || a.op == QG_ANY) truth(x, y);
-      else if (is_float(a.x.dtype)) floats(x, y);
-      else integers(x, y);
+    long rank = a.outer_rank - (side_ != 0);
+    for (long i = begin; i < end && i < rows_ * runs_; i++) {
+      long row = i / runs_, first = i % runs_ * kRun, count = std::min(width_ - first, kRun);
+      const char* x = here(a.x) + (offset_of(row, rank, a.outer, a.x_outer) + first * side_) * x_size();
+      char* y = here(a.y) + (offset_of(row, rank, a.outer, a.y_outer) + first * y_side_) * size_of(a.y.dtype);
+      if (is_float(a.x.dtype)) side_ ? floats_across(x, y, count) : floats_along(x, y);
+      else side_ ? integers_across(x, y, count) : integers_along(x, y);
     }
   }
 
  private:
-  long part(int threads) const { return part_of(count_, 32000 / (inner_ + 8) + 1, threads); }
+  bool number() const { return a.op == QG_ARGMAX || a.op == QG_ARGMIN; }
+  bool truth() const { return a.op == QG_ALL || a.op == QG_ANY; }
+  bool most() const { return a.op == QG_MAX || a.op == QG_ARGMAX; }
+  long x_size() const { return size_of(a.x.dtype); }
+
+  long part(int threads) const {
+    return part_of(rows_ * runs_, 32000 / (inner_ * std::min(width_, kRun) + 8) + 1, threads);
+  }
+
+  // Calls `f(first, step, count, number)` for the runs of what is reduced.
+  template <typename F>
+  void runs(const char* x, F f) const {
+    for (long done = 0; done < inner_; done += last_)
+      f(x + offset_of(done, a.inner_rank, a.inner, a.x_inner) * x_size(), done);
+  }
+
+  // ---- Along: one result ------------------------------------------------------------------------
 
   // Calls `f(values, count, number)` for stretches of the reduced elements as float32, in order.
   template <typename F>
   void stretches(const char* x, F f) const {
     float values[kRun];
-    for (long done = 0; done < inner_; done += last_) {
-      long at = offset_of(done, a.inner_rank, a.inner, a.x_inner);
+    runs(x, [&](const char* from, long done) {
       for (long i = 0; i < last_; i += kRun) {
-        long some = last_ - i < kRun ? last_ - i : kRun;
-        widen(a.x.dtype, x + (at + i * step_) * size_of(a.x.dtype), step_, values, some);
-        f(values, some, done + i);
+        long some = std::min(last_ - i, kRun);
+        const char* first = from + i * step_ * x_size();
+        if (a.x.dtype == QG_F32 && step_ == 1) {
+          f((const float*)first, some, done + i);
+        } else {
+          widen(a.x.dtype, first, step_, values, some);
+          f((const float*)values, some, done + i);
+        }
       }
-    }
+    });
   }
 
   template <typename F>
   float total(const char* x, F f) const {
     double all = 0;  // thousands of stretches would lose digits in float32
     stretches(x, [&](const float* values, long count, long) {
-      Floats own{};
+      Floats sums[4] = {};
       long i = 0;
-      for (; i + kLanes <= count; i += kLanes) own += f(load<Floats>(values + i));
+      for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+        for (int j = 0; j < 4; j++) sums[j] += f(load<Floats>(values + i + j * kLanes));
+      for (; i + kLanes <= count; i += kLanes) sums[0] += f(load<Floats>(values + i));
       if (i < count) {
         Floats rest = f(load_some<Floats>(values + i, count - i));
-        for (long j = 0; j < count - i; j++) own[j] += rest[j];
+        for (long j = 0; j < count - i; j++) sums[0][j] += rest[j];
       }
-      all += sum(own);
+      all += sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
     });
     return (float)all;
   }
 
-  float extreme(const char* x, bool most, long* number = nullptr) const {
+  float extreme(const char* x, bool most, uint32_t* number = nullptr) const {
     float best = 0;
     bool first = true;
     stretches(x, [&](const float* values, long count, long at) {
@@ -120,7 +158,7 @@ class Reduce : public Work {
           float next = chosen(most, best, values[j]);
           if (best == best && (next != best || next != next)) {
             best = next;
-            if (number) *number = at + j;
+            if (number) *number = (uint32_t)(at + j);
           }
         }
       }
@@ -128,15 +166,9 @@ class Reduce : public Work {
     return best;
   }
 
-  static bool any(Ints mask) {
-    bool found = false;
-    for (int i = 0; i < kLanes; i++) found |= mask[i] != 0;
-    return found;
-  }
-
-  void floats(const char* x, char* y) const {
+  void floats_along(const char* x, char* y) const {
     float result = 0;
-    long number = 0;
+    uint32_t number = 0;
     switch (a.op) {
       case QG_SUM: result = total(x, [](Floats v) { return v; }); break;
       case QG_MEAN: result = total(x, [](Floats v) { return v; }) / inner_; break;
@@ -146,10 +178,11 @@ class Reduce : public Work {
           for (long i = 0; i < count; i++) result *= values[i];
         });
         break;
-      case QG_MAX: result = extreme(x, true); break;
-      case QG_MIN: result = extreme(x, false); break;
-      case QG_ARGMAX: extreme(x, true, &number); break;
-      case QG_ARGMIN: extreme(x, false, &number); break;
+      case QG_MAX: case QG_MIN: result = extreme(x, most()); break;
+      case QG_ARGMAX: case QG_ARGMIN:
+        extreme(x, most(), &number);
+        std::memcpy(y, &number, sizeof(number));
+        return;
       case QG_LOGSUMEXP: {
         float high = inner_ ? extreme(x, true) : -INFINITY;
         float shift = std::isfinite(high) ? high : 0;
@@ -161,135 +194,216 @@ class Reduce : public Work {
         float mean = total(x, [](Floats v) { return v; }) / inner_;
         result = total(x, [&](Floats v) { return (v - mean) * (v - mean); }) /
                  ((float)inner_ - (float)a.ddof);
+        break;
+      }
+      default: {
+        bool all = a.op == QG_ALL, found = all;
+        stretches(x, [&](const float* values, long count, long) {
+          for (long i = 0; i < count; i++) found = all ? found & (values[i] != 0) : found | (values[i] != 0);
+        });
+        *(uint8_t*)y = found;
+        return;
       }
     }
-    if (a.y.dtype == QG_U32) return write_integer(QG_U32, y, number);
     narrow(a.y.dtype, &result, y, 1, 1);
   }
 
-  void integers(const char* x, char* y) const {
-    uint64_t sum = 0, product = 1;
-    int64_t best = 0;
-    long number = 0;
-    bool most = a.op == QG_MAX || a.op == QG_ARGMAX, is_u64 = a.x.dtype == QG_U64;
-    for (long done = 0; done < inner_; done += last_) {
-      long at = offset_of(done, a.inner_rank, a.inner, a.x_inner);
-      for (long i = 0; i < last_; i++) {
-        long from = at + i * step_;
-        int64_t v = is_u64 ? load<int64_t>(x + 8 * from) : integer_of(a.x.dtype, x, from);
-        sum += (uint64_t)v;
-        product *= (uint64_t)v;
-        bool better = is_u64 ? (most ? (uint64_t)v > (uint64_t)best : (uint64_t)v < (uint64_t)best)
-                             : (most ? v > best : v < best);
-        if (better || done + i == 0) best = v, number = done + i;
+  void integers_along(const char* x, char* y) const {
+    int64_t values[kRun], result = start();
+    uint32_t number = 0;
+    runs(x, [&](const char* from, long done) {
+      for (long i = 0; i < last_; i += kRun) {
+        long some = std::min(last_ - i, kRun);
+        read_integers(a.x.dtype, from + i * step_ * x_size(), step_, values, some);
+        if (chooses()) turn_sign(a.x.dtype, values, some);
+        if (this->number() && done + i == 0) result = values[0];
+        of_integers([&](auto join) {
+          int64_t so_far = result;
+          for (long j = 0; j < some; j++) {
+            int64_t next = join(so_far, values[j]);
+            if (this->number() && next != so_far) number = (uint32_t)(done + i + j);
+            so_far = next;
+          }
+          result = so_far;
+        });
       }
-    }
-    int64_t results[] = {(int64_t)sum, 0, (int64_t)product, best, best, 0, 0, number, number, 0, 0};
-    write_integer(a.y.dtype, y, results[a.op]);
+    });
+    if (this->number()) return (void)std::memcpy(y, &number, sizeof(number));
+    if (chooses()) turn_sign(a.x.dtype, &result, 1);
+    write_integers(a.y.dtype, &result, y, 1, 1);
   }
 
-  void truth(const char* x, char* y) const {
-    bool all = a.op == QG_ALL, result = all;
-    if (is_float(a.x.dtype)) {
-      stretches(x, [&](const float* values, long count, long) {
-        for (long i = 0; i < count; i++) result = all ? result && values[i] != 0 : result || values[i] != 0;
-      });
-    } else {
-      for (long done = 0; done < inner_ && result == all; done++) {
-        long at = offset_of(done, a.inner_rank, a.inner, a.x_inner);
-        bool one = integer_of(a.x.dtype, x, at) != 0;
-        result = all ? result && one : result || one;
+  // ---- Across: results side by side -------------------------------------------------------------
+
+  // Calls `f(values, number)` for each row of `count` elements, padded to whole vectors.
+  template <typename F>
+  void rows(const char* x, long count, F f) const {
+    float values[kRun] = {};
+    bool direct = a.x.dtype == QG_F32 && side_ == 1 && count % kLanes == 0;
+    runs(x, [&](const char* from, long done) {
+      for (long i = 0; i < last_; i++, from += step_ * x_size()) {
+        if (direct) {
+          f((const float*)from, done + i);
+        } else {
+          widen(a.x.dtype, from, side_, values, count);
+          f((const float*)values, done + i);
+        }
+      }
+    });
+  }
+
+  // to = join(to, row) for all rows.
+  template <typename F>
+  void fold(const char* x, float* to, long count, F join) const {
+    rows(x, count, [&](const float* values, long) {
+      for (long j = 0; j < count; j += kLanes)
+        store(to + j, join(load<Floats>(to + j), load<Floats>(values + j)));
+    });
+  }
+
+  // Sums of f(element, lane).
+  template <typename F>
+  void totals(const char* x, float* to, long count, F f) const {
+    double all[kRun] = {};
+    float sums[kRun] = {};
+    auto flush = [&] {
+      for (long j = 0; j < count; j++) all[j] += sums[j], sums[j] = 0;
+    };
+    rows(x, count, [&](const float* values, long number) {
+      for (long j = 0; j < count; j += kLanes)
+        store(sums + j, load<Floats>(sums + j) + f(load<Floats>(values + j), j));
+      if (number % kFlushed == kFlushed - 1) flush();
+    });
+    flush();
+    for (long j = 0; j < count; j++) to[j] = (float)all[j];
+  }
+
+  void floats_across(const char* x, char* y, long count) const {
+    float result[kRun] = {}, more[kRun];
+    auto each = [&](auto f) {
+      for (long j = 0; j < count; j++) result[j] = f(j);
+    };
+    auto plain = [](Floats v, long) { return v; };
+    auto extremes = [&](bool most) {
+      each([&](long) { return most ? -INFINITY : INFINITY; });
+      fold(x, result, count, [most](Floats a, Floats b) { return chosen(most, a, b); });
+    };
+    switch (a.op) {
+      case QG_SUM: totals(x, result, count, plain); break;
+      case QG_MEAN:
+        totals(x, result, count, plain);
+        each([&](long j) { return result[j] / inner_; });
+        break;
+      case QG_PROD:
+        each([](long) { return 1.0f; });
+        fold(x, result, count, [](Floats a, Floats b) { return a * b; });
+        break;
+      case QG_MAX: case QG_MIN: extremes(most()); break;
+      case QG_ARGMAX: case QG_ARGMIN: return places(x, y, count);
+      case QG_LOGSUMEXP:
+        extremes(true);
+        std::copy(result, result + kRun, more);
+        for (float& high : more) high = std::isfinite(high) ? high : 0;
+        totals(x, result + 0, count,
+               [&](Floats v, long j) { return exponential(v - load<Floats>(more + j)); });
+        each([&](long j) { return more[j] + std::log(result[j]); });
+        break;
+      case QG_VAR:
+        totals(x, more, count, plain);
+        for (float& mean : more) mean /= inner_;
+        totals(x, result, count, [&](Floats v, long j) {
+          Floats away = v - load<Floats>(more + j);
+          return away * away;
+        });
+        each([&](long j) { return result[j] / ((float)inner_ - (float)a.ddof); });
+        break;
+      default: {
+        bool all = a.op == QG_ALL;
+        each([&](long) { return all; });
+        fold(x, result, count, [all](Floats a, Floats b) {
+          Floats yes = Floats{} + 1, no{};
+          return all ? (b != 0 ? a : no) : (b != 0 ? yes : a);
+        });
+        for (long j = 0; j < count; j++) *(uint8_t*)(y + j * y_side_) = result[j] != 0;
+        return;
       }
     }
-    *(uint8_t*)y = result;
+    narrow(a.y.dtype, result, y, y_side_, count);
+  }
+
+  // The first row of the best element in each lane.
+  void places(const char* x, char* y, long count) const {
+    float best[kRun];
+    int32_t where[kRun] = {};
+    rows(x, count, [&](const float* values, long number) {
+      if (number == 0) return (void)std::memcpy(best, values, up(count, kLanes) * sizeof(float));
+      for (long j = 0; j < count; j += kLanes) {
+        Floats old = load<Floats>(best + j), v = load<Floats>(values + j);
+        Ints better = ((most() ? v > old : v < old) | (v != v)) & (old == old);
+        store(best + j, better != 0 ? v : old);
+        store(where + j, better != 0 ? Ints{} + (int)number : load<Ints>(where + j));
+      }
+    });
+    for (long j = 0; j < count; j++) std::memcpy(y + j * y_side_ * 4, where + j, 4);
+  }
+
+  void integers_across(const char* x, char* y, long count) const {
+    int64_t values[kRun], result[kRun];
+    uint32_t where[kRun] = {};
+    for (long j = 0; j < count; j++) result[j] = start();
+    of_integers([&](auto join) {
+      runs(x, [&](const char* from, long done) {
+        for (long i = 0; i < last_; i++, from += step_ * x_size()) {
+          read_integers(a.x.dtype, from, side_, values, count);
+          if (chooses()) turn_sign(a.x.dtype, values, count);
+          if (number())
+            for (long j = 0; j < count; j++)
+              where[j] = done + i > 0 && join(result[j], values[j]) != result[j] ? (uint32_t)(done + i) : where[j];
+          bool fresh = number() && done + i == 0;
+          for (long j = 0; j < count; j++) result[j] = fresh ? values[j] : join(result[j], values[j]);
+        }
+      });
+    });
+    if (number()) {
+      for (long j = 0; j < count; j++) std::memcpy(y + j * y_side_ * 4, where + j, 4);
+      return;
+    }
+    if (chooses()) turn_sign(a.x.dtype, result, count);
+    write_integers(a.y.dtype, result, y, y_side_, count);
+  }
+
+  // ---- Integers ---------------------------------------------------------------------------------
+
+  bool chooses() const { return number() || a.op == QG_MAX || a.op == QG_MIN; }
+
+  int64_t start() const {
+    if (a.op == QG_PROD || a.op == QG_ALL) return 1;
+    return !chooses() ? 0 : most() ? INT64_MIN : INT64_MAX;
+  }
+
+  // Calls `f` with how two elements are joined.
+  template <typename F>
+  void of_integers(F f) const {
+    switch (a.op) {
+      case QG_SUM: return f([](int64_t a, int64_t b) { return (int64_t)((uint64_t)a + (uint64_t)b); });
+      case QG_PROD: return f([](int64_t a, int64_t b) { return (int64_t)((uint64_t)a * (uint64_t)b); });
+      case QG_ALL: return f([](int64_t a, int64_t b) { return (int64_t)(a != 0 && b != 0); });
+      case QG_ANY: return f([](int64_t a, int64_t b) { return (int64_t)((a | b) != 0); });
+      case QG_MAX: case QG_ARGMAX: return f([](int64_t a, int64_t b) { return a > b ? a : b; });
+      default: return f([](int64_t a, int64_t b) { return a < b ? a : b; });
+    }
   }
 
   const qg_reduce a;
-  long count_, inner_, last_, step_;
-};
-
-class Scan : public RowWork {
- public:
-  Scan(const Table& table, const qg_scan& args)
-      : RowWork(table, args.rows, args.rows.length, args.rows.length), s(args) {
-    bool fits = s.op == QG_SUM || s.op == QG_PROD || s.op == QG_MAX || s.op == QG_MIN;
-    fits = fits || (s.op == QG_LOGSUMEXP && is_float(r.x.dtype));
-    if (!fits || is_float(r.x.dtype) != is_float(r.y.dtype))
-      throw Mistake("cumulative operation %ld from dtype %d to %d is none", (long)s.op, r.x.dtype,
-                    r.y.dtype);
-  }
-
- protected:
-  long cost() const override { return 32; }
-
-  void row(const Here&, long, const char* x, char* y) const override {
-    if (is_float(r.x.dtype)) {
-      double start = s.op == QG_PROD ? 1 : s.op == QG_SUM ? 0 : s.op == QG_MIN ? INFINITY : -INFINITY;
-      run(start, [&](long i) {
-        float v;
-        widen(r.x.dtype, x + i * r.x_axis * size_of(r.x.dtype), 1, &v, 1);
-        return (double)v;
-      }, [&](long i, double v) {
-        float result = (float)v;
-        narrow(r.y.dtype, &result, y + i * r.y_axis * size_of(r.y.dtype), 1, 1);
-      });
-    } else {
-      bool least = s.op == QG_MAX;
-      int64_t start = s.op == QG_PROD ? 1 : s.op == QG_SUM ? 0 : extreme(least);
-      run(start, [&](long i) { return integer_of(r.x.dtype, x, i * r.x_axis); },
-          [&](long i, int64_t v) {
-            write_integer(r.y.dtype, y + i * r.y_axis * size_of(r.y.dtype), v);
-          });
-    }
-  }
-
- private:
-  int64_t extreme(bool least) const {
-    long bits = 8 * size_of(r.x.dtype);
-    bool sign = r.x.dtype >= QG_I8 && r.x.dtype <= QG_I64;
-    if (r.x.dtype == QG_BOOL) return !least;
-    if (!sign) return least ? 0 : bits == 64 ? -1 : (int64_t)((1ull << bits) - 1);
-    int64_t low = INT64_MIN >> (64 - bits);
-    return least ? low : ~low;
-  }
-
-  template <typename T, typename Get, typename Put>
-  void run(T so_far, Get get, Put put) const {
-    for (long n = 0; n < r.length; n++) {
-      long i = s.reverse ? r.length - 1 - n : n;
-      T v = get(i);
-      if (s.exclusive) put(i, so_far);
-      so_far = joined(so_far, v);
-      if (!s.exclusive) put(i, so_far);
-    }
-  }
-
-  int64_t joined(int64_t a, int64_t b) const {
-    if (s.op == QG_SUM) return (int64_t)((uint64_t)a + (uint64_t)b);
-    if (s.op == QG_PROD) return (int64_t)((uint64_t)a * (uint64_t)b);
-    return chosen(s.op == QG_MAX, a, b);
-  }
-
-  double joined(double a, double b) const {
-    if (s.op == QG_SUM) return a + b;
-    if (s.op == QG_PROD) return a * b;
-    if (s.op != QG_LOGSUMEXP) return chosen(s.op == QG_MAX, a, b);
-    double high = a > b ? a : b, low = a > b ? b : a;
-    if (a != a || b != b) return NAN;
-    return low == -INFINITY || high == INFINITY ? high : high + std::log1p(std::exp(low - high));
-  }
-
-  const qg_scan s;
+  long inner_, last_, step_;
+  long side_ = 0;  // from result to result in x, where those lie side by side
+  long y_side_, width_, rows_, runs_;
 };
 
 }  // namespace
 
 Maker make_reduce(const Table& table, long args) {
   return Maker(new Reduce(table, *table.args<qg_reduce>(args)));
-}
-
-Maker make_scan(const Table& table, long args) {
-  return Maker(new Scan(table, *table.args<qg_scan>(args)));
 }
 
 }  // namespace qgraph

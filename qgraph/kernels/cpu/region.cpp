@@ -140,7 +140,7 @@ class Region {
     static Maker (*const makers[])(const Table&, long) = {
         make_elementwise, make_matmul, make_attention, make_norm, make_rope, make_softmax,
         make_reduce, make_scan, make_copy, make_take, make_sort, nullptr, make_take_along,
-        make_random,
+        make_random,      make_scatter,
     };
     static_assert(sizeof(makers) / sizeof(makers[0]) == QG_KINDS);
     if (given.kind < 0 || given.kind >= QG_KINDS) throw Mistake("kind %d is none", given.kind);

@@ -71,7 +71,7 @@ typedef struct {
 enum qg_kind {
   QG_ELEMENTWISE, QG_MATMUL, QG_ATTENTION, QG_NORM, QG_ROPE, QG_SOFTMAX, QG_REDUCE, QG_SCAN,
   QG_COPY, QG_TAKE, QG_SORT, QG_JUMP, QG_TAKE_ALONG,
-  QG_RANDOM,
+  QG_RANDOM, QG_SCATTER,
   QG_KINDS,
 };
 
@@ -207,6 +207,7 @@ typedef struct {
 enum qg_reduction {
   QG_SUM, QG_MEAN, QG_PROD, QG_MAX, QG_MIN, QG_ALL, QG_ANY, QG_ARGMAX, QG_ARGMIN, QG_LOGSUMEXP,
   QG_VAR,
+  QG_SET, /* of a scatter: no reduction, the last one stays */
 };
 
 /* y over the outer axes; x over the outer and then the inner ones, which are reduced.  argmax and
@@ -243,6 +244,8 @@ typedef struct {
   qg_rows rows;     /* y: like x, or uint32 if `arguments` */
   int64_t arguments; /* 1: argsort.  Both stable, NaN last. */
   int64_t kept;      /* how many are written; 0: all */
+  int64_t part, at;  /* part 1: only element `at` where it would be in order, what is before it not
+                        behind and what is behind not before */
 } qg_sort;
 
 /* Goes to step `target` if the one integer or bool at `if_zero` is zero (absent: always).  What is
@@ -252,13 +255,24 @@ typedef struct {
   int64_t target;
 } qg_jump;
 
-/* y[row, i] = x[row, indices[row, i]]; rows.length: of the axis in y and in indices. */
+/* y[row, i] = x[row, indices[row, i]], or, with `put`, y[row, indices[row, i]] = x[row, i];
+ * rows.length: how many i there are. */
 typedef struct {
   qg_rows rows;
   qg_ref indices;
   int64_t index_strides[QG_RANK], index_axis;
-  int64_t x_length; /* of the axis in x */
+  int64_t x_length, y_length; /* of the axis; that of y only with `put` */
+  int64_t put;
 } qg_take_along;
+
+/* y[row + offsets[i]] = op(that, x[row, i]) for i in order: of QG_SUM, QG_PROD, QG_MAX, QG_MIN and
+ * QG_SET.  Offsets count elements, are int64 without gaps and are brought into low … high. */
+typedef struct {
+  qg_ref x, y, offsets;
+  int64_t rank, shape[QG_RANK], x_strides[QG_RANK], y_strides[QG_RANK];
+  int64_t count, x_axis;
+  int64_t low, high, op;
+} qg_scatter;
 
 /* Random words as MLX draws them: y (keys, words), uint32, for keys (keys, 2).  Word i and word
  * i + ceil(words / 2) are the halves of one block of Threefry. */

@@ -149,5 +149,6 @@ Maker make_take(const Table& table, long args);
 Maker make_sort(const Table& table, long args);
 Maker make_random(const Table& table, long args);
 Maker make_take_along(const Table& table, long args);
+Maker make_scatter(const Table& table, long args);
 
 }  // namespace qgraph

@@ -54,6 +54,7 @@ ELEMENTWISE = frozenset(
     {*_COMPARE, *_LOGICAL, *_TESTS, *_ANY, *_BITS, *_REAL, "where", "astype", "clip", "degrees",
      "radians"}
 )  # fmt: skip
+_OF_BOOLEANS = frozenset({"add", "multiply", "maximum", "minimum"})
 _ROUNDINGS = frozenset({"floor", "ceil", "trunc", "round"})
 
 LONGEST = 48
@@ -194,8 +195,6 @@ def instruct(chain: Chain, node: Node, get: Get) -> int:
         return chain.add(_LOGICAL[op], mx.bool_, tuple(get(v, mx.bool_) for v in node.inputs))
     if op in _TESTS:
         dtype = node.inputs[0].dtype
-        if dtype not in FLOATS:
-            raise Unknown(f"{op} of integers")
         return chain.add(_TESTS[op], dtype, (get(node.inputs[0], dtype),))
     if op in _BITS:
         return chain.add(_BITS[op], out, tuple(get(v, out) for v in node.inputs))
@@ -205,7 +204,7 @@ def instruct(chain: Chain, node: Node, get: Get) -> int:
 def _arithmetic(chain: Chain, node: Node, get: Get) -> int:
     op, out = node.op, node.output.dtype
     operands = tuple(get(v, out) for v in node.inputs)
-    if out == mx.bool_:
+    if out == mx.bool_ and op not in _OF_BOOLEANS:
         raise Unknown(f"{op} of booleans")
     if op in ("degrees", "radians"):
         factor = 180 / math.pi if op == "degrees" else math.pi / 180
@@ -213,7 +212,10 @@ def _arithmetic(chain: Chain, node: Node, get: Get) -> int:
     if op in _ROUNDINGS and out not in FLOATS:
         return operands[0]
     if op == "round" and setting(node, "decimals"):
-        raise Unknown("rounding to decimals")
+        scale, back = (chain.constant(10.0 ** (sign * setting(node, "decimals")), out)
+                       for sign in (1, -1))  # fmt: skip
+        whole = chain.add(h.OP_ROUND, out, (chain.add(h.OP_MULTIPLY, out, (*operands, scale)),))
+        return chain.add(h.OP_MULTIPLY, out, (whole, back))
     if op in _REAL and out not in FLOATS:
         raise Unknown(f"{op} of integers")
     return chain.add((_REAL | _ANY)[op], out, operands)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 
 from ....ir.graph import Node, Value
 from ....ir.ops import setting
-from ..arrays import Array
+from ..arrays import Array, row_major
 from .chains import Chain
 from .patterns import TakenRows, is_plain_dequantize
 from .products import MODES, packing
@@ -81,21 +82,24 @@ def take_along_axis(t: Translator, node: Node) -> None:
     if axis is None or not mx.issubdtype(indices.dtype, mx.integer):
         raise Unknown("take_along_axis of all axes")
     axis %= x.ndim
-    outer = [a for a in range(x.ndim) if a != axis]
-    shape = [y.shape[a] for a in outer]
     wide = x.broadcast([x.shape[a] if a == axis else y.shape[a] for a in range(x.ndim)])
-    picks = indices.broadcast(y.shape)
-    rows = fill(
-        h.Rows(), x=ref(x), y=ref(y), rank=len(outer), shape=shape,
-        x_strides=[wide.strides[a] for a in outer], y_strides=[y.strides[a] for a in outer],
-        length=y.shape[axis], x_axis=x.strides[axis], y_axis=y.strides[axis],
-    )  # fmt: skip
-    args = fill(
-        h.TakeAlong(), rows=rows, indices=ref(indices),
-        index_strides=[picks.strides[a] for a in outer], index_axis=picks.strides[axis],
-        x_length=x.shape[axis],
-    )  # fmt: skip
+    args = along_with_indices(indices.broadcast(y.shape), axis, wide, y)
     t.step(h.TAKE_ALONG, args, [x, indices], [y], node)
+
+
+def along_with_indices(picks: Array, axis: int, x: Array, y: Array) -> Any:
+    """A `qg_take_along` of as many elements as there are picks."""
+    outer = [a for a in range(y.ndim) if a != axis]
+    rows = fill(
+        h.Rows(), x=ref(x), y=ref(y), rank=len(outer), shape=[picks.shape[a] for a in outer],
+        x_strides=[x.strides[a] for a in outer], y_strides=[y.strides[a] for a in outer],
+        length=picks.shape[axis], x_axis=x.strides[axis], y_axis=y.strides[axis],
+    )  # fmt: skip
+    return fill(
+        h.TakeAlong(), rows=rows, indices=ref(picks),
+        index_strides=[picks.strides[a] for a in outer], index_axis=picks.strides[axis],
+        x_length=x.shape[axis], y_length=y.shape[axis],
+    )  # fmt: skip
 
 
 @kind("concatenate", "stack")
@@ -165,12 +169,35 @@ def dequantize(t: Translator, node: Node) -> None:
     values = [node.value(name) for name in ("w", "scales", "biases")]
     parts = [t.contiguous(v, node) for v in values if v is not None]
     rows = node.output.type.size // max(1, node.output.shape[-1])
-    chain = Chain((rows,), 0)
-    every = t.table.array((rows,), mx.int32)
-    chain.outputs.append((every, chain.add(h.OP_IOTA, mx.int32, ())))
-    every.buffer.ready = 0
-    t.work.append(t.chain_step(chain))
+    every = t.computed((rows,), mx.int32, lambda chain: chain.add(h.OP_IOTA, mx.int32, ()))
     decode(t, node, parts, every)
+
+
+@kind("as_strided")
+def as_strided(t: Translator, node: Node) -> None:
+    x = t.contiguous(node.operand("a"), node)
+    shape = node.output.shape
+    given = node.args.get("strides")
+    strides = row_major(shape) if given is None else tuple(int(s) for s in given)
+    moved = replace(x.moved(int(setting(node, "offset"))), shape=shape, strides=strides)
+    reach = [step * (n - 1) for step, n in zip(strides, shape, strict=True)]
+    first, last = (int(setting(node, "offset")) + sum(f(0, r) for r in reach) for f in (min, max))
+    if moved.size and not 0 <= first <= last < x.size:
+        raise Unknown("strides that lead out of the array")
+    t.places[node.output] = moved
+
+
+@kind("from_fp8")
+def from_fp8(t: Translator, node: Node) -> None:
+    """Each byte is looked up in a table of all."""
+    x, y = t.contiguous(node.operand("x"), node), t.result(node)
+    table = t.table.fixed(mx.from_fp8(mx.arange(256).astype(mx.uint8), dtype=y.dtype))
+    absent = ref(None)
+    args = fill(
+        h.Take(), x=ref(table), y=ref(y), scales=absent, biases=absent, indices=ref(x), outer=1,
+        length=256, inner=1, count=x.size, mode=h.DENSE,
+    )  # fmt: skip
+    t.step(h.TAKE, args, [table, x], [y], node)
 
 
 @kind("zeros", "ones", "full", "zeros_like", "ones_like")

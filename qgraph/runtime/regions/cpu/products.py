@@ -63,13 +63,13 @@ def quantized_args(t: Translator, node: Node) -> tuple[Any, list[Array]]:
     columns_first = not setting(node, "transpose")
     wide = w.shape[1] * 32 // bits
     n, k = (wide, w.shape[0]) if columns_first else (w.shape[0], wide)
-    args = _plain(x, n, k)
+    args = plain_product(x, n, k)
     fill(args, w=packed, mode=MODES[mode], bits=bits, group=group,
          columns_first=int(columns_first))  # fmt: skip
     return args, [x, *reads]
 
 
-def _plain(x: Array, n: int, k: int) -> Any:
+def plain_product(x: Array, n: int, k: int) -> Any:
     absent = ref(None)
     none = h.Weight(absent, absent, absent)
     return fill(
@@ -93,13 +93,13 @@ def dense_args(t: Translator, node: Node) -> tuple[Any, list[Array]]:
     if node.output.dtype not in FLOATS or b.dtype not in FLOATS:
         raise Unknown("products of integers")
     args = fill(
-        _plain(x, b.shape[-1], b.shape[-2]), mode=h.DENSE, w=_dense(b), w_row=b.strides[-1],
-        w_column=b.strides[-2],
+        plain_product(x, b.shape[-1], b.shape[-2]), mode=h.DENSE, w=dense_weight(b),
+        w_row=b.strides[-1], w_column=b.strides[-2],
     )  # fmt: skip
     return args, [x, b]
 
 
-def _dense(b: Array) -> Any:
+def dense_weight(b: Array) -> Any:
     return h.Weight(ref(b), ref(None), ref(None))
 
 
@@ -129,8 +129,8 @@ def _batch_args(t: Translator, node: Node, lead: tuple[int, ...]) -> tuple[Any, 
     if len(shape) > 4:
         raise Unknown(f"a product over {len(shape)} axes of a batch")
     args = fill(
-        _plain(x, n, k), m=m, x_row=x.strides[-2], x_column=x.strides[-1], mode=h.DENSE,
-        w=_dense(w), w_row=w.strides[-1], w_column=w.strides[-2], batch_rank=len(shape),
+        plain_product(x, n, k), m=m, x_row=x.strides[-2], x_column=x.strides[-1], mode=h.DENSE,
+        w=dense_weight(w), w_row=w.strides[-1], w_column=w.strides[-2], batch_rank=len(shape),
         batch=shape, x_batch=xs, w_batch=ws, y_batch=ys,
     )  # fmt: skip
     return args, [x, w]
@@ -154,7 +154,7 @@ def gathered(t: Translator, node: Node) -> None:
         if not w.is_contiguous and w.ndim > 3:
             raise Unknown("a stack of matrices along several axes")
         args = fill(
-            _plain(x, w.shape[-1], k), mode=h.DENSE, w=_dense(w), w_row=w.strides[-1],
+            plain_product(x, w.shape[-1], k), mode=h.DENSE, w=dense_weight(w), w_row=w.strides[-1],
             w_column=w.strides[-2], w_stack=w.strides[-3], w_matrices=w.shape[-3],
         )  # fmt: skip
         reads.append(w)
@@ -195,7 +195,7 @@ def _picked_packed(t: Translator, node: Node, x: Array) -> tuple[Any, list[Array
     wide = w.shape[2] * 32 // bits
     n, k = (wide, w.shape[1]) if columns_first else (w.shape[1], wide)
     args = fill(
-        _plain(x, n, k), w=packed, mode=MODES[mode], bits=bits, group=group,
+        plain_product(x, n, k), w=packed, mode=MODES[mode], bits=bits, group=group,
         columns_first=int(columns_first), w_stack=1, w_matrices=w.shape[0],
     )  # fmt: skip
     return args, reads

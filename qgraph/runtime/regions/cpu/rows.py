@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -61,17 +63,19 @@ def softmax(t: Translator, node: Node) -> None:
         raise Unknown("softmax of integers")
     axes = axes_of(node, x.ndim)
     y = t.result(node)
-    if len(axes) != 1:
-        if axes != list(range(x.ndim)):
-            raise Unknown("softmax along several axes")
-        x = t.contiguous(x, node)
-        flat, whole = x.reshaped((x.size,)), y.reshaped((x.size,))
-        assert flat is not None
-        assert whole is not None
-        args = h.Softmax(along(flat, whole, 0))
-    else:
-        args = h.Softmax(along(x, y, axes[0]))
-    t.step(h.SOFTMAX, args, [x], [y], node)
+    if len(axes) == 1:
+        t.step(h.SOFTMAX, h.Softmax(along(x, y, axes[0])), [x], [y], node)
+        return
+    order = [a for a in range(x.ndim) if a not in axes] + axes
+    x = t.contiguous(x.transposed(order), node)
+    length = math.prod(node.output.shape[a] for a in axes)
+    made = t.table.array((x.size // max(1, length), length), x.dtype)
+    flat = x.reshaped(made.shape)
+    assert flat is not None
+    t.step(h.SOFTMAX, h.Softmax(along(flat, made, 1)), [x], [made], node)
+    turned = made.reshaped(x.shape)
+    assert turned is not None
+    t.places[node.output] = turned.transposed([order.index(a) for a in range(x.ndim)])
 
 
 _REDUCTIONS = {
@@ -79,27 +83,53 @@ _REDUCTIONS = {
     for name in ("sum", "mean", "prod", "max", "min", "all", "any", "argmax", "argmin",
                  "logsumexp", "var")
 }  # fmt: skip
-_FLOATS_ONLY = frozenset({"sum", "mean", "prod", "logsumexp", "var"})
+_OF_FLOATS = frozenset({"mean", "logsumexp", "var"})
+_IN_PARTS = frozenset({"sum", "mean", "prod", "max", "min", "all", "any"})
+FEW = 32
+"""Results from which on each is the work of one task; the elements of fewer are split."""
 
 
 @kind(*_REDUCTIONS)
 def reduce(t: Translator, node: Node) -> None:
-    x = t.array(node.operand("a"))
-    if node.op in _FLOATS_ONLY and not (x.dtype in FLOATS and node.output.dtype == x.dtype):
-        raise Unknown(f"{node.op} of integers")
-    if node.op in ("all", "any") and x.dtype != mx.bool_:
-        raise Unknown(f"{node.op} of numbers")
-    if node.op in ("max", "min") and x.dtype == mx.bool_:
-        raise Unknown(f"{node.op} of booleans")
+    x, dtype = t.array(node.operand("a")), node.output.dtype
+    if node.op in _OF_FLOATS and x.dtype != dtype:
+        whole = x
+        x = t.computed(x.shape, dtype, lambda c: c.add(h.OP_CAST, dtype, (c.read(whole),)), whole)
     inner = axes_of(node, x.ndim)
     outer = [a for a in range(x.ndim) if a not in inner]
     y = t.result(node)
     bare = y.reshaped([x.shape[a] for a in outer])
     assert bare is not None
+    results = math.prod(bare.shape)
+    if node.op in _IN_PARTS and results < FEW and x.size >= 1 << 16:
+        axis = max(inner, key=lambda a: x.shape[a])
+        parts = _parts(x.shape[axis])
+        length = x.shape[axis] // parts
+        shape, strides = list(x.shape), list(x.strides)
+        shape[axis : axis + 1] = parts, length
+        strides[axis : axis + 1] = strides[axis] * length, strides[axis]
+        split = replace(x, shape=tuple(shape), strides=tuple(strides))
+        moved = [a + (a > axis) for a in outer] + [axis]
+        between = mx.float32 if dtype in FLOATS else dtype
+        made = t.table.array((*bare.shape, parts), between)
+        rest = [a for a in range(split.ndim) if a not in moved]
+        _reduced(t, node, split, moved, rest, made)
+        x, outer, inner = made, list(range(made.ndim - 1)), [made.ndim - 1]
+    _reduced(t, node, x, outer, inner, bare)
+
+
+def _parts(length: int) -> int:
+    """Into how many equal parts, up to 32, a length can be split."""
+    return max(n for n in range(1, 33) if length % n == 0)
+
+
+def _reduced(
+    t: Translator, node: Node, x: Array, outer: list[int], inner: list[int], y: Array
+) -> None:
     args = fill(
         h.Reduce(), x=ref(x), y=ref(y), op=_REDUCTIONS[node.op], outer_rank=len(outer),
         inner_rank=len(inner), outer=[x.shape[a] for a in outer],
-        x_outer=[x.strides[a] for a in outer], y_outer=list(bare.strides),
+        x_outer=[x.strides[a] for a in outer], y_outer=list(y.strides),
         inner=[x.shape[a] for a in inner], x_inner=[x.strides[a] for a in inner],
     )  # fmt: skip
     if node.op == "var":
@@ -109,20 +139,23 @@ def reduce(t: Translator, node: Node) -> None:
 
 @kind("sort", "argsort", "argpartition", "partition")
 def sort(t: Translator, node: Node) -> None:
-    """In order; what a partition leaves open is sorted too."""
+    """In order, or with one element in its place and the others on their sides of it."""
     x = t.array(node.operand("a"))
     axis = setting(node, "axis")
-    if axis is None or x.dtype == mx.bool_:
-        raise Unknown(f"{node.op} of all axes, or of booleans")
-    if "partition" in node.op and x.shape[axis] > MOST_SORTED:
-        raise Unknown(f"a partition of more than {MOST_SORTED} elements")
     y = t.result(node)
-    rows = along(x, y, axis % x.ndim)
-    t.step(h.SORT, h.Sort(rows, int(node.op.startswith("arg")), 0), [x], [y], node)
+    if axis is None:
+        x, axis = _flat(t, x, node), 0
+    args = h.Sort(along(x, y, axis % x.ndim), int(node.op.startswith("arg")), 0)
+    if "partition" in node.op:
+        args.part, args.at = 1, setting(node, "kth") % max(1, x.shape[axis])
+    t.step(h.SORT, args, [x], [y], node)
 
 
-MOST_SORTED = 1024
-"""Elements of which a part is found by sorting all: experts, not tokens."""
+def _flat(t: Translator, x: Array, node: Node) -> Array:
+    made = t.contiguous(x, node).reshaped((x.size,))
+    assert made is not None
+    return made
+
 
 _SCANS = {"cumsum": h.SUM, "cumprod": h.PROD, "cummax": h.MAX, "cummin": h.MIN,
           "logcumsumexp": h.LOGSUMEXP}  # fmt: skip
@@ -132,10 +165,11 @@ _SCANS = {"cumsum": h.SUM, "cumprod": h.PROD, "cummax": h.MAX, "cummin": h.MIN,
 def scan(t: Translator, node: Node) -> None:
     x = t.array(node.operand("a"))
     axis = setting(node, "axis")
-    if x.dtype not in FLOATS or node.output.dtype != x.dtype or (axis is None and x.ndim != 1):
-        raise Unknown(f"{node.op} of integers or of all axes")
+    if (x.dtype in FLOATS) != (node.output.dtype in FLOATS):
+        raise Unknown(f"{node.op} from {x.dtype}".replace("mlx.core.", ""))
+    if axis is None:
+        x, axis = _flat(t, x, node), 0
     y = t.result(node)
-    rows = along(x, y, 0 if axis is None else axis % x.ndim)
-    args = h.Scan(rows, _SCANS[node.op], int(setting(node, "reverse")),
+    args = h.Scan(along(x, y, axis % x.ndim), _SCANS[node.op], int(setting(node, "reverse")),
                   int(not setting(node, "inclusive")))  # fmt: skip
     t.step(h.SCAN, args, [x], [y], node)

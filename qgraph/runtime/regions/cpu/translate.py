@@ -11,14 +11,15 @@ from typing import Any
 import mlx.core as mx
 
 from ....importer.expansions import expansion
-from ....ir.graph import Graph, Node, Value, is_scalar
+from ....ir.graph import Graph, Node, Value, is_scalar, map_values
 from ....ir.ops import OPS, RANDOM
+from ....types import TensorType
 from ..arrays import Array, Buffer, Memory, row_major
 from ..steps import Step, Work
 from .chains import ELEMENTWISE, LONGEST, Chain, as_constant, instruct
 from .patterns import Pattern, find
 from .refs import DTYPES, Unknown, dtype_number, fill, h, ref
-from .views import VIEWS, view
+from .views import VIEWS, is_view, view
 
 
 @dataclass
@@ -83,10 +84,8 @@ def kind(*ops: str) -> Callable[[Kind], Kind]:
 
 
 _ALONE = frozenset(
-    name for name, op in OPS.items()
-    if op.kind in ("convolution", "linear algebra", "fft", "quantization", "chosen kernels",
-                   "collective")
-)  # fmt: skip
+    name for name, op in OPS.items() if op.kind in ("quantization", "chosen kernels", "collective")
+)
 """Ops that are expanded in no way that the engine would gain by."""
 
 PATTERNS: dict[type[Pattern], Callable[[Translator, Any], None]] = {}
@@ -95,6 +94,14 @@ PATTERNS: dict[type[Pattern], Callable[[Translator, Any], None]] = {}
 
 def _holds_values(arg: Any) -> bool:
     return isinstance(arg, tuple) and any(isinstance(a, Value) or _holds_values(a) for a in arg)
+
+
+def _are_values(arg: Any) -> bool:
+    return isinstance(arg, tuple) and bool(arg) and all(isinstance(a, Value) for a in arg)
+
+
+def _type(value: Value) -> TensorType:
+    return value.type
 
 
 class Translator:
@@ -153,7 +160,7 @@ class Translator:
                 self.places[node.output] = self.table.fixed(node.args["data"].array)
         elif node.op in ELEMENTWISE:
             self._elementwise(node)
-        elif node.op in VIEWS:
+        elif is_view(node):
             results = view(node, self.array)
             if results is None:
                 results = [self.copied(self.array(node.inputs[0]), node)]
@@ -166,22 +173,32 @@ class Translator:
 
     def _expanded(self, node: Node) -> None:
         """An op as MLX makes it of others, where the engine knows those."""
-        tensors = {name: arg for name, arg in node.args.items() if isinstance(arg, Value)}
-        settings = tuple((n, a) for n, a in node.args.items() if n not in tensors)
+        tensors: dict[str, Value | tuple[Value, ...]] = {}
+        settings = []
+        for name, arg in node.args.items():
+            if isinstance(arg, Value) or _are_values(arg):
+                tensors[name] = arg
+            elif _holds_values(arg):
+                raise Unknown(f"there is no kind of work for {node.op} of such arguments")
+            else:
+                settings.append((name, arg))
         unknown = Unknown(f"there is no kind of work for {node.op}")
-        if node.op in _ALONE or any(map(_holds_values, dict(settings).values())):
+        if node.op in _ALONE:
             raise unknown
         if node.op in RANDOM and "key" not in tensors:
             raise Unknown(f"{node.op} without a key")
         try:
-            graph = expansion(node.op, tuple((n, v.type) for n, v in tensors.items()), settings)
+            types = tuple((name, map_values(v, _type)) for name, v in tensors.items())
+            graph = expansion(node.op, types, tuple(settings))
         except TypeError:  # settings that are no key, such as slices
             raise unknown from None
         if graph is None or any(n.op in (node.op, *_ALONE) or n.bodies for n in graph.nodes):
             raise unknown
+        outside = [
+            v for arg in tensors.values() for v in (arg if isinstance(arg, tuple) else (arg,))
+        ]
         self.places.update(
-            (inner, self.array(outer))
-            for inner, outer in zip(graph.inputs, tensors.values(), strict=True)
+            (inner, self.array(outer)) for inner, outer in zip(graph.inputs, outside, strict=True)
         )
         for inner in graph.nodes:
             for value in inner.outputs:  # of the last node of this kind
@@ -242,10 +259,16 @@ class Translator:
 
     def filled(self, number: float, dtype: mx.Dtype, shape: Sequence[int] = ()) -> Array:
         """An array of one number."""
-        chain = Chain(tuple(shape), 0)
+        return self.computed(shape, dtype, lambda chain: chain.constant(number, dtype))
+
+    def computed(
+        self, shape: Sequence[int], dtype: mx.Dtype, make: Callable[[Chain], int], *reads: Array
+    ) -> Array:
+        """A new array of what `make` adds to a chain that may read some arrays."""
+        chain = Chain(tuple(shape), 1 + max((a.buffer.ready for a in reads), default=-1))
         made = self.table.array(shape, dtype)
-        chain.outputs.append((made, chain.constant(number, dtype)))
-        made.buffer.ready = 0
+        chain.outputs.append((made, make(chain)))
+        made.buffer.ready = chain.level
         self.work.append(self.chain_step(chain))
         return made
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ....ir.graph import Node, Value
 from ....ir.ops import setting
-from ..arrays import Array
+from ..arrays import Array, row_major
 from .refs import Unknown
 
 
@@ -70,10 +70,14 @@ def _broadcast(node: Node, of: Callable[[Value], Array]) -> list[Array]:
     return [of(v).broadcast(out.shape) for v, out in zip(node.inputs, node.outputs, strict=True)]
 
 
-def _bits(node: Node, of: Callable[[Value], Array]) -> Array:
+def _bits(node: Node, of: Callable[[Value], Array]) -> Array | None:
     a, dtype = of(node.inputs[0]), node.output.dtype
     if dtype.size != a.dtype.size:
-        raise Unknown("view as a dtype of another size")
+        if not a.is_contiguous:
+            raise Unknown("view of elements with gaps as a dtype of another size")
+        return replace(
+            a, dtype=dtype, shape=node.output.shape, strides=row_major(node.output.shape)
+        )
     return replace(a, dtype=dtype)
 
 
@@ -96,29 +100,42 @@ def _unstack(node: Node, of: Callable[[Value], Array]) -> list[Array]:
 
 def _getitem(node: Node, of: Callable[[Value], Array]) -> Array:
     a = of(node.inputs[0])
-    given = node.args["index"]
-    index: list[Any] = list(given) if isinstance(given, tuple) else [given]
-    if any(not (i is None or i is Ellipsis or isinstance(i, int | builtins.slice))
-           or isinstance(i, bool) for i in index):  # fmt: skip
-        raise Unknown("an index that holds arrays")
-    taken = sum(i is not None and i is not Ellipsis for i in index)
-    rest = [builtins.slice(None)] * (a.ndim - taken)
-    at = index.index(Ellipsis) if Ellipsis in index else len(index)
     axis = 0
-    for i in [*index[:at], *rest, *index[at + 1 :]]:
-        if i is None:
-            shape, strides = list(a.shape), list(a.strides)
-            shape.insert(axis, 1)
-            strides.insert(axis, 0)
-            a = replace(a, shape=tuple(shape), strides=tuple(strides))
-            axis += 1
-        elif isinstance(i, int):
-            a = a.sliced(axis, i % a.shape[axis], 1).without(axis)
-        else:
-            numbers = range(*i.indices(a.shape[axis]))
-            a = a.sliced(axis, numbers.start, len(numbers), numbers.step)
-            axis += 1
+    for item in spelled_out(node.args["index"], a.ndim):
+        a, axis = by_item(a, axis, item)
     return a
+
+
+def spelled_out(index: Any, ndim: int) -> list[Any]:
+    """The items of an index, with a slice for each axis that it does not name.
+
+    >>> spelled_out((0, Ellipsis, None), 3)
+    [0, slice(None, None, None), slice(None, None, None), None]
+    """
+    items: list[Any] = list(index) if isinstance(index, tuple | list) else [index]
+    known = (int, builtins.slice, Value)
+    if any(
+        isinstance(i, bool) or not (i is None or i is Ellipsis or isinstance(i, known))
+        for i in items
+    ):
+        raise Unknown("an index of another kind than numbers, slices and arrays")
+    taken = sum(i is not None and i is not Ellipsis for i in items)
+    rest = [builtins.slice(None)] * (ndim - taken)
+    at = items.index(Ellipsis) if any(i is Ellipsis for i in items) else len(items)
+    return [*items[:at], *rest, *items[at + 1 :]]
+
+
+def by_item(a: Array, axis: int, item: Any) -> tuple[Array, int]:
+    """An array by an item of an index (None, a number, a slice), and the axis that follows."""
+    if item is None:
+        shape, strides = list(a.shape), list(a.strides)
+        shape.insert(axis, 1)
+        strides.insert(axis, 0)
+        return replace(a, shape=tuple(shape), strides=tuple(strides)), axis + 1
+    if isinstance(item, int):
+        return a.sliced(axis, item % a.shape[axis], 1).without(axis), axis
+    numbers = range(*item.indices(a.shape[axis]))
+    return a.sliced(axis, numbers.start, len(numbers), numbers.step), axis + 1
 
 
 def _flip(node: Node, of: Callable[[Value], Array]) -> Array:
@@ -154,3 +171,8 @@ _VIEWS: dict[str, Callable[[Node, Callable[[Value], Array]], Array | list[Array]
 }  # fmt: skip
 
 VIEWS = frozenset(_VIEWS)
+
+
+def is_view(node: Node) -> bool:
+    """Does a node only look at its operand in another way?"""
+    return node.op in VIEWS and (node.op != "getitem" or len(node.inputs) == 1)
