@@ -5,7 +5,7 @@
 
 namespace qgraph {
 
-constexpr long kBlock = 256;  // lanes of a register: a few registers fit the first cache
+constexpr long kBlock = 512;  // lanes of a register: a few registers fit the first cache
 
 // One instruction on registers: float32 for float dtypes, int64 for all others.
 struct Lanes {
