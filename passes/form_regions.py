@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import mlx.core as mx
+
 from qgraph.analysis.estimate import estimate
 from qgraph.ir.graph import Graph, Node, Value, input_value, is_constant, is_scalar
 from qgraph.ir.kinds import PRODUCTS
@@ -172,7 +174,8 @@ def _saves(nodes: Sequence[Node]) -> float:
     """Microseconds that the engine saves over MLX's own operations, roughly.
 
     Measured on two AVX-512 cores: MLX does 4 GFLOP a second of products, a function such as `tanh`
-    takes it 10 ns an element, and a norm or softmax 5.  Plain arithmetic is bound by memory.
+    takes it 10 ns an element, and a norm or softmax 5.  Plain arithmetic is bound by memory, and so
+    are reductions, of which two threads do more; `python -m benchmarks.regions` measures each kind.
     """
     return sum(map(_saved_us, nodes))
 
@@ -184,16 +187,16 @@ def _saved_us(node: Node) -> float:
     if node.op in VIEWS or node.op == "constant" or not node.inputs:
         return 0.0
     kind, size = OPS[node.op].kind, node.inputs[0].type.size
-    if node.op in PRODUCTS or node.op in _ATTENTION:
+    if node.op in PRODUCTS or node.op in _ATTENTION or kind == "convolution":
         return 1.0 + estimate(node).flops / 4e3
     if node.op in _ROWS:
         return 1.0 + 0.005 * size
-    if kind == "cumulative":  # an element at a time
-        return -0.2 * size
-    if kind == "reduction":
-        return 0.5 if _reduces_last(node) else -0.02 * size
+    if kind == "reduction" and mx.issubdtype(node.inputs[0].dtype, mx.floating):
+        return 0.5 + 0.0002 * size
+    if kind in ("reduction", "cumulative"):
+        return 0.5 - 0.001 * size
     if kind == "elementwise" and any(v.node.op in _TURNING for v in node.inputs):
-        return -0.04 * node.output.type.size
+        return -0.002 * node.output.type.size
     if node.op in _FUNCTIONS:
         return 0.5 + 0.01 * node.output.type.size
     return 0.5 - 0.0005 * node.output.type.size
@@ -206,14 +209,6 @@ _FUNCTIONS = frozenset(
      "cos", "tan", "sinh", "cosh", "power", "logaddexp", "arctan2"}
 )  # fmt: skip
 _TURNING = frozenset({"transpose", "matrix_transpose", "swapaxes", "moveaxis"})
-
-
-def _reduces_last(node: Node) -> bool:
-    axes = node.args.get("axis")  # None, and of `allclose`, which has none, means all
-    last = node.inputs[0].ndim - 1
-    return axes is None or last in [
-        axis % (last + 1) for axis in (axes if isinstance(axes, tuple) else (axes,))
-    ]
 
 
 def _report(nodes: Sequence[Node], ends: tuple[Node, str] | None) -> None:

@@ -58,7 +58,8 @@ def placed(t: Translator, index: Any, a: Array) -> Place | Array:
         raise Unknown("an index of booleans")
     picking = [i for i, item in enumerate(items) if isinstance(item, int | Value)] if wild else []
     window, axis, before = a, 0, 0
-    axes, picks = [], []
+    axes: list[int] = []
+    picks: list[Array] = []
     for i, item in enumerate(items):
         if picking and i == picking[0]:
             before = axis - len(axes)
@@ -88,7 +89,9 @@ def _joined(t: Translator, place: Place, steps: Sequence[int]) -> Array:
     """One array of the picks, each brought into its axis and taken `steps` times, added up."""
 
     def make(chain: Chain) -> int:
-        number = lambda value: chain.constant(value, mx.int64)  # noqa: E731
+        def number(value: int) -> int:
+            return chain.constant(value, mx.int64)
+
         total = number(0)
         for pick, size, step in zip(place.picks, place.sizes, steps, strict=True):
             at = chain.read(pick)
@@ -177,10 +180,10 @@ def _updates(t: Translator, node: Node, shape: tuple[int, ...], dtype: mx.Dtype)
     if inverse == h.OP_RECIPROCAL and dtype not in FLOATS:
         raise Unknown("a division of integers")
     if not isinstance(given, Value):
-        number = {h.OP_NEGATIVE: lambda v: -v, h.OP_RECIPROCAL: lambda v: 1 / v}.get(
-            inverse, lambda v: v
-        )
-        return t.filled(number(given), dtype).broadcast(shape)
+        number = {h.OP_NEGATIVE: -given, h.OP_RECIPROCAL: 1 / (given or 1)}.get(inverse, given)
+        if inverse == h.OP_RECIPROCAL and not given:
+            number = math.inf
+        return t.filled(number, dtype).broadcast(shape)
     array = t.array(given)
     while array.ndim > len(shape) and array.shape[0] == 1:
         array = array.without(0)
