@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -215,6 +217,70 @@ def test_a_child_after_fork_and_a_process_on_one_core() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout == "all\n", done.stderr
+
+
+def test_signals_in_the_midst_of_it() -> None:
+    """Their handlers run between calls; a system call that one ends is made again."""
+    seen: list[int] = []
+    s, x, left = looping()
+    region = s.made()
+    before = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        until = time.monotonic() + 30
+        while len(seen) < 20 and time.monotonic() < until:
+            x[:], left[...] = 0, 50
+            region.run([a.ctypes.data for a in s.arrays], 2)
+            assert (x == 50).all()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(seen) >= 20
+
+
+def test_without_room_for_threads_or_memory() -> None:
+    """The caller does all; where the arena is too much there are words, and later calls run."""
+    script = (
+        "import resource, numpy as np\n"
+        "from tests.test_region_engine import add, looping, h, Steps\n"
+        "from qgraph.kernels.cpu.region import Region, RegionError\n"
+        "s, x, left = looping()\nregion = s.made()\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 10),) * 2)\n"
+        "for _ in range(20):\n"
+        "    x[:], left[...] = 0, 50\n"
+        "    region.run([a.ctypes.data for a in s.arrays], 2)\n"
+        "    assert (x == 50).all()\n"
+        "given = Steps()\nadd(given, np.zeros(10, np.float32), 1)\n"
+        "large = Region([h.Buffer(h.ARENA, 0, 0, 40), *given.buffers], given.steps,"
+        " bytes(given.args), pointers=1, arena_bytes=1 << 28)\n"
+        "try:\n    large.run([given.arrays[0].ctypes.data], 2)\n"
+        "except RegionError as error:\n    print(error)\n"
+        "x[:], left[...] = 0, 50\n"
+        "region.run([a.ctypes.data for a in s.arrays], 2)\nassert (x == 50).all()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "too little memory" in done.stdout, done.stderr
+
+
+def test_another_processor_has_a_library_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home folder may be shared: the name of a library holds the instructions it may use."""
+
+    def compiled(texts: Any, folder: Path) -> Path:
+        (folder / "kernels.so").write_bytes(b"code")
+        return folder / "kernels.so"
+
+    monkeypatch.setattr(library, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(library, "_compiled", compiled)
+    here = library._built()
+    assert any("avx" in str(line) or "asimd" in str(line) for line in library._processor()[1:])
+    monkeypatch.setattr(library, "_processor", lambda: ("x86_64", "flags : sse2"))
+    assert library._built() != here
+    assert len(list(tmp_path.glob("*.so"))) == 2
 
 
 def test_a_library_cut_short_is_built_again(

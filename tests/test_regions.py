@@ -121,6 +121,31 @@ def test_attention(mask: str, dtype: mx.Dtype) -> None:
         agree(cases.attention(mask=found), q, k, v)
 
 
+SHAPES = [(6, 11), (1, 11), (1, 1, 11), (2, 1, 1, 11), (1, 4, 6, 11), (2, 1, 6, 1), (2, 4, 6, 11)]
+
+
+@pytest.mark.parametrize("boolean", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_masks_of_any_shape(shape: tuple[int, ...], boolean: bool) -> None:
+    """Broadcast over batch, heads, queries or keys; with sinks too."""
+    q = cases.numbers(2, 4, 6, 16)
+    k, v = (cases.numbers(2, 2, 11, 16, seed=i) for i in (1, 2))
+    mask = cases.numbers(*shape, seed=7)
+    if boolean:
+        mask = mask > -1
+    exact = _attended(*(to_numpy(a).astype(np.float64) for a in (q, k, v)), to_numpy(mask))
+    agree(cases.attention(), q, k, v, mask, exact=exact)
+    agree(lambda q, k, v, m, s: qg.fast.scaled_dot_product_attention(
+        q, k, v, scale=0.25, mask=m, sinks=s), q, k, v, mask, cases.numbers(4, seed=3))  # fmt: skip
+
+
+def _attended(q: Any, k: Any, v: Any, mask: Any) -> Any:
+    scores = 0.25 * q @ np.repeat(k, 2, axis=1).swapaxes(-1, -2)
+    scores = np.where(mask, scores, -1e30) if mask.dtype == bool else scores + mask
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True) @ np.repeat(v, 2, axis=1)
+
+
 def test_attention_with_sinks_over_transposed_heads() -> None:
     def attend(x: Any, sinks: Any) -> Any:
         heads = x.reshape(1, 6, 4, 16).transpose(0, 2, 1, 3)
