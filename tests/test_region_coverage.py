@@ -28,8 +28,9 @@ NOT_HELD = {
         "linalg.qr", "linalg.solve", "linalg.solve_triangular", "linalg.svd", "linalg.tri_inv",
         "random.multivariate_normal")},
     **{name: "several processes" for name, op in OPS.items() if op.kind == "collective"},
-    **{name: "a way of MLX's to carry out a product" for name in (
-        "pack_weight", "packed_matmul", "packed_gather", "packed_rows", "cached_attention")},
+    **{name: "a kernel of other targets, or of MLX's" for name in (
+        "pack_weight", "packed_matmul", "packed_gather", "packed_rows", "cached_attention",
+        "tail_attention", "merge_tail")},
     **{name: "not on CPUs in MLX either" for name in ("qqmm", "gather_qqmm")},
     **{name: "rare" for name in (
         "block_masked_mm", "segmented_mm", "hadamard_transform", "searchsorted", "to_fp8",
