@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import pytest
 from mlx.utils import tree_map
 from mlx_lm.models import cache, llama
 
@@ -57,13 +58,22 @@ def main(scenario: str) -> None:
             x = program(x)
         mx.eval(x)
     elif scenario == "model":
-        model = tiny()
-        fast = qg.lm.accelerate(model, target="cpu", mesh=mesh)
+        model, spread = tiny(), tiny()
+        fast = qg.lm.accelerate(spread, target="cpu", mesh=mesh)
         here, there = cache.make_prompt_cache(model), cache.make_prompt_cache(fast)
         for tokens in ([1, 2, 3, 4, 5, 6, 7], [8], [9]):
             one, other = (m(mx.array([tokens]), cache=c) for m, c in ((model, here), (fast, there)))
             assert mx.max(mx.abs(one - other)).item() < 1e-4 * mx.max(mx.abs(one)).item()
         assert there[0].keys.shape[1] == 2  # of 3 heads, each rank holds two
+        # What is packed in parts was let go, and nobody takes what is left for numbers.
+        layer = spread.model.layers[0].mlp.up_proj
+        assert mx.all(mx.isnan(layer.scales)).item()
+        for call in (fast, spread):
+            with pytest.raises(qg.errors.MeshError, match="hold parts of it: a call without"):
+                call(mx.array([[1]]))
+        spread.model.layers[0].mlp.up_proj.scales = mx.ones_like(layer.scales)
+        with pytest.raises(qg.errors.MeshError, match="weights changed, but"):
+            fast(mx.array([[1]]), cache=there)
     elif scenario == "killed":
         program, x = small(mesh)
         mx.eval(program(x))

@@ -266,6 +266,19 @@ def test_collectives_of_the_users_own_stay() -> None:
     assert spread(graph, 2) is graph
 
 
+def test_of_a_weight_that_was_let_go_the_part_that_is_there_is_taken() -> None:
+    """Programs of a model share what was packed: a later one does not want another part."""
+    up, down = random(64, K, seed=1), random(K, 64, seed=2)
+    fn = lambda x: qg.tanh(x @ up.T) @ down.T  # noqa: E731
+    for axis in (0, 1):
+        graph = traced(fn, random(1, K))
+        weight = next(n.output for n in graph.constants() if n.output.shape == (64, K))
+        weight.node.args["data"].parts.add((axis, weight.shape[axis] // 2))
+        weight.node.args["data"].release()
+        parts = [n for n in spread(graph, 2).nodes if n.op == "distributed.part"]
+        assert [n.args["axis"] for n in parts if n.inputs[0] is weight] == [axis]
+
+
 def test_a_mesh_of_one_changes_nothing() -> None:
     x = random(ROWS, K, seed=9)
     graph = traced(mlp("affine-4-32"), x)

@@ -14,8 +14,9 @@ import mlx.core as mx
 
 from qgraph.analysis.placements import PARTIAL, REPLICATED, Placement, local_type
 from qgraph.analysis.placements.costs import Costs
+from qgraph.analysis.placements.parts import in_parts
 from qgraph.analysis.placements.search import Assignment, Search
-from qgraph.analysis.placements.strategies import Strategy, strategies
+from qgraph.analysis.placements.strategies import Strategy
 from qgraph.ir.graph import (
     Graph,
     Node,
@@ -250,13 +251,11 @@ class Spreading:
 
     def _in_parts(self, value: Value, place: Placement) -> None:
         node = value.node
-        for way in strategies(node, self.search.units):
-            parts_only = all(p.kind in ("replicated", "split") for p in way.needs)
-            if way.gives[value.index] == place and parts_only and way.build is None:
-                results = self._same_op(node, way)
-                for out, where, new in zip(node.outputs, way.gives, results, strict=True):
-                    self._have.setdefault(out, {REPLICATED: out})[where] = new
-                return
+        way = in_parts(value, place, self.search.units)
+        if way is not None:
+            results = self._same_op(node, way)
+            for out, where, new in zip(node.outputs, way.gives, results, strict=True):
+                self._have.setdefault(out, {REPLICATED: out})[where] = new
 
     # Nodes.
 

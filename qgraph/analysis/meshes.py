@@ -8,7 +8,16 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ..errors import UnsupportedError
-from ..ir.graph import Graph, Node, Value, in_order, input_value, map_values, reachable
+from ..ir.graph import (
+    Graph,
+    Node,
+    Value,
+    in_order,
+    input_value,
+    is_constant,
+    map_values,
+    reachable,
+)
 from ..ir.loops import CONTROL_FLOW, Body, bodies, invariant_names
 from ..ir.ops import OPS
 from ..kernels.collectives import part
@@ -94,6 +103,13 @@ def keeping_parts(graph: Graph, states: Sequence[tuple[int, int]]) -> tuple[Grap
     read = set(reachable(outputs, stop=inputs))
     nodes = [node for node in nodes if node in read]
     return graph.replace(inputs=inputs, nodes=nodes, outputs=outputs), parts
+
+
+def note_parts(graph: Graph) -> None:
+    """Let constants know which parts are taken of them, for programs to come."""
+    for node in graph.nodes:
+        if _is_part(node) and is_constant(whole := node.operand("x")):
+            whole.node.args["data"].parts.add((node.args["axis"], node.args["size"]))
 
 
 def for_rank(graph: Graph, rank: int) -> Graph:

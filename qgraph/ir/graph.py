@@ -224,15 +224,24 @@ def input_value(type: TensorType, name: str = "", parameter: bool = False) -> Va
 
 
 class Data:
-    """The array of a constant, which packing lets go once nothing needs it any more."""
+    """The array of a constant, which packing lets go once nothing needs it any more.
 
-    __slots__ = ("_array",)
+    Attributes:
+        parts: axis and length of the parts that a rank of a mesh takes of it.
+        again: reads the array again after it was released, if that can be done.
+    """
+
+    __slots__ = ("_array", "again", "parts")
 
     def __init__(self, array: mx.array) -> None:
         self._array: mx.array | None = array
+        self.parts: set[tuple[int, int]] = set()
+        self.again: Callable[[], mx.array] | None = None
 
     @property
     def array(self) -> mx.array:
+        if self._array is None and self.again is not None:
+            return self.again()
         if self._array is None:
             raise QGraphError(
                 "the float array of a constant was released when a program packed it",

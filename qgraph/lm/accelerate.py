@@ -34,7 +34,9 @@ def accelerate(
         model: as `mlx_lm.load` gives it.
         target: "cpu", "gpu" or an `mx.Device`; by default MLX's default device.
         mesh: the ranks to spread the model over; each holds its part of the weights and the caches,
-            and every rank must make the same calls.
+            and every rank must make the same calls.  Where several processes were launched, the
+            model's own weights are let go as parts of them are packed (each is NaN then), and the
+            model given runs through programs too.
         quantize: which float weights to pack for the programs, and how; the model keeps its own.
         tune: as for `qg.optimize`.
         warm: make the programs for a token and for short prompts now.
@@ -69,6 +71,9 @@ def accelerate(
     vars(fast).update(vars(model))
     maker = Maker(cls._own, where, quantize, tune)
     vars(fast)["qgraph"] = Acceleration(fast, maker, background, keep)
+    if mesh is not None and not mesh.in_one_process and mesh.size > 1:
+        model.__class__ = cls
+        vars(model)["qgraph"] = fast.qgraph
     if warm:
         fast.qgraph.warm()
     return fast

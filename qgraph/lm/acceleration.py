@@ -51,7 +51,7 @@ class Acceleration:
     def __init__(
         self, model: Any, maker: Maker, background: bool = True, keep: bool | Path = False
     ) -> None:
-        self._ranks = Ranks(maker.target.mesh)
+        self._ranks = Ranks(maker.target.mesh, model)
         self._model = model
         self._background = background and not self._ranks.launched
         self._keep = keep if maker.target.mesh is None else False  # parts of weights are a rank's
@@ -67,7 +67,8 @@ class Acceleration:
     def _forget(self) -> None:
         packed = self._packed = PackCache()
         model, store = self._model, self._store
-        self._library = Library(lambda form: self._maker.make(model, form, packed, store))
+        release = self._ranks.release(packed.constants)
+        self._library = Library(lambda form: self._maker.make(model, form, packed, store, release))
         self._shapes: list[Any] | None = None
         self._numbers = Numbers()
         self._last: tuple[Any, Form] | None = None
@@ -127,6 +128,7 @@ class Acceleration:
             if self._watch is not None and self._watch.unchanged():
                 return
             if self._watch is not None:
+                self._ranks.letting_go.check(model)
                 self._said.note("weights changed: programs were made again")
             self._watch = Watch(model)
             if self._keep:

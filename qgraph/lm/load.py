@@ -13,6 +13,7 @@ from mlx_lm import utils
 
 from ..errors import QuantizationError
 from ..quantization.repack import Repacked, repacked
+from .source import Source
 
 _ANY = {"group_size": 64, "bits": 4}
 """What mlx-lm wants to hear before it asks each layer's own arrays."""
@@ -88,9 +89,15 @@ def load(path: str | Path, **settings: Any) -> Any:
         model = qg.lm.accelerate(model)
     """
     folder = utils._download(str(path), revision=settings.pop("revision", None))
+    model, *rest = _load(folder, settings)
+    Source.note(model, lambda: _load(folder, {**settings, "lazy": True})[0])
+    return model, *rest
+
+
+def _load(folder: Path, settings: dict[str, Any]) -> tuple[Any, ...]:
     packing = _packing(folder)
     if packing is None:
-        return utils.load(str(folder), **settings)
+        return tuple(utils.load(str(folder), **settings))
 
     def classes(config: dict[str, Any]) -> tuple[type, type]:
         model_class, args_class = utils._get_classes(config)

@@ -17,7 +17,7 @@ from ..importer import from_mlx
 from ..ir.graph import Graph
 from ..quantization.config import Quantize
 from ..runtime.executable import Executable
-from ..runtime.packing import PackCache
+from ..runtime.packing import PackCache, Release
 from ..target import Target
 from ..tracing.trace import sharing
 from .call import Call
@@ -68,7 +68,12 @@ class Maker:
         return f"{self.target} {self.quantize} {self.tune}"
 
     def make(
-        self, model: Any, form: Form, packed: PackCache, store: Store | None = None
+        self,
+        model: Any,
+        form: Form,
+        packed: PackCache,
+        store: Store | None = None,
+        release: Release = False,
     ) -> Program:
         """A program for calls of this form, or the reason why there is none; never raises."""
         start = time.perf_counter()
@@ -87,10 +92,10 @@ class Maker:
                 )  # fmt: skip
                 graph = program.plan.graph
             program.executable = Executable(
-                graph, self.target, packed, release=False, progress=None,
+                graph, self.target, packed, release=release, progress=None,
                 states=states_of(graph, form),
             )  # fmt: skip
-            if program.plan is not None and self.quantize is not None:
+            if program.plan is not None and self.quantize is not None and not release:
                 program.reference = Executable(
                     program.plan.source, self.target, PackCache(), release=False, progress=None
                 )

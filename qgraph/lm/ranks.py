@@ -10,6 +10,10 @@ import mlx.core as mx
 from ..errors import MeshError
 from ..mesh import Mesh
 from ..runtime.executable import Executable
+from ..runtime.packing import Release
+from ..tracing.constants import Constants
+from .letting_go import LettingGo
+from .source import Source
 
 Type = tuple[tuple[int, ...], mx.Dtype]
 
@@ -22,11 +26,19 @@ class Ranks:
 
     Attributes:
         launched: is this process one rank of several?
+        letting_go: the model's weights of which this rank has packed its part.
     """
 
-    def __init__(self, mesh: Mesh | None) -> None:
+    def __init__(self, mesh: Mesh | None, model: Any) -> None:
         self.launched = mesh is not None and mesh.size > 1 and not mesh.in_one_process
+        self.letting_go = LettingGo(Source.of(model))
         self._wholes: dict[Type, Type] = {}
+
+    def release(self, constants: Constants) -> Release:
+        """What packing does with weights of which a rank needs no more."""
+        if not self.launched:
+            return False
+        return lambda weight, in_parts: self.letting_go.let_go(weight, in_parts, constants)
 
     def whole(self, types: tuple[Any, ...]) -> tuple[Any, ...]:
         """Types of caches' arrays as the model has them, of which a rank may hold parts."""
@@ -43,10 +55,10 @@ class Ranks:
         """Before the model runs a call itself.
 
         Raises:
-            MeshError: its caches are in parts, so it cannot.
+            MeshError: its weights or its caches are in parts, so it cannot.
         """
-        if self._wholes and cache is not None:
+        if self.letting_go or (self._wholes and cache is not None):
             raise MeshError(
-                f"the model cannot run this call itself, as ranks hold parts of its caches: {why}",
+                f"the model cannot run this call itself, as ranks hold parts of it: {why}",
                 hint="run it on one device",
             )

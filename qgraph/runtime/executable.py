@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..analysis.meshes import Part, for_mesh, keeping_parts
+from ..analysis.meshes import Part, for_mesh, keeping_parts, note_parts
 from ..ir.graph import Graph
 from ..kernels.compiled import Compiled
 from ..kernels.streams import Streams
@@ -20,7 +20,7 @@ from .by_mlx import transformable
 from .interpret import Env, Interpreter
 from .lower import LoweredGraph, Stretch
 from .mesh import watch
-from .packing import PackCache, Progress, Staged, pack
+from .packing import PackCache, Progress, Release, Staged, pack
 
 
 class Executable:
@@ -32,7 +32,7 @@ class Executable:
         target: Target,
         cache: PackCache,
         *,
-        release: bool,
+        release: Release,
         progress: Progress | None,
         states: Sequence[tuple[int, int]] = (),
     ) -> None:
@@ -51,6 +51,7 @@ class Executable:
         self.parts: dict[int, Part] = {}
         if self.watch is not None:
             graph, self.parts = keeping_parts(graph, states)
+            note_parts(graph)
         self.graph = graph = for_mesh(graph, target.mesh)
         self.target = target
         self.streams = Streams(device, None if target.mesh is None else target.mesh.group)

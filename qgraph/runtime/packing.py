@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..ir.graph import Graph, Node, Value, is_scalar, map_values
+from ..ir.graph import Graph, Node, Value, is_constant, is_scalar, map_values
 from ..kernels.progress import progress as said
 from ..kernels.streams import Streams
 from ..tracing.constants import Constants
@@ -22,6 +22,11 @@ from .lower import captured_constants
 
 Progress = Callable[[str, int, int], None]
 """Called with a weight's name, how many nodes are packed, and how many there are."""
+
+Release = bool | Callable[[Value, bool], None]
+"""Let go what only the pack step reads?  A function does so itself, or does not: it is given each
+such constant, and whether nothing but parts were taken of it.  Programs to come find those parts in
+the cache, if its array cannot be read again."""
 
 
 class PackCache:
@@ -89,6 +94,14 @@ def whole(value: Value) -> Value:
     return value
 
 
+def part_of(node: Node) -> Value | None:
+    """The constant that this node gives a part of, copied off it, as a rank of a mesh takes it."""
+    if node.op not in ("contiguous", "pad") or node.inputs[0].node.op != "getitem":
+        return None
+    cut = node.inputs[0].node.inputs
+    return cut[0] if len(cut) == 1 and is_constant(cut[0]) else None
+
+
 def run_constants(graph: Graph) -> list[Node]:
     """The constants that are read when the program runs, not only while packing."""
     return [
@@ -103,7 +116,7 @@ def pack(
     graph: Graph,
     streams: Streams,
     *,
-    release: bool = False,
+    release: Release = False,
     cache: PackCache | None = None,
     progress: Progress | None = None,
 ) -> dict[Value, mx.array]:
@@ -143,6 +156,9 @@ def pack(
                 Interpreter(streams).run(node, env)
                 arrays = [env[v] for v in node.outputs]
                 mx.eval(arrays)
+                of = part_of(node) if callable(release) else None
+                if of is not None and of.node.args["data"].again is None:
+                    cache.put(keys[node], arrays)
                 if any(v in held for v in node.outputs):
                     cache.put(keys[node], arrays)
             if arrays is not None:
@@ -152,7 +168,11 @@ def pack(
                     env.pop(value, None)
                     data = value.node.args.get("data")
                     if release and data is not None and id(data) not in keep_data:
-                        data.release()
+                        if callable(release):
+                            cut = (graph.users[v] for n in graph.users[value] for v in n.outputs)
+                            release(value, all(part_of(n) is value for ns in cut for n in ns))
+                        else:
+                            data.release()
             step()
     made = [value for node in staged.nodes for value in node.outputs]
     known = {value: env[value] for value in made if value in staged.wanted}

@@ -25,6 +25,9 @@ More than any collective costs: a graph is spread because it is too large, or to
 rank, so a weight is split wherever it can be.  Along which axis, and all else, time decides.
 """
 
+GONE = 1e9
+"""Seconds for a part of a weight that is not there any more: only where there is no other way."""
+
 PADDED = 1e-9
 """Seconds that a byte of a part is worth: parts that are not even hold more than they need."""
 

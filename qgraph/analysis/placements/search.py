@@ -18,7 +18,8 @@ from ...ir.graph import Graph, Node, Value
 from ...ir.loops import Body, bodies, turns
 from ...ir.ops import OPS
 from .across import across
-from .costs import Costs
+from .costs import GONE, Costs
+from .parts import is_there
 from .placement import PARTIAL, REPLICATED, Placement, split
 from .strategies import Strategy, on_owned, strategies, whole
 from .units import Units
@@ -87,6 +88,7 @@ class Search:
         self._inner: dict[Node, list[Assignment]] = {}
         self._ways: dict[Node, list[Strategy]] = {}
         self._columns: dict[Node, bool] = {}
+        self._held: dict[tuple[Value, Placement], float] = {}
 
     def assign(
         self, graph: Graph, free: Sequence[Value] = (), wanted: Mapping[int, int] | None = None
@@ -146,7 +148,7 @@ class Search:
                 if place in there:
                     continue
                 if value in self.fixed:
-                    left -= self.costs.holding(value, place)
+                    left -= self._holding(value, place)
                 else:
                     left -= self.costs.convert(value.type, there, place)[0]
                 if left < 0:
@@ -192,11 +194,10 @@ class Search:
             return "partial" in kinds or "owned" in kinds
         if way.contracted and self._splits_results(node):
             # To split the rows of a weight costs no more than its columns, unless its other operand
-            # is split already.
+            # is split already, or no other part of the weight is there.
             return any(
-                need in have
-                for i, (need, have) in enumerate(zip(way.needs, here, strict=True))
-                if i in way.contracted
+                way.needs[i] in here[i] or self._is_all(node, node.inputs[i], way.needs[i])
+                for i in way.contracted
             )
         made = True
         for value, need, have in zip(node.inputs, way.needs, here, strict=True):
@@ -211,6 +212,12 @@ class Search:
             if value in frame.free and value not in state.live:
                 return True
         return made  # nothing but numbers goes in: any part can be made
+
+    def _is_all(self, node: Node, value: Value, place: Placement) -> bool:
+        """Is this part all that is there of a weight?"""
+        if value not in self.fixed or not is_weight(node, value):
+            return False
+        return self._holding(value, place) < GONE <= self._holding(value, REPLICATED)
 
     def _splits_results(self, node: Node) -> bool:
         """Can the results be split by splitting a weight?"""
@@ -236,7 +243,7 @@ class Search:
                 have = live.get(value, ())
                 if need not in have:
                     if is_weight(node, value):
-                        seconds += self.costs.holding(value, need)
+                        seconds += self._holding(value, need)
                     live[value] = (*have, need)
             elif value in frame.free and value not in live and need.kind in ("replicated", "split"):
                 live[value] = (need,)
@@ -250,6 +257,13 @@ class Search:
         for value, give in zip(node.outputs, way.gives, strict=True):
             live[value] = (give,)
         return self._settle(place, State(live, seconds, (state.choices, node, way)), frame)
+
+    def _holding(self, value: Value, place: Placement) -> float:
+        """What it costs to hold a weight so; of what was let go, no program can have more."""
+        if (value, place) not in self._held:
+            there = is_there(value, place, self.units)
+            self._held[value, place] = self.costs.holding(value, place) if there else GONE
+        return self._held[value, place]
 
     def _settle(self, place: int, state: State, frame: _Frame) -> State | None:
         """Outputs that nothing reads any more take their last form; what is dead is forgotten."""
