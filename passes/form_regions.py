@@ -32,8 +32,6 @@ from qgraph.ir.loops import REGION, turns
 from qgraph.ir.ops import OPS
 from qgraph.rewrite.ledger import Entry, collecting, record
 from qgraph.rewrite.rewriter import with_bodies
-from qgraph.runtime.regions.cpu.known import refusal
-from qgraph.runtime.regions.cpu.views import VIEWS
 from qgraph.target import Target
 
 from .eliminate_dead_code import EliminateDeadCode
@@ -81,6 +79,8 @@ class _Stretch:
 
 
 def _formed(graph: Graph, everywhere: bool) -> Graph:
+    from qgraph.runtime.regions.cpu.known import refusal  # 40 ms, when regions are formed at all
+
     why = {n: refusal(n) for n in graph.nodes if n.op != "constant" and n.stage == "run"}
     turns = _turns(graph, why)
     stretches = [nodes for i, nodes in sorted(turns.items()) if i % 2 == 0]
@@ -180,11 +180,17 @@ def _saves(nodes: Sequence[Node]) -> float:
     return sum(map(_saved_us, nodes))
 
 
+def _is_view(node: Node) -> bool:
+    from qgraph.runtime.regions.cpu.views import VIEWS  # as above
+
+    return node.op in VIEWS
+
+
 def _saved_us(node: Node) -> float:
     if node.bodies:
         inner = (n for body in node.bodies for n in body.nodes)
         return (turns(node) or 1) * sum(map(_saved_us, inner))
-    if node.op in VIEWS or node.op == "constant" or not node.inputs:
+    if node.op == "constant" or not node.inputs or _is_view(node):
         return 0.0
     kind, size = OPS[node.op].kind, node.inputs[0].type.size
     if node.op in PRODUCTS or node.op in _ATTENTION or kind == "convolution":
@@ -212,7 +218,7 @@ _TURNING = frozenset({"transpose", "matrix_transpose", "swapaxes", "moveaxis"})
 
 
 def _report(nodes: Sequence[Node], ends: tuple[Node, str] | None) -> None:
-    count = sum(1 for node in nodes if node.op not in VIEWS)
+    count = sum(1 for node in nodes if not _is_view(node))
     why = "it goes on to the end" if ends is None else f"it ends before {ends[0].op}: {ends[1]}"
     about = f"of {count} nodes"
     record(Entry(_NAME, "fused", REGION, nodes[0].origin, why, about=about))

@@ -16,6 +16,7 @@ from qgraph.ir import Graph
 from qgraph.kernels.cpu.region import RegionError
 from qgraph.passes import FormRegions
 from qgraph.rewrite.regions import inlined
+from qgraph.runtime.regions.cpu.known import refusal
 from qgraph.target import Target, as_target
 from tests.compiler import needs_compiler
 
@@ -204,3 +205,19 @@ def test_a_reduction_without_an_axis_reduces_all(name: str) -> None:
     x = mx.ones((4, 4))
     program = qg.compile(lambda x: getattr(qg, name)(qg.exp(x), qg.exp(x)), x, target="cpu")
     assert program(x).item()
+
+
+def test_what_the_engine_said_of_a_node_holds_for_its_like_alone() -> None:
+    def said(fn: Any, *specs: Any) -> list[str | None]:
+        return [refusal(node) for node in qg.trace(fn, *specs).nodes if node.op != "constant"]
+
+    x, i, twice = qg.spec((4, 4)), qg.spec((4, 4), mx.int32), 2
+    for _ in range(twice):
+        assert said(lambda x, i: qg.take_along_axis(x, i, 1), x, i) == [None]
+        every = said(lambda x, i: qg.take_along_axis(x, i, None), x, qg.spec((16,), mx.int32))
+        assert every == ["take_along_axis of all axes"]
+        assert said(lambda x, y: x + y, x, x) == [None]
+        assert said(lambda x: x + x, x) == [None]
+        assert said(lambda x, y: x + y, x, qg.spec((4, 4), mx.complex64)) == ["values of complex64"]
+        assert said(lambda x: x[::2], x) == said(lambda x: x[:, ::2], x) == [None]
+        assert said(lambda x: qg.full((4,), x), qg.spec(())) == ["full of an array"]

@@ -86,6 +86,23 @@ def test_experts(form: str, rows: int) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("lead", [(), (6,), (3, 2), (6, 1)], ids=str)
+@pytest.mark.parametrize("turned", [False, True])
+def test_matrices_are_picked_of_stacks_along_several_axes(
+    lead: tuple[int, ...], turned: bool
+) -> None:
+    w = cases.numbers(*lead, 16, 64, seed=1) if turned else cases.numbers(*lead, 64, 16, seed=1)
+    x = cases.numbers(2, 3, 5, 64)
+    left, right = mx.array([[0, 5], [1, 1], [4, 2]]), mx.array([[5], [0], [3]]) * bool(lead)
+    matrices = to_numpy(w.swapaxes(-1, -2) if turned else w).reshape(-1, 64, 16).astype(np.float64)
+    exact = to_numpy(x).reshape(6, 5, 64)[np.array(left)] @ matrices[np.array(right)]
+
+    def product(x: Any, w: Any, i: Any, j: Any) -> Any:
+        return qg.gather_mm(x, w.swapaxes(-1, -2) if turned else w, i, j)
+
+    agree(product, x, w, left.astype(mx.uint32), right.astype(mx.uint32), exact=exact)
+
+
 def test_words_and_samples_are_those_of_mlx() -> None:
     def draw(key: Any, logits: Any) -> Any:
         now, later = qg.split(qg.random.split(key), 2)

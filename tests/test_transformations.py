@@ -310,3 +310,108 @@ def test_gradients_of_a_module_that_is_a_program_are_refused() -> None:
     model.freeze()
     program = qg.compile(model, x, target="cpu")
     close([program(x)], [model(x)])
+
+
+class Listed(nn.Module):
+    """Weights in a list, in a dict and by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.more = [given((4, 4), 5)], {"shift": given((4,), 6)}
+
+    def __call__(self, x: Any) -> Any:
+        return x @ self.steps[0] + self.more["shift"]
+
+
+def of_a_call(model: nn.Module, x: mx.array) -> qg.Program:
+    return qg.compile(lambda x: qg.call(model, x), x)
+
+
+def of_a_loop(model: nn.Module, x: mx.array) -> qg.Program:
+    return qg.compile(lambda x: qg.fori_loop(0, 1, lambda i, h: qg.call(model, h), x), x)
+
+
+def of_an_import(model: nn.Module, x: mx.array) -> qg.Program:
+    return qg.compile(qg.from_mlx(model, x))
+
+
+def of_a_plan(model: nn.Module, x: mx.array) -> qg.Program:
+    return qg.compile(qg.optimize(qg.from_mlx(lambda x: model(x), x)).graph)
+
+
+def of_its_attributes(model: nn.Module, x: mx.array) -> qg.Program:
+    """Read by a function that the traced one calls, and computed with before they are constants."""
+
+    def product(x: Any) -> Any:
+        if isinstance(model, nn.Linear):
+            return x @ model.weight.T + model["bias"] * 1.0
+        return model(x)
+
+    return qg.compile(lambda x: product(x), x)
+
+
+def of_a_jit(model: nn.Module, x: mx.array) -> qg.Program:
+    program = qg.jit(lambda x: qg.call(model, x))
+    program(x)
+    return program
+
+
+@pytest.mark.parametrize("make", [nn.Linear, Listed], ids=["linear", "listed"])
+@pytest.mark.parametrize(
+    "program_of",
+    [of_a_call, of_a_loop, of_an_import, of_a_plan, of_its_attributes, of_a_jit],
+)
+def test_gradients_of_modules_that_a_program_holds_are_refused(
+    program_of: Callable[[nn.Module, mx.array], qg.Program], make: Any
+) -> None:
+    mx.random.seed(0)
+    model, x = make(*(4, 4) if make is nn.Linear else ()), given((3, 4))
+    weights, program = model.parameters(), program_of(model, x)
+    close([program(x)], [model(x)])
+    step = nn.value_and_grad(model, lambda x: program(x).sum())
+    with pytest.raises(TraceError, match=r"gradients are asked of (Linear|Listed).*a constant"):
+        step(x)
+    model.update(weights)
+    close([mx.grad(lambda x: program(x).sum())(x)], [mx.grad(lambda x: model(x).sum())(x)])
+
+
+def test_weights_that_changed_or_are_frozen_are_no_tracers() -> None:
+    model, x = nn.Linear(4, 4), given((3, 4))
+    program = qg.compile(lambda x: qg.call(model, x), x)
+    before = program(x)
+    model.weight = model.weight + 1
+    close([program(x)], [before])
+    model.freeze(keys="weight")
+    with pytest.raises(TraceError, match=r"asked of Linear\.bias"):
+        nn.value_and_grad(model, lambda: program(x).sum())()
+
+
+def test_a_trace_leaves_modules_as_they_were() -> None:
+    before = {**vars(nn.Module)}
+    qg.trace(lambda x: qg.call(nn.Linear(4, 4), x), qg.spec((1, 4)))
+    assert {**vars(nn.Module)} == before
+
+
+def in_words(program: qg.Program, x: mx.array, path: Path) -> None:
+    before = program(x)
+    with pytest.raises(UnsupportedError, match="shapeless=True would run it for others"):
+        mx.compile(program, shapeless=True)(x)
+    with pytest.raises(UnsupportedError, match="shapeless=True would run it for others"):
+        mx.export_function(str(path / "f.mlxfn"), lambda x: program(x), x, shapeless=True)
+    close([program(x), mx.compile(program)(x)], [before, before])
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("name", ["mean", "ones_like", "softmax"])
+def test_calls_for_all_shapes_are_refused(name: str, rows: int, tmp_path: Path) -> None:
+    """An import of a mean multiplies by the number of its rows, one of `ones_like` holds them."""
+    x = given((rows, 4))
+    fn = lambda x: getattr(mx, name)(x) * x  # noqa: E731
+    in_words(qg.compile(qg.from_mlx(fn, x)), x, tmp_path)
+    in_words(qg.jit(lambda x: qg.call(fn, x)), x, tmp_path)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_products_for_all_shapes_are_refused(rows: int, tmp_path: Path) -> None:
+    x = given((rows, 256))
+    in_words(qg.compile(product, x), x, tmp_path)

@@ -1,4 +1,4 @@
-"""Whether the indices that a graph holds as constants lie within what they index.
+"""The indices in a graph, and whether they lie within what they index.
 
 MLX reads and writes wherever an index points.  A graph out of a file may hold any.
 """
@@ -24,7 +24,7 @@ def stray_index(graph: Graph) -> tuple[Node, str] | None:
     """A node whose constant indices point outside, and in words where to; None if there is none."""
     behind = constants_behind(graph)
     for _, node in graph.walk():
-        for value, first, end in _bounds(node):
+        for value, first, end in bounds(node):
             source = _whole(value, behind)
             if source.node.op != "constant" or source.node.args["data"].is_released:
                 continue
@@ -44,10 +44,44 @@ def _whole(value: Value, behind: Mapping[Value, Value]) -> Value:
     return value
 
 
-def _bounds(node: Node) -> Iterator[Bound]:
+def bounds(node: Node) -> Iterator[Bound]:
+    """The indices that a node reads or writes by, each with its bounds."""
     check = _CHECKS.get(node.op)
     if check is not None:
         yield from check(node)
+
+
+def known_range(value: Value, behind: Mapping[Value, Value]) -> tuple[int, int] | None:
+    """The least and the largest that a value can be, if its own node says so.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> graph = qg.trace(lambda x: qg.argmax(x, axis=1), qg.spec((2, 5)))
+    >>> known_range(graph.outputs[0], {})
+    (0, 4)
+    """
+    source = _whole(value, behind)
+    node = source.node
+    if node.op == "constant" or not source.type.size:
+        return 0, -1  # `stray_index` has seen to it, or there is nothing
+    if node.op in _PLACES:
+        axis, a = setting(node, "axis"), node.operand("a")
+        return 0, (a.type.size if axis is None else a.shape[axis]) - 1
+    if node.op == "clip":
+        low, high = (_number(node.args[name], behind) for name in ("a_min", "a_max"))
+        return None if low is None or high is None else (low, high)
+    return None
+
+
+_PLACES = frozenset({"argmax", "argmin", "argsort", "argpartition"})
+
+
+def _number(arg: object, behind: Mapping[Value, Value]) -> int | None:
+    """An integer that a node is given, as it is or as a constant."""
+    if isinstance(arg, Value):
+        node = _whole(arg, behind).node
+        known = node.op == "constant" and not node.args["data"].is_released
+        arg = node.args["data"].array.item() if known and arg.type.size == 1 else None
+    return arg if type(arg) is int else None
 
 
 def _around(value: object, size: int) -> Iterator[Bound]:

@@ -20,9 +20,10 @@ from ..runtime import artefact
 from ..runtime.executable import Executable
 from ..runtime.packing import PackCache, Progress
 from ..target import Target, as_target, on_mesh
-from ..tracing.captured import Captured, refuser_of_gradients
+from ..tracing.captured import Captured
 from ..tracing.tensor import Tensor, set_evaluator
 from ..tracing.trace import sharing, trace
+from ..tracing.weights import Watch
 from .pipeline import Tune, optimize
 from .plan import Plan
 from .program import Program
@@ -90,7 +91,7 @@ def compile(
         progress=progress,
         cache=cache,
         donate=donate,
-        check=_check_of(fn),
+        check=Watch(graph) if graph.weights else None,
     )
 
 
@@ -128,12 +129,13 @@ def jit(
     where = on_mesh(as_target(target), mesh)
     cache = _cache_of(share)
 
-    captured = Captured(fn)
+    captured, watch = Captured(fn), Watch()
 
     def specialise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         captured.check()
         with sharing(cache.constants):
             graph = _graph_of(fn, args, kwargs, parameters)
+        watch.add(graph)
         return optimize(
             graph, target=where, quantize=quantize, passes=passes, budget=budget, tune=tune
         )
@@ -144,7 +146,7 @@ def jit(
         progress=progress,
         cache=cache,
         donate=donate,
-        check=_check_of(fn),
+        check=watch,
     )
 
 
@@ -163,10 +165,6 @@ def _graph_of(
             hint="write a function that takes the weights, with qg.call(module, x) for its parts",
         )
     return from_mlx(fn, *specs, **keywords)
-
-
-def _check_of(fn: Graph | Callable[..., Any]) -> Callable[[], None] | None:
-    return refuser_of_gradients(fn) if isinstance(fn, Module) else None
 
 
 def _refuse_specs(

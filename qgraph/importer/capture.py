@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module
 
 from ..errors import UnsupportedError
-from ..origin import NOWHERE, Origin, raised_at
+from ..origin import NOWHERE, Origin, raised_at, user_frame
 from ..tracing.nodes import placeholder
 from ..tree import Tree, flatten
 from ..types import type_of
@@ -31,6 +32,7 @@ class Capture:
 
     Attributes:
         weights: parameters of modules by path.
+        modules: that the function is, is bound to or sees.
         inputs: keys of the weights and then of the arguments.
         constants: arrays that are neither.
         primitives: in program order, each with its name, arguments, inputs and outputs.
@@ -49,6 +51,7 @@ class Capture:
     captured: dict[str, tuple[str, mx.array]]
     form: Tree
     markers: Markers
+    modules: list[Module]
 
     def marker(self, primitive: Primitive) -> Marker | None:
         """The call that a kernel of the importer's own stands for."""
@@ -140,10 +143,11 @@ def _attempt(
         raise
     except (ValueError, RuntimeError) as error:
         raise _refused(error, fn, said, notes, markers) from None
-    for origin in notes.unkeyed if notes else ():
+    for origin in (o if o.line else user_frame() for o in (notes.unkeyed if notes else ())):
         warnings.warn_explicit(
             f"from_mlx: {title(fn)} draws random numbers without a key, so the graph gives the "
-            "same ones at every call; pass key=, an argument of the function",
+            "same ones at every call; pass key=, an argument of the function, and leave out what "
+            "draws them in training (model.eval() switches nn.Dropout off)",
             UserWarning,
             origin.file,
             origin.line,
@@ -161,6 +165,7 @@ def _attempt(
         captured=dict(zip(keys[count:end], around.arrays.items(), strict=True)),
         form=forms[-1],
         markers=markers,
+        modules=[*around.modules.values()],
     )
 
 

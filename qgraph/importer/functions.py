@@ -16,6 +16,7 @@ from ..tracing.misuse import refuse_misfit
 from ..tracing.nodes import placeholder
 from ..tracing.tensor import Tensor, as_tensor, has_tensor
 from ..tracing.trace import argument_paths, in_program_order, parameter_names, tracing
+from ..tracing.weights import note_all
 from ..tree import Tree, flatten
 from ..types import Spec, TensorType, type_of
 from .capture import capture, title
@@ -60,11 +61,14 @@ def from_mlx(
         else input_value(type_of(a), path)
         for a, leaf, path in zip(arrays, leaves, paths, strict=True)
     ]
-    with tracing():
+    with tracing() as known:
         outputs, out_tree = _import(fn, [Tensor(v) for v in inputs], arrays, tree)
         values = [as_tensor(t).value for t in outputs]
+        weights = [*known.weights.values()]
     nodes = in_program_order(values, inputs)
-    return Graph(name or title(fn), inputs, nodes, values, in_tree=tree, out_tree=out_tree)
+    return Graph(
+        name or title(fn), inputs, nodes, values, in_tree=tree, out_tree=out_tree, weights=weights
+    )
 
 
 def call(fn: Callable[..., Any], *tensors: Any, **keywords: Any) -> Any:
@@ -92,6 +96,8 @@ def _import(
     fn: Callable[..., Any], inputs: Sequence[Tensor], arrays: Sequence[mx.array], tree: Tree
 ) -> tuple[list[Any], Tree]:
     captured = capture(fn, arrays, tree)
+    for module in captured.modules:
+        note_all(module)
     return replay(captured, inputs, title(fn)), captured.form
 
 

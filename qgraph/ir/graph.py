@@ -288,6 +288,8 @@ class Graph(Immutable):
     outputs: tuple[Value, ...]
     in_tree: Tree | None
     out_tree: Tree | None
+    weights: tuple[Any, ...]
+    """Those of modules that it was made of: where each is kept (`tracing/weights`)."""
 
     def __init__(
         self,
@@ -298,6 +300,7 @@ class Graph(Immutable):
         *,
         in_tree: Tree | None = None,
         out_tree: Tree | None = None,
+        weights: Iterable[Any] = (),
     ) -> None:
         _set(self, "name", name)
         _set(self, "inputs", tuple(inputs))
@@ -305,10 +308,11 @@ class Graph(Immutable):
         _set(self, "outputs", tuple(outputs))
         _set(self, "in_tree", in_tree)
         _set(self, "out_tree", out_tree)
+        _set(self, "weights", tuple(weights))
 
     def replace(self, **changes: Any) -> Graph:
-        """A graph with some of name, inputs, nodes, outputs, in_tree, out_tree changed."""
-        fields = ("name", "inputs", "nodes", "outputs", "in_tree", "out_tree")
+        """A graph with some of name, inputs, nodes, outputs, in_tree, out_tree, weights changed."""
+        fields = ("name", "inputs", "nodes", "outputs", "in_tree", "out_tree", "weights")
         return Graph(**{f: changes.get(f, getattr(self, f)) for f in fields})
 
     @cached_property

@@ -51,6 +51,24 @@ class Tracers:
         return True
 
 
+def is_shapeless() -> bool:
+    """Is a call traced for all shapes, by `mx.compile` or `mx.export_function(shapeless=True)`?
+
+    MLX then makes a broadcast that follows its operands' shapes, which tells.
+
+    >>> import mlx.core as mx
+    >>> found = []
+    >>> for shapeless in (False, True):
+    ...     fn = mx.compile(lambda x: (found.append(is_shapeless()), x)[1], shapeless=shapeless)
+    ...     _ = fn(mx.zeros(2))
+    >>> found
+    [False, True]
+    """
+    text = io.StringIO()
+    mx.export_to_dot(text, *mx.broadcast_arrays(mx.array(0), mx.zeros(1)))
+    return "StopGradient" in text.getvalue()
+
+
 def _keep_their_graph(arrays: Sequence[mx.array]) -> bool:
     """Do arrays computed from these know what from, once they are evaluated?  Tracers' do."""
     made = [mx.stop_gradient(array) for array in arrays]

@@ -25,6 +25,7 @@ from ..ir.graph import Graph, Value, constant_value
 from ..target import Target, as_target
 from . import safetensors
 from .executable import Executable
+from .guards import guarded
 
 GRAPH, WEIGHTS, ABOUT = "graph.json", "weights.safetensors", "about.json"
 FORMAT = 1
@@ -99,7 +100,7 @@ def read(folder: str | Path) -> tuple[Graph, Target]:
     if (stray := stray_index(graph)) is not None:
         node, why = stray
         raise QGraphError(f"{path}: {node.op} {why} there", origin=node.origin)
-    return graph, target
+    return guarded(graph), target
 
 
 def _target(path: Path, backend: str) -> Target:

@@ -19,7 +19,7 @@ from ..kernels import kernel
 from ..kernels.attention.form import only_mlx
 from ..kernels.matmul.formats import address
 from ..kernels.streams import Streams, as_device
-from ..kernels.tracers import Tracers
+from ..kernels.tracers import Tracers, is_shapeless
 from ..rewrite.regions import inlined
 from ..rewrite.rewriter import rewrite_each
 from .interpret import Env, Interpreter, unrolls
@@ -67,8 +67,10 @@ def run_by_mlx(
         arrays: for the inputs of the graph.
 
     Raises:
-        UnsupportedError: a loop or a branch asks for elements that MLX does not have yet.
+        UnsupportedError: a loop or a branch asks for elements that MLX does not have yet, or the
+            call is traced for all shapes.
     """
+    refuse_shapeless()
     env: Env = {**known, **dict(zip(graph.inputs, arrays, strict=True))}
     interpreter = Interpreter(OneStream(device))
     token = only_mlx.set(True)
@@ -79,6 +81,20 @@ def run_by_mlx(
     finally:
         only_mlx.reset(token)
     return [env[v] for v in graph.outputs]
+
+
+def refuse_shapeless() -> None:
+    """Called when a program's nodes are traced: they were made for the shapes of its arguments.
+
+    Raises:
+        UnsupportedError: by `mx.compile` or `mx.export_function` with `shapeless=True`.
+    """
+    if is_shapeless():
+        raise UnsupportedError(
+            "a program is made for the shapes it was compiled for, and shapeless=True would run it "
+            "for others",
+            hint="leave out shapeless=True; qg.jit compiles for the shapes it meets",
+        )
 
 
 def _is_there(node: Node, env: Env) -> bool:

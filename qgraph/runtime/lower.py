@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -20,11 +21,13 @@ from ..kernels.chosen import runs_on_host
 from ..kernels.compiled import Compiled, Uncompiled
 from ..kernels.cpu.region import RegionError
 from ..kernels.streams import Streams
+from .by_mlx import refuse_shapeless
 from .interpret import Arrays, Env, Interpreter, has_several_results, unrolls
 from .positions import expand_ahead
-from .regions.cpu.region import NativeRegion
-from .regions.run import bound
 from .uncompiled import breaks_compile
+
+if TYPE_CHECKING:
+    from .regions.cpu.region import NativeRegion
 
 
 def captured_constants(nodes: Sequence[Node]) -> dict[Value, mx.array]:
@@ -158,6 +161,7 @@ class Stretch(Step):
         shares = has_several_results(nodes)
 
         def stretch(*arrays: mx.array) -> list[mx.array]:
+            refuse_shapeless()
             interpreter = Interpreter(streams, shares=shares)
             env: Env = {value: interpreter.known(array) for value, array in captured.items()}
             env.update(zip(needs, arrays, strict=True))
@@ -297,6 +301,8 @@ class HostRegion(FromHost):
 def from_host(node: Node, known: Mapping[Value, mx.array], streams: Streams) -> FromHost:
     """The step of a node that Python carries out."""
     if node.op == REGION:
+        from .regions.run import bound  # only here: most programs, and imports, need none of it
+
         native = bound(node, known, streams.device)
         if native is not None:
             return HostRegion(node, known, streams, native)

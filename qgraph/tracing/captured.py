@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from ..errors import InputError, TraceError
-from ..kernels.tracers import Tracers
+from ..errors import InputError
 from ..tree import flatten
 from .constants import trace_constants
 from .in_place import own_scope
@@ -81,28 +79,3 @@ class Captured:
                     hint="a program keeps the arrays that its function sees; make a new one, or "
                     "pass what changes as an argument",
                 )
-
-
-def refuser_of_gradients(module: Module) -> Callable[[], None] | None:
-    """A check, for each call of a program made of `module`, that nobody asks for its gradients.
-
-    `nn.value_and_grad` puts tracers in the places of the weights that are trained.  The program
-    does not read them, so the gradients would be zero.  None if no weight is trained.
-    """
-    for _, inner in module.named_modules():  # type: ignore[no-untyped-call]
-        for key, first in inner.items():
-            if isinstance(first, mx.array) and key not in inner._no_grad and key[:1] != "_":
-                return partial(_refuse_tracer, inner, key, first, Tracers())
-    return None
-
-
-def _refuse_tracer(holder: Module, key: str, first: mx.array, tracers: Tracers) -> None:
-    now = dict.get(holder, key)
-    if now is first or not isinstance(now, mx.array):
-        return
-    if tracers.called_for([now]) and not tracers.called_for([mx.array(0)]):
-        raise TraceError(
-            f"gradients are asked of {type(holder).__name__}.{key}, a constant of the program",
-            hint="train what the program takes as an argument; freeze the module, or call it "
-            "without a program",
-        )

@@ -28,11 +28,16 @@ class View(NamedTuple):
 
 @dataclass
 class Constants:
-    """The constants of a trace by the identity of their arrays, and names for those to come."""
+    """The constants of a trace by the identity of their arrays, and names for those to come.
+
+    Attributes:
+        weights: what was read of modules, by the module's identity and its way in there.
+    """
 
     values: dict[int, tuple[mx.array, Value]] = field(default_factory=dict)
     names: dict[int, tuple[weakref.ref[mx.array], str]] = field(default_factory=dict)
     views: dict[int, View] = field(default_factory=dict)
+    weights: dict[Any, Any] = field(default_factory=dict)
 
     def call(self, array: mx.array, name: str) -> None:
         """Name an array, unless it has a name."""

@@ -3,21 +3,25 @@
 `array + tensor` makes a node as `tensor + array` does: MLX's operators raise on operands they do
 not know instead of returning NotImplemented, so Python never asks the right-hand side.  Inside a
 trace they are wrapped to ask it.  Those that change an array in place are noted, and so are views:
-`x @ w.T` reads a transpose of the weight `w`, not a new array without a name.
+`x @ w.T` reads a transpose of the weight `w`, not a new array without a name.  Modules note
+which of their weights are read (`weights`), and `mx.checkpoint` of tensors is the function itself.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module
 
 from .constants import trace_constants
 from .in_place import refuse_captured
 from .tensor import Tensor, apply, has_tensor
+from .weights import reading
 
 _OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"),
@@ -83,7 +87,6 @@ _binary = {f"__{name}__": getattr(mx.array, f"__{name}__") for name in _OPERATOR
 _in_place = {
     name: getattr(mx.array, name) for name in ("__setitem__", *(f"__i{n}__" for n in _IN_PLACE))
 }
-_originals = {**_binary, **_in_place, **_properties, **_methods, "__getitem__": _getitem}
 _wrapped: dict[str, Any] = {
     **{name: _viewing(name, original) for name, original in _methods.items()},
     **{name: property(_viewing(op, _properties[name].fget)) for name, op in _TRANSPOSED.items()},
@@ -91,11 +94,41 @@ _wrapped: dict[str, Any] = {
     **{name: _asking(original) for name, original in _binary.items()},
     **{name: _noting(original) for name, original in _in_place.items()},
 }
+_originals = {**_binary, **_in_place, **_properties, **_methods, "__getitem__": _getitem}
+_attribute = vars(Module)["__getattr__"]
+_checkpoint = mx.checkpoint
 
 
-def _install(functions: dict[str, Any]) -> None:
-    for name, function in functions.items():
-        setattr(mx.array, name, function)
+def _checkpointed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`mx.checkpoint`; MLX's own ends the process where a function returns no arrays."""
+    checkpointed = _checkpoint(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (function if has_tensor((args, kwargs)) else checkpointed)(*args, **kwargs)
+
+    return call
+
+
+_PLACES: list[tuple[Any, str, Any, Any]] = [
+    *((mx.array, name, _originals[name], function) for name, function in _wrapped.items()),
+    (Module, "__getattr__", _attribute, reading(_attribute)),
+    (Module, "__getitem__", None, reading(dict.__getitem__)),  # a dict's, not its own
+    (mx, "checkpoint", _checkpoint, _checkpointed),
+]
+
+
+def _install() -> None:
+    for owner, name, _, function in _PLACES:
+        setattr(owner, name, function)
+
+
+def _restore() -> None:
+    for owner, name, original, _ in _PLACES:
+        if original is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
 
 
 @contextmanager
@@ -105,11 +138,11 @@ def left_operands() -> Iterator[None]:
     with _lock:
         _depth += 1
         if _depth == 1:
-            _install(_wrapped)
+            _install()
     try:
         yield
     finally:
         with _lock:
             _depth -= 1
             if _depth == 0:
-                _install(_originals)
+                _restore()

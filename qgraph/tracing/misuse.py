@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import mlx.core as mx
+
 from ..errors import InputError, QGraphError, TraceError
 from ..ir.ops import OPS
-from ..origin import NOWHERE, raised_at
+from ..origin import NOWHERE, raised_at, user_frame
 
 _TENSOR = "qgraph.tracing.tensor.Tensor"
 _MODULES = "call a module of mlx.nn by qg.call(module, x), or import all by qg.from_mlx(model, x)"
@@ -80,6 +83,27 @@ def _ours(name: str) -> str:
     if not known:
         return f"qg.call(mx.{name}, ...)"
     return f"qg.{known[0]}, the function of the same name in qgraph"
+
+
+@contextmanager
+def drawing_told(fn: Callable[..., Any], name: str) -> Iterator[None]:
+    """Warn if MLX draws random numbers without a key meanwhile: they are constants from then on."""
+    state: Any = mx.random.state
+    before = state[0]
+    yield
+    if state[0] is before or mx.array_equal(state[0], before):  # an import puts it back
+        return
+    code = getattr(fn, "__code__", None)
+    here = user_frame()
+    file, line = (here.file, here.line) if code is None else (code.co_filename, code.co_firstlineno)
+    warnings.warn_explicit(
+        f"{name} draws random numbers by mlx.core without a key, as nn.Dropout does, so the "
+        "program gives the same ones at every call; call qg.random with key=, an argument of the "
+        "function",
+        UserWarning,
+        file,
+        line,
+    )
 
 
 def refuse_leaks(nodes: Sequence[Any], start: int) -> None:

@@ -18,7 +18,7 @@ from .captured import name_captured
 from .constants import Constants, constant_for, trace_constants
 from .in_place import scope
 from .left_operand import left_operands
-from .misuse import checked_positions, explained, refuse_leaks, refuse_misfit
+from .misuse import checked_positions, drawing_told, explained, refuse_leaks, refuse_misfit
 from .tensor import Tensor, as_tensor
 
 
@@ -46,13 +46,14 @@ def keep(x: Any) -> Any:
 
 
 @contextmanager
-def tracing() -> Iterator[None]:
+def tracing() -> Iterator[Constants]:
     """While this is open constants are shared by identity; nested traces share with the outer."""
-    if trace_constants.get() is not None:
-        yield
+    if (known := trace_constants.get()) is not None:
+        yield known
         return
-    with sharing(Constants()):
-        yield
+    known = Constants()
+    with sharing(known):
+        yield known
 
 
 @contextmanager
@@ -137,24 +138,25 @@ def trace(
     names = parameter_names(fn, specs)
     leaves, tree = flatten((specs, keywords), static=True)
     paths = argument_paths(tree, names)
-    weights = checked_positions(parameters, len(specs))
-    held = {i for i, top in enumerate(_owners(tree)) if top in weights}
+    positions = checked_positions(parameters, len(specs))
+    held = {i for i, top in enumerate(_owners(tree)) if top in positions}
     inputs = []
     for i, (leaf, path) in enumerate(zip(leaves, paths, strict=True)):
         found = _leaf_spec(leaf, path)
         inputs.append(input_value(found.type, found.name or path, found.parameter or i in held))
     start = next_serial()
     called = name or getattr(fn, "__name__", type(fn).__name__).strip("<>")
-    with tracing(), scope(called):
+    with tracing() as known, scope(called), drawing_told(fn, called):
         args, kwargs = tree.build([Tensor(v) for v in inputs])
         name_captured(fn)
         with explained():
             result = fn(*args, **kwargs)
         outputs, out_tree = flatten(result, static=True)
         values = [output_value(leaf, fn) for leaf in outputs]
+        weights = [*known.weights.values()]
     nodes = in_program_order(values, inputs)
     refuse_leaks(nodes, start)
-    return Graph(called, inputs, nodes, values, in_tree=tree, out_tree=out_tree)
+    return Graph(called, inputs, nodes, values, in_tree=tree, out_tree=out_tree, weights=weights)
 
 
 def output_value(leaf: Any, fn: Callable[..., Any]) -> Value:

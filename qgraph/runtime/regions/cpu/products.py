@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,8 +152,10 @@ def gathered(t: Translator, node: Node) -> None:
         args, more = _picked_packed(t, node, x)
         reads += more
     else:
-        if not w.is_contiguous and w.ndim > 3:
+        stack = w.reshaped((math.prod(w.shape[:-2]), *w.shape[-2:]))
+        if stack is None:
             raise Unknown("a stack of matrices along several axes")
+        w = stack
         args = fill(
             plain_product(x, w.shape[-1], k), mode=h.DENSE, w=dense_weight(w), w_row=w.strides[-1],
             w_column=w.strides[-2], w_stack=w.strides[-3], w_matrices=w.shape[-3],
