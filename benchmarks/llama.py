@@ -3,8 +3,8 @@
 python -m benchmarks.llama                      SmolLM2-135M on the CPU
 python -m benchmarks.llama --model llama-8b --device gpu
 
-Decode and prefill are timed interleaved in one run; ratios are of medians.  `llama-8b` has the
-shape of Llama-3-8B and random weights of 4 bits.
+Decode and prefill are timed interleaved in one run; ratios are of medians.  `llama-8b` and
+`llama-1b` have the shapes of Llama-3-8B and Llama-3.2-1B, and random weights of 4 bits.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ LLAMA_8B = files.Config(
     rms_eps=1e-5, rope_base=500000.0, context=8192, bos_id=0, eos_id=-1, tied=False,
     rope_traditional=False, group_size=64,
 )  # fmt: skip
+
+LLAMA_1B = files.Config(
+    layers=16, hidden=2048, ffn=8192, heads=32, kv_heads=8, head_dim=64, vocab=128256,
+    rms_eps=1e-5, rope_base=500000.0, context=8192, bos_id=0, eos_id=-1, tied=True,
+    rope_traditional=False, group_size=64,
+)  # fmt: skip
+SHAPES = {"llama-8b": LLAMA_8B, "llama-1b": LLAMA_1B}
 
 
 def random_weights(config: files.Config, dtype: mx.Dtype) -> files.Weights:
@@ -100,6 +107,7 @@ class Ours:
         made = []
         for _ in range(count // self.chunk):
             (*self.state, self.cache), tokens = self.step(*self.state, self.cache)
+            mx.async_eval(tokens)  # type: ignore[no-untyped-call]
             made.append(tokens)
         return [t for tokens in made for t in tokens.tolist()]
 
@@ -126,9 +134,9 @@ def show(times: Times, prompt: int, tokens: int) -> list[dict[str, Any]]:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="smollm2 or llama-8b")] = "smollm2",
+    model: Annotated[str, typer.Option(help="smollm2, llama-8b or llama-1b")] = "smollm2",
     device: Annotated[str, typer.Option(help="cpu or gpu")] = "cpu",
-    layers: Annotated[int, typer.Option(help="of llama-8b")] = 32,
+    layers: Annotated[int, typer.Option(help="0 for all of them")] = 0,
     prompt: Annotated[int, typer.Option(help="tokens")] = 64,
     tokens: int = 32,
     chunk: Annotated[int, typer.Option(help="tokens a call")] = 8,
@@ -145,7 +153,8 @@ def main(
         found = files.load()
         config, weights, dtype = found.config, found.weights, mx.float32
     else:
-        config, dtype = replace(LLAMA_8B, layers=layers), mx.bfloat16
+        config, dtype = SHAPES[model], mx.bfloat16
+        config = replace(config, layers=layers or config.layers)
         weights = random_weights(config, dtype)
     length = 16 * -(-(prompt + tokens) // 16)  # each round begins with the prompt
     llama = Llama(config, weights, length=length, dtype=dtype)

@@ -20,7 +20,7 @@ Leaves alone:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -55,14 +55,19 @@ class FormRegions:
     def __call__(self, graph: Graph) -> Graph:
         if not forms_regions(self.target):
             return graph
+        from qgraph.runtime.regions.cpu.known import refusal  # 40 ms, when regions are formed
+
         with collecting() as entries:
             moved = EliminateDeadCode()(HoistQuantize()(graph))
-            formed = _formed(moved, self.everywhere)
-        if formed is moved:  # what was moved for nothing is not told either
+            made = formed(moved, refusal, self._pays, _NAME)
+        if made is moved:  # what was moved for nothing is not told either
             return graph
         for entry in entries:
             record(entry)
-        return formed
+        return made
+
+    def _pays(self, _: Graph, nodes: Sequence[Node]) -> bool:
+        return self.everywhere or _saves(nodes) >= CALL_US
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,25 @@ class _Stretch:
     ends: tuple[Node, str] | None
 
 
-def _formed(graph: Graph, everywhere: bool) -> Graph:
-    from qgraph.runtime.regions.cpu.known import refusal  # 40 ms, when regions are formed at all
+def formed(
+    graph: Graph,
+    refusal: Callable[[Node], str | None],
+    pays: Callable[[Graph, Sequence[Node]], bool],
+    name: str,
+    kernel: str = "",
+) -> Graph:
+    """The graph with its regions.
 
+    Args:
+        refusal: why the back end cannot hold a node; None if it can.
+        pays: is a stretch of nodes worth a region?
+        name: of the pass.
+        kernel: of the regions' nodes.
+    """
     why = {n: refusal(n) for n in graph.nodes if n.op != "constant" and n.stage == "run"}
     turns = _turns(graph, why)
     stretches = [nodes for i, nodes in sorted(turns.items()) if i % 2 == 0]
-    chosen = [nodes for nodes in stretches if everywhere or _saves(nodes) >= CALL_US]
+    chosen = [nodes for nodes in stretches if pays(graph, nodes)]
     inner = any(n.bodies and why.get(n) is not None for n in graph.nodes)
     if not chosen and not inner:
         return graph
@@ -94,15 +111,15 @@ def _formed(graph: Graph, everywhere: bool) -> Graph:
     for turn, nodes in sorted(turns.items()):
         if any(nodes is each for each in chosen):
             after = next((n for n in turns.get(turn + 1, ()) if why[n] is not None), None)
-            region = _region(graph, nodes, replace)
-            _report(nodes, None if after is None else (after, why[after] or ""))
+            region = region_of(graph, nodes, replace, name, kernel)
+            _report(nodes, None if after is None else (after, why[after] or ""), name)
             done.append(region)
             changed = True
             continue
         for node in nodes:
             new = node.with_inputs(replace)
             if why[node] is not None:
-                new = with_bodies(new, lambda body: _formed(body, everywhere))
+                new = with_bodies(new, lambda body: formed(body, refusal, pays, name, kernel))
             changed = changed or new is not node
             done.append(new)
             replace.update(
@@ -128,7 +145,9 @@ def _turns(graph: Graph, why: dict[Node, str | None]) -> dict[int, list[Node]]:
     return turns
 
 
-def _region(graph: Graph, nodes: Sequence[Node], replace: dict[Value, Value]) -> Node:
+def region_of(
+    graph: Graph, nodes: Sequence[Node], replace: dict[Value, Value], name: str, kernel: str = ""
+) -> Node:
     """A region of nodes; what they gave is then what it gives."""
     made = {v for node in nodes for v in node.outputs}
     inside: dict[Value, Value] = {}
@@ -144,8 +163,8 @@ def _region(graph: Graph, nodes: Sequence[Node], replace: dict[Value, Value]) ->
             body.append(copy)
             numbers[value] = copy.output
             return copy.output
-        name = "" if is_constant(value) else str(value.node.args.get("name", "") or "")
-        inside[value] = input_value(value.type, name)
+        called = "" if is_constant(value) else str(value.node.args.get("name", "") or "")
+        inside[value] = input_value(value.type, called)
         outside.append(replace.get(value, value))
         return inside[value]
 
@@ -161,10 +180,10 @@ def _region(graph: Graph, nodes: Sequence[Node], replace: dict[Value, Value]) ->
     results = [v for node in nodes for v in node.outputs if v in read and v in made]
     inputs = [inside[v] for v in inside if inside[v].node.op == "input"]
     graph_inside = Graph("region", inputs, body, [inside[v] for v in results])
-    origin = nodes[0].origin.by(_NAME)
+    origin = nodes[0].origin.by(name)
     region = Node(
         REGION, {"carried": (), "invariants": tuple(outside)}, [v.type for v in results],
-        bodies=[graph_inside], origin=origin,
+        bodies=[graph_inside], origin=origin, kernel=kernel,
     )  # fmt: skip
     replace.update(zip(results, region.outputs, strict=True))
     return region
@@ -217,8 +236,8 @@ _FUNCTIONS = frozenset(
 _TURNING = frozenset({"transpose", "matrix_transpose", "swapaxes", "moveaxis"})
 
 
-def _report(nodes: Sequence[Node], ends: tuple[Node, str] | None) -> None:
+def _report(nodes: Sequence[Node], ends: tuple[Node, str] | None, name: str) -> None:
     count = sum(1 for node in nodes if not _is_view(node))
     why = "it goes on to the end" if ends is None else f"it ends before {ends[0].op}: {ends[1]}"
     about = f"of {count} nodes"
-    record(Entry(_NAME, "fused", REGION, nodes[0].origin, why, about=about))
+    record(Entry(name, "fused", REGION, nodes[0].origin, why, about=about))

@@ -1,5 +1,5 @@
-// Runs CUDA source on a CPU, block after block, the threads of a block as fibers that take turns:
-// enough of CUDA for `decode_attention.cuh` and `tiled.cuh`, to test them where there is no GPU.
+// Runs CUDA source on a CPU, block after block or some together, their threads as fibers that take
+// turns: enough of CUDA for the sources in `qgraph/kernels`, to test them where there is no GPU.
 
 #pragma once
 
@@ -39,24 +39,27 @@ struct Fiber {
 
 std::vector<Fiber> fibers;
 ucontext_t scheduler;
-Meeting block;
-std::vector<Meeting> warps;
+std::vector<Meeting> blocks, warps;
 std::vector<float> exchanged;
 void (*kernel)();
 
+int me;  // the number of the fiber that has its turn
+
+// Lets the others have theirs.
+inline void let_others() { swapcontext(&fibers[me].context, &scheduler); }
+
 inline void meet(Meeting& meeting) {
-  const int me = threadIdx.x;
   const long number = meeting.number;
   if (++meeting.arrived == meeting.expected) meeting.arrived = 0, meeting.number++;
-  while (meeting.number == number) swapcontext(&fibers[me].context, &scheduler);
+  while (meeting.number == number) let_others();
 }
 
-inline void __syncthreads() { meet(block); }
+inline void __syncthreads() { meet(blocks[me / blockDim.x]); }
+inline void __syncwarp() { meet(warps[me / 32]); }
 
 // What another lane gives, of four bytes.
 template <typename T>
 T of_lane(T value, int lane) {
-  const int me = threadIdx.x;
   std::memcpy(&exchanged[me], &value, sizeof(T));
   meet(warps[me / 32]);
   T other;
@@ -69,11 +72,11 @@ T of_lane(T value, int lane) {
 inline int __syncthreads_count(bool yes) {
   static int count;
   if (threadIdx.x == 0) count = 0;
-  meet(block);
+  __syncthreads();
   count += yes;
-  meet(block);
+  __syncthreads();
   const int all = count;
-  meet(block);
+  __syncthreads();
   return all;
 }
 
@@ -114,34 +117,46 @@ inline float __int_as_float(int bits) {
 
 inline void run_kernel() {
   kernel();
-  fibers[threadIdx.x].done = true;
+  fibers[me].done = true;
 }
 
-// False if threads wait for others that never come.
-inline bool launch(void (*what)(), Index grid, int threads) {
+inline Index block_of(int number, Index grid) {
+  return {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
+}
+
+// False if threads wait for others that never come.  `together` blocks are resident at a time; their
+// threads take turns in order, or from the last to the first; those of the last block are slow.
+inline bool launch(void (*what)(), Index grid, int threads, int together = 1,
+                   bool backwards = false) {
   kernel = what;
   gridDim = grid, blockDim = {threads, 1, 1};
-  for (int number = 0; number < grid.x * grid.y * grid.z; number++) {
-    blockIdx = {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
-    fibers = std::vector<Fiber>(threads);
-    block = {threads};
-    warps.assign(threads / 32, {32});
-    exchanged.assign(threads, 0);
+  const int slow = backwards ? 0 : together - 1;
+  for (int first = 0; first < grid.x * grid.y * grid.z; first += together) {
+    const int count = threads * together;
+    fibers = std::vector<Fiber>(count);
+    blocks.assign(together, {threads});
+    warps.assign(count / 32, {32});
+    exchanged.assign(count, 0);
     for (Fiber& fiber : fibers) {
       getcontext(&fiber.context);
       fiber.context.uc_stack = {fiber.stack.get(), 0, 1 << 16};
       fiber.context.uc_link = &scheduler;
       makecontext(&fiber.context, run_kernel, 0);
     }
-    int left = threads;
+    int left = count;
     for (long turns = 0; left > 0; turns++) {
-      if (turns > 1000000) return false;
+      if (turns > (together > 1 ? 15000 : 1000000)) return false;
       left = 0;
-      for (int i = 0; i < threads; i++) {
-        if (fibers[i].done) continue;
-        threadIdx.x = i;
-        swapcontext(&scheduler, &fibers[i].context);
-        left += !fibers[i].done;
+      for (int i = 0; i < count; i++) {
+        me = backwards ? count - 1 - i : i;
+        if (fibers[me].done) continue;
+        if (together > 1 && me / threads == slow && turns % 4) {  // others must wait for it
+          left++;
+          continue;
+        }
+        threadIdx.x = me % threads, blockIdx = block_of(first + me / threads, grid);
+        swapcontext(&scheduler, &fibers[me].context);
+        left += !fibers[me].done;
       }
     }
   }

@@ -4,17 +4,10 @@
 // waited for: a slot that is filled too early or read too early gives wrong numbers in one way or
 // the other.
 
-#include "cuda_on_cpu.hpp"
-#include "half_on_cpu.hpp"
+#include "words_on_cpu.hpp"
 
 #undef __shared__
 #define __shared__
-
-struct uint2 { unsigned x, y; };
-struct uint4 { unsigned x, y, z, w; };
-struct float2 { float x, y; };
-struct float4 { float x, y, z, w; };
-inline float2 make_float2(float x, float y) { return {x, y}; }
 
 namespace qgraph {
 namespace tiled {
@@ -23,47 +16,6 @@ alignas(1024) char stages[227 << 10];
 bool late;
 
 inline unsigned __cvta_generic_to_shared(const char* p) { return p - stages; }
-
-template <typename T>
-T number(unsigned word, int half) {
-  T v;
-  v.bits = word >> 16 * half;
-  return v;
-}
-
-template <typename T>
-struct Half {
-  static constexpr bool bfloat = std::is_same_v<T, __nv_bfloat16>;
-  static constexpr float unit = bfloat ? 0x1p32f : 1;
-  static unsigned fma(unsigned a, unsigned b, unsigned c) {
-    unsigned d = 0;
-    for (int h = 0; h < 2; h++) {
-      const double product = double(float(number<T>(a, h))) * float(number<T>(b, h));
-      d |= unsigned(T(product + float(number<T>(c, h))).bits) << 16 * h;
-    }
-    return d;
-  }
-};
-
-template <typename T>
-unsigned times(unsigned a, unsigned b) {
-  return Half<T>::fma(a, b, 0x80008000);
-}
-
-template <typename T>
-unsigned bits(T v) {
-  return v.bits;
-}
-
-template <typename T>
-unsigned pair(float low, float high) {
-  return bits(T(low)) | bits(T(high)) << 16;
-}
-
-template <int SHIFT, unsigned MASK>
-unsigned masked(unsigned word, unsigned rest) {
-  return ((SHIFT >= 0 ? word >> (SHIFT & 31) : word << (-SHIFT & 31)) & MASK) | rest;
-}
 
 // ---- products: a group of those that were begun together, of each thread
 

@@ -47,6 +47,7 @@ def default_passes(
         EliminateCommonSubexpressions,
         EliminateDeadCode,
         FoldConstants,
+        FormGridRegions,
         FormRegions,
         FuseCache,
         FuseQuantizedMatmul,
@@ -102,6 +103,7 @@ def default_passes(
         HoistQuantize(),
         EliminateCommonSubexpressions(),
         EliminateDeadCode(),
+        FormGridRegions(target),
     ]
 
 

@@ -14,6 +14,7 @@ from ..ir.ops import OPS
 from ..kernels.chosen import runs_on_host, streams_in_use
 from ..kernels.streams import Streams
 from .positions import Tables, has_tables
+from .regions.cuda.region import KERNEL, GridRegion
 
 UNROLL_NODES = 2048
 """A loop unrolls while its turns hold no more nodes than this together."""
@@ -39,11 +40,17 @@ class Interpreter:
         self._made: dict[Any, tuple[list[mx.array], Sequence[mx.array]]] = {}
         self._settings: dict[Node, str] = {}
         self._last_collective: list[mx.array] = []
+        self._grids: dict[Graph, GridRegion] = {}
+        self.order: tuple[mx.array, mx.array] | None = None
+        """The counters of the barrier and what the last region gave; without, bodies run."""
 
     def run(self, node: Node, env: Env) -> None:
         """Add the results of `node` to `env`."""
         if node.bodies:
-            self._unroll(node, env)
+            if self.order is not None and is_launched(node):
+                self._launch(node, env)
+            else:
+                self._unroll(node, env)
             return
         if node.op == "constant":
             env[node.output] = self.known(node.args["data"].array)
@@ -103,6 +110,18 @@ class Interpreter:
         self._last_collective = [result]
         return result
 
+    def _launch(self, node: Node, env: Env) -> None:
+        """A region, after the one before it."""
+        assert self.order is not None
+        (body,) = node.bodies
+        if body not in self._grids:
+            self._grids[body] = GridRegion.on(body, self._streams.device)
+        counters, last = self.order
+        given = [env[v] for v in node.args["invariants"]]
+        results, last = self._grids[body](given, counters, last)
+        self.order = counters, last
+        env.update(zip(node.outputs, results, strict=True))
+
     def _unroll(self, node: Node, env: Env) -> None:
         shared = [[env[outer] for _, outer in body.shared] for body in bodies(node)]
 
@@ -115,6 +134,16 @@ class Interpreter:
 
         results = carry_out(node, env.__getitem__, run)
         env.update(zip(node.outputs, results, strict=True))
+
+
+def is_launched(node: Node) -> bool:
+    """Is it a region that CUDA carries out, within a compiled stretch?"""
+    return node.op == REGION and node.kernel == KERNEL
+
+
+def launches(nodes: Sequence[Node]) -> bool:
+    """Are there such regions among nodes, or in their loops?"""
+    return any(is_launched(n) or any(launches(body.nodes) for body in n.bodies) for n in nodes)
 
 
 def has_several_results(nodes: Sequence[Node]) -> bool:
@@ -138,7 +167,7 @@ def unrolls(node: Node) -> bool:
     count = turns(node)
     if count is None or node.op == "cond":
         return False
-    if any(n.op == REGION for n in node.bodies[0].nodes):
+    if any(n.op == REGION and not is_launched(n) for n in node.bodies[0].nodes):
         return False
     if any(runs_on_host(n.op, n.args) for n in node.bodies[0].nodes):
         return False

@@ -22,8 +22,17 @@ from ..kernels.compiled import Compiled, Uncompiled
 from ..kernels.cpu.region import RegionError
 from ..kernels.streams import Streams
 from .by_mlx import refuse_shapeless
-from .interpret import Arrays, Env, Interpreter, has_several_results, unrolls
+from .interpret import (
+    Arrays,
+    Env,
+    Interpreter,
+    has_several_results,
+    is_launched,
+    launches,
+    unrolls,
+)
 from .positions import expand_ahead
+from .regions.cuda.order import InOrder
 from .uncompiled import breaks_compile
 
 if TYPE_CHECKING:
@@ -102,7 +111,7 @@ class LoweredGraph:
 def _from_host(node: Node) -> bool:
     if node.op in CONTROL_FLOW:
         return not unrolls(node)
-    return node.op == REGION or runs_on_host(node.op, node.args)
+    return (node.op == REGION and not is_launched(node)) or runs_on_host(node.op, node.args)
 
 
 def _turns(graph: Graph, known: Mapping[Value, mx.array]) -> list[list[Node]]:
@@ -142,7 +151,7 @@ class Stretch(Step):
 
     needs: tuple[Value, ...]
     gives: tuple[Value, ...]
-    function: Compiled | Uncompiled
+    function: Compiled | Uncompiled | InOrder
 
     @property
     def reads(self) -> Sequence[Value]:
@@ -162,7 +171,16 @@ class Stretch(Step):
 
         def stretch(*arrays: mx.array) -> list[mx.array]:
             refuse_shapeless()
+            return run(arrays, Interpreter(streams, shares=shares))
+
+        def in_order(arrays: list[mx.array], counters: mx.array, last: mx.array) -> list[mx.array]:
+            refuse_shapeless()
             interpreter = Interpreter(streams, shares=shares)
+            interpreter.order = counters, last
+            results = run(arrays, interpreter)
+            return [*results, interpreter.order[1]]
+
+        def run(arrays: Arrays, interpreter: Interpreter) -> list[mx.array]:
             env: Env = {value: interpreter.known(array) for value, array in captured.items()}
             env.update(zip(needs, arrays, strict=True))
             for node in nodes:
@@ -170,6 +188,8 @@ class Stretch(Step):
             return [env[v] for v in gives]
 
         on_cpu = streams.device.type == mx.cpu
+        if not on_cpu and launches(nodes):
+            return Stretch(needs, gives, InOrder(in_order))
         if on_cpu and breaks_compile(nodes, captured.values()):
             return Stretch(needs, gives, Uncompiled(stretch))
         return Stretch(needs, gives, Compiled(stretch))

@@ -1,0 +1,72 @@
+"""On CUDA, products of few rows and what stands between them become one launch.
+
+A decoding step is bound by launches and by what they wait for: a product, a norm, an activation are
+each some microseconds in which the memory is idle.  A `region` of them is one kernel with a barrier
+over the grid between its products, and the next weights are under way while it is waited for.
+
+Rewrites:
+    1. products whose weight is laid out in tiles, of up to eight rows, with RMS norms, splits and
+       elementwise operations: those that wait for nothing else become one `region`, those that wait
+       for others (an attention) the next.
+Leaves alone:
+    1. what the pack and prepare steps compute.
+    2. other ops, weights in other layouts, and more rows; the ledger names what a region ends at.
+    3. stretches without a product, or of nothing but one.
+    4. rows that do not fit in a block's shared memory: eight of 14336 columns do not, four do.
+    5. nodes with a stream of their own.
+    6. other targets, and GPUs older than Hopper, for which weights are not laid out in tiles.
+
+Runs after kernels are chosen, as it is their layout that it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qgraph.ir.graph import Graph, Node
+from qgraph.rewrite.ledger import Entry, record
+from qgraph.runtime.regions.cuda.expressions import Unknown
+from qgraph.runtime.regions.cuda.region import KERNEL, multiprocessors
+from qgraph.runtime.regions.cuda.source import written
+from qgraph.runtime.regions.cuda.stages import refusal, translate
+from qgraph.target import Target, as_target
+
+from .form_regions import formed, region_of
+
+_NAME = "form-grid-regions"
+_VIEWS = frozenset({"reshape", "split"})
+
+
+@dataclass(frozen=True)
+class FormGridRegions:
+    """See the module."""
+
+    target: Target | None = None
+    name: str = _NAME
+    contract: str = "tolerance"
+
+    def __call__(self, graph: Graph) -> Graph:
+        target = as_target(self.target)
+        if target.backend != "cuda":
+            return graph
+
+        def pays(graph: Graph, nodes: Sequence[Node]) -> bool:
+            return _pays(graph, nodes, target)
+
+        return formed(graph, refusal, pays, _NAME, KERNEL)
+
+
+def _pays(graph: Graph, nodes: Sequence[Node], target: Target) -> bool:
+    """A launch is saved, and the back end can write the kernel."""
+    if sum(node.op not in _VIEWS for node in nodes) < 2:
+        return False
+    if all(node.op != "packed_matmul" for node in nodes):
+        return False
+    (body,) = region_of(graph, nodes, {}, _NAME).bodies
+    try:
+        written(translate(body), multiprocessors(), target.arch)
+    except Unknown as error:
+        record(Entry.of(nodes[0], _NAME, "refused", str(error), types=()))
+        return False
+    return True

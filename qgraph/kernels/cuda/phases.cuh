@@ -1,0 +1,342 @@
+// The parts that a region on CUDA is made of (qgraph/runtime/regions/cuda writes the kernel).
+//
+// One launch carries out several products, each of them a phase: every block takes all of x into its
+// shared memory, computing it there if it is a norm, multiplies some rows of the weight, and writes
+// what becomes of them.  Between phases lies a barrier over the grid.  All blocks must be resident.
+//
+// The weight lies in tiles (tile_layout.py).  A unit of work is 16 rows of it, or PARTS times 16 that
+// end up in the same elements (gate and up); the warps of a block share its columns.  Each warp copies
+// its tiles into a ring in shared memory, as far ahead as that holds, from one product into the next: no
+// weight waits for a barrier.
+
+namespace qgraph {
+namespace phases {
+
+using namespace tiled;
+
+constexpr int WARPS = 16, THREADS = 32 * WARPS;
+
+// ---- the barrier
+
+// counters[0] counts arrivals, counters[1] departures; both are 0 between launches.
+struct Grid {
+  unsigned* counters;
+  unsigned goal = 0;
+
+  __device__ void arrive() {
+    __syncthreads();
+    goal += gridDim.x;
+    if (threadIdx.x == 0) add_released(counters, 1);
+  }
+
+  // Of several milliseconds a phase takes some; after as many turns as minutes take a block is lost,
+  // and an error is better than a machine that hangs.
+  __device__ void wait() {
+    if (threadIdx.x == 0) {
+      for (long long turns = 0; int(load_acquired(counters) - goal) < 0; turns++)
+        if (turns > (1ll << 28)) give_up();
+    }
+    __syncthreads();
+  }
+
+  // The last block to leave sets the counters back: none waits any more.
+  __device__ void leave() {
+    if (threadIdx.x == 0 && add_released(counters + 1, 1) == gridDim.x - 1)
+      counters[0] = 0, counters[1] = 0;
+  }
+};
+
+// ---- rows
+
+template <typename T>
+__device__ __forceinline__ float number(unsigned bits) {
+  const unsigned short low = bits;
+  return float(*reinterpret_cast<const T*>(&low));
+}
+
+// Eight neighbours, as float32.
+struct Eight {
+  float v[8];
+};
+
+template <typename T>
+__device__ __forceinline__ Eight load_8(const T* from) {
+  Eight to;
+  if constexpr (sizeof(T) == 4) {
+    const uint4 a = load_shared_16(from), b = load_shared_16(from + 4);
+    const unsigned words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int i = 0; i < 8; i++) to.v[i] = __uint_as_float(words[i]);
+  } else {
+    const uint4 a = load_shared_16(from);
+    const unsigned words[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+    for (int i = 0; i < 8; i++) to.v[i] = number<T>(words[i / 2] >> 16 * (i % 2));
+  }
+  return to;
+}
+
+template <typename T>
+__device__ __forceinline__ void store_8(T* to, const Eight& from) {
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) to[i] = from.v[i];
+  } else {
+    const float* v = from.v;
+    *reinterpret_cast<uint4*>(to) = {pair<T>(v[0], v[1]), pair<T>(v[2], v[3]), pair<T>(v[4], v[5]),
+                                     pair<T>(v[6], v[7])};
+  }
+}
+
+// NaN if one of them is, as MLX has it.
+__device__ __forceinline__ float greater(float a, float b) { return a != a || a > b ? a : b; }
+
+// A number as it is in T.
+template <typename T>
+__device__ __forceinline__ float rounded(float v) {
+  return float(T(v));
+}
+
+// The sums of all threads' numbers, in all threads; `scratch` holds WARPS numbers of each.
+template <int COUNT>
+__device__ void sum_over_block(float (&v)[COUNT], float* scratch) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int n = 0; n < COUNT; n++) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) v[n] += __shfl_xor_sync(0xffffffff, v[n], step);
+    if (lane == 0) scratch[n * WARPS + warp] = v[n];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int n = 0; n < COUNT; n++) {
+    v[n] = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) v[n] += scratch[n * WARPS + i];
+  }
+  __syncthreads();
+}
+
+// x in shared memory: of 64 columns each lane's 8 words (the right operand for 4 steps) together.
+template <typename T, int K>
+struct Rows {
+  static constexpr int TILES = (K + 63) / 64, BYTES = TILES * 128 + 16;  // 16 against conflicts
+  char* memory;
+
+  // Columns k to k + 7 of row n.
+  __device__ __forceinline__ void put(int n, int k, const Eight& x) const {
+    unsigned* to = reinterpret_cast<unsigned*>(memory + n * BYTES) + k / 64 * 32 + k % 64 / 8;
+#pragma unroll
+    for (int t = 0; t < 4; t++) to[t * 8] = pair<T>(x.v[2 * t], x.v[2 * t + 1]);
+  }
+
+  // Columns that fill the last tile up are 0.
+  template <int M>
+  __device__ __forceinline__ void fill() const {
+    constexpr int LEFT = TILES * 64 - K;
+    if constexpr (LEFT > 0) {
+      const Eight zeros = {};
+      for (int i = threadIdx.x; i < M * LEFT / 8; i += THREADS)
+        put(i / (LEFT / 8), K + i % (LEFT / 8) * 8, zeros);
+    }
+  }
+};
+
+// ---- products
+
+// What is read before the sums of an element are there.
+template <int COUNT>
+struct Few {
+  float v[COUNT];
+};
+
+// What is under way to a warp: SLOTS pieces of up to SLOT bytes, in the order of their use.  There is
+// one group of copies a slot, empty where a warp has no piece.
+template <int SLOT, int SLOTS>
+struct Ring {
+  static_assert(SLOTS >= 3);
+  char* memory;
+  int filled = 0, read = 0;  // the slots that are next
+
+  __device__ explicit Ring(char* all) : memory(all + int(threadIdx.x / 32) * SLOT * SLOTS) {}
+
+  __device__ __forceinline__ char* free() const { return memory + filled * SLOT; }
+  __device__ __forceinline__ void begun() {
+    end_copies();
+    filled = filled + 1 == SLOTS ? 0 : filled + 1;
+  }
+  __device__ __forceinline__ const char* oldest() const { return memory + read * SLOT; }
+  __device__ __forceinline__ void used() { read = read + 1 == SLOTS ? 0 : read + 1; }
+  // Until the oldest is there, and the slot before it may be filled again.
+  __device__ __forceinline__ void wait() const {
+    wait_for_copies_but<SLOTS - 2>();
+    __syncwarp();
+  }
+  // Fills all slots but one by what `fetch` begins.
+  template <typename F>
+  __device__ __forceinline__ void fill(F fetch) {
+    for (int i = 0; i < SLOTS - 1; i++) fetch();
+  }
+};
+
+// M rows of x by PARTS times WIDTH rows of a weight of K columns.  Each warp takes every 16th piece of
+// PIECE neighbouring tiles; ROUND units are added up and finished together.
+//
+// A multiprocessor does half as many integer operations as others: what a piece needs for addresses
+// and turns was half of the time when a piece was one tile.
+template <typename T, Mode MODE, int BITS, int GROUP, int M, int K, int WIDTH, int PARTS, int ROUND,
+          int PIECE>
+struct Product {
+  static constexpr int TILES = (K + 63) / 64, UNITS = (WIDTH + 15) / 16;
+  static constexpr int TURNS = (TILES + WARPS * PIECE - 1) / (WARPS * PIECE);
+  static constexpr int SCALES = GROUP < 64 ? 64 / GROUP : 1, EACH = 4 / SCALES;  // of a tile's row
+  static constexpr int GROUPS = TILES * 64 / GROUP, SCALE = MODE == AFFINE ? 4 : 1;  // bytes
+  static constexpr int W_BYTES = 128 * BITS, S_BYTES = 16 * SCALE;  // of 16 rows of a tile, a group
+  // Of all scales of a piece each lane copies 16 bytes: COPIES lanes of each group.
+  static constexpr int COPIES = S_BYTES / 16, PIECE_GROUPS = GROUP <= 64 ? PIECE * SCALES : PIECE;
+  static_assert(PIECE_GROUPS * COPIES <= 32);
+
+  const char *w, *scales;
+  int all;  // units of this block
+  // What is fetched next: its unit and part, and from where.
+  int unit = 0, part = 0, turn = 0;
+  const char *from, *scale;
+
+  __device__ Product(const void* weight, const void* scales)
+      : w(static_cast<const char*>(weight)), scales(static_cast<const char*>(scales)),
+        all((UNITS - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x)) {
+    seek();
+  }
+
+  // To the first piece of this warp in a unit and part.
+  __device__ __forceinline__ void seek() {
+    const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * PIECE;
+    const int rows = int(blockIdx.x) + unit * int(gridDim.x) + part * (WIDTH / 16);
+    from = w + ((size_t(rows / 4) * TILES + first) * 4 + rows % 4) * W_BYTES + lane * 16;
+    scale = scales + (size_t(rows / 4) * GROUPS * 4 + rows % 4) * S_BYTES + lane % COPIES * 16;
+    if constexpr (GROUP <= 64) scale += (first * SCALES + lane / COPIES) * 4 * S_BYTES;
+  }
+
+  // Begins to copy the next piece; false if there is none.
+  __device__ __forceinline__ bool fetch(char* slot) {
+    if (unit >= all) return false;
+    const int lane = threadIdx.x % 32;
+    const int column = (turn * WARPS + int(threadIdx.x / 32)) * PIECE;
+    if (TILES % (WARPS * PIECE) == 0 || column < TILES) {
+      char* to = slot + lane * 16;
+#pragma unroll
+      for (int tile = 0; tile < PIECE; tile++) {
+        if (TILES % PIECE != 0 && column + tile >= TILES) break;
+#pragma unroll
+        for (int i = 0; i < W_BYTES; i += 512)
+          if (i + 512 <= W_BYTES || i + lane * 16 < W_BYTES)
+            copy_to_block(to + tile * W_BYTES + i, from + tile * 4 * W_BYTES + i);
+      }
+      const int tile = column + lane / COPIES / SCALES;  // whose scales this lane copies
+      const int far = GROUP <= 64 ? 0 : tile * 64 / GROUP * 4 * S_BYTES;
+      if (lane < PIECE_GROUPS * COPIES && (TILES % PIECE == 0 || tile < TILES))
+        copy_to_block(to + PIECE * W_BYTES, scale + far);
+    }
+    from += WARPS * PIECE * 4 * W_BYTES;
+    if constexpr (GROUP <= 64) scale += WARPS * PIECE * SCALES * 4 * S_BYTES;
+    if (++turn == TURNS) {
+      turn = 0;
+      if (++part == PARTS) part = 0, unit++;
+      seek();
+    }
+    return true;
+  }
+
+  template <int STEP>
+  __device__ __forceinline__ void step(float (&c)[4], const unsigned (&words)[BITS],
+                                       const char* own, Scale& scale, unsigned b0, unsigned b1) {
+    if constexpr (STEP % EACH == 0)
+      scale = read_scale<T, MODE>(own + STEP / EACH * S_BYTES, threadIdx.x % 32 / 4 * 2);
+    unsigned a[4];
+    decode<T, MODE, BITS, STEP>(a, words, scale);
+    mma<T>(c, a, b0, b1);
+  }
+
+  // A piece, whose first tile is `column`.
+  __device__ __forceinline__ void multiply(float (&c)[4], const char* piece, int column,
+                                           const Rows<T, K>& x) {
+    const int lane = threadIdx.x % 32;
+    const int row = lane / 4 < M ? lane / 4 : 0;  // columns of the result beyond M are not read
+    const char* from = x.memory + row * Rows<T, K>::BYTES + (column * 4 + lane % 4) * 32;
+#pragma unroll
+    for (int tile = 0; tile < PIECE; tile++) {
+      if (TILES % PIECE != 0 && column + tile >= TILES) break;
+      const uint4 low = *reinterpret_cast<const uint4*>(from + tile * 128);
+      const uint4 high = *reinterpret_cast<const uint4*>(from + tile * 128 + 16);
+      unsigned words[BITS];
+      read_words<BITS>(words, reinterpret_cast<const unsigned*>(piece + tile * W_BYTES), lane);
+      const char* own = piece + PIECE * W_BYTES + tile * SCALES * S_BYTES;
+      Scale scale;
+      step<0>(c, words, own, scale, low.x, low.y);
+      step<1>(c, words, own, scale, low.z, low.w);
+      step<2>(c, words, own, scale, high.x, high.y);
+      step<3>(c, words, own, scale, high.z, high.w);
+    }
+  }
+
+  // A warp's sums of a unit and part, numbered from the first of the round.
+  __device__ __forceinline__ void keep(const float (&c)[4], int number, float* sums) const {
+    const int lane = threadIdx.x % 32;
+    float* own = sums + (number * WARPS + int(threadIdx.x / 32)) * M * 16 + lane / 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int n = lane % 4 * 2 + i;
+      if (n < M) own[n * 16] = c[i] * Half<T>::unit, own[n * 16 + 1] = c[i + 2] * Half<T>::unit;
+    }
+  }
+
+  // The row and column of a thread's number, the i-th of those of some units.
+  struct Place {
+    int n, j;
+    __device__ Place(int first, int i)
+        : n(i % (M * 16) / 16),
+          j((int(blockIdx.x) + (first + i / (M * 16)) * int(gridDim.x)) * 16 + i % 16) {}
+  };
+
+  // All of the product, once x is there; finish(n, j, y, read(n, j)) gets the PARTS numbers of row n
+  // that are columns j, j + WIDTH, ...  Each slot that becomes free is filled again by `fetch`.
+  template <typename Q, typename N, typename R, typename F>
+  __device__ __forceinline__ void run(const Rows<T, K>& x, float* sums, Q& ring, N fetch, R read,
+                                      F finish) {
+    const int warp = threadIdx.x / 32;
+    for (int first = 0; first < all; first += ROUND) {
+      const int count = min(ROUND, all - first);
+      const Place mine(first, threadIdx.x);
+      decltype(read(0, 0)) early = {};
+      if (int(threadIdx.x) < count * M * 16 && mine.j < WIDTH) early = read(mine.n, mine.j);
+      for (int number = 0; number < count * PARTS; number++) {
+        float c[4] = {};
+        for (int turn = 0; turn < TURNS; turn++) {
+          ring.wait();
+          fetch();
+          const int column = (turn * WARPS + warp) * PIECE;
+          if (column < TILES) multiply(c, ring.oldest(), column, x);
+          ring.used();
+        }
+        keep(c, number, sums);
+      }
+      __syncthreads();
+      for (int i = threadIdx.x; i < count * M * 16; i += THREADS) {
+        const Place at(first, i);
+        if (at.j >= WIDTH) continue;
+        const int unit = i / (M * 16);
+        float y[PARTS] = {};
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+#pragma unroll
+          for (int from = 0; from < WARPS; from++)
+            y[p] += sums[((unit * PARTS + p) * WARPS + from) * M * 16 + i % (M * 16)];
+        finish(at.n, at.j, y, i == int(threadIdx.x) ? early : read(at.n, at.j));
+      }
+      __syncthreads();
+    }
+  }
+};
+
+}  // namespace phases
+}  // namespace qgraph

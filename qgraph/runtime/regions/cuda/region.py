@@ -1,0 +1,109 @@
+"""A region's node as one launch."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+
+from ....ir.graph import Graph
+from ....kernels.cuda.source import cuda_source
+from ....target import as_target
+from .source import THREADS, declared, written
+from .stages import translate
+
+KERNEL = "grid"
+"""The kernel of region nodes that this back end carries out."""
+
+COUNTERS = 64
+"""Numbers of the barrier.  Two are used; memory of small arrays is slow to reach."""
+
+
+class GridRegion:
+    """A region's body, ready to be launched.
+
+    Args:
+        blocks: as many as the device holds at once.
+        arch: its architecture.
+
+    Raises:
+        Unknown: the body holds what this back end does not know.
+    """
+
+    def __init__(self, body: Graph, blocks: int, arch: str) -> None:
+        stages = translate(body)
+        source = written(stages, blocks, arch)
+        self.blocks = blocks
+        self._source = source
+        self._read = [body.inputs.index(value) for value in stages.inputs]
+        self._results = [source.outputs.index(name) for name in stages.results]
+        made = stages.arrays | {"done": ((COUNTERS,), mx.uint32)}
+        self._shapes = [made[name][0] for name in source.outputs]
+        self._dtypes = [made[name][1] for name in source.outputs]
+        known = {name: value.dtype for value, name in stages.inputs.items()}
+        known |= {name: dtype for name, (_, dtype) in made.items()}
+        name = "qgraph_region_" + hashlib.sha1(source.text.encode()).hexdigest()[:12]
+        self._kernel = _kernel(
+            name, source.inputs, source.outputs, source.text, source.shared_memory,
+            declared(name, source, lambda n: known.get(n, mx.uint32)),
+        )  # fmt: skip
+
+    @staticmethod
+    def on(body: Graph, device: mx.Device) -> GridRegion:
+        """A region for the GPU of this process."""
+        return GridRegion(body, multiprocessors(), as_target(device).arch)
+
+    def __call__(
+        self, inputs: Sequence[mx.array], counters: mx.array, last: mx.array
+    ) -> tuple[list[mx.array], mx.array]:
+        """The results, and what the next launch is given as `last`: it will wait for this one.
+
+        Args:
+            counters: of the barrier, all 0.
+        """
+        made = self._kernel(
+            inputs=[*(inputs[i] for i in self._read), counters, last],
+            grid=(self.blocks * THREADS, 1, 1),
+            threadgroup=(THREADS, 1, 1),
+            output_shapes=self._shapes,
+            output_dtypes=self._dtypes,
+        )
+        return [made[i] for i in self._results], made[-1]
+
+
+@cache
+def _kernel(
+    name: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    text: str,
+    shared: int,
+    declaration: str,
+) -> Any:
+    parts = [("matmul", "tiled_instructions"), ("matmul", "tiled_formats"), ("cuda", "grid"),
+             ("cuda", "phases")]  # fmt: skip
+    return mx.fast.cuda_kernel(
+        name=name,
+        input_names=list(inputs),
+        output_names=list(outputs),
+        header="".join(cuda_source(*part) for part in parts) + declaration,
+        source=text,
+        shared_memory=shared,
+    )
+
+
+@cache
+def multiprocessors() -> int:
+    """How many the GPU has; 132, an H100's, where there is none.  A block on each is resident."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 132
+    count = ctypes.c_int()
+    driver.cuInit(0)
+    failed = driver.cuDeviceGetAttribute(ctypes.byref(count), 16, 0)  # MULTIPROCESSOR_COUNT
+    return 132 if failed else count.value

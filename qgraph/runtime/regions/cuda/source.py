@@ -1,0 +1,282 @@
+"""A region's phases as the source of one kernel; its parts are in `kernels/cuda/phases.cuh`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from ....kernels.cuda.arch import shared_memory
+from ....kernels.matmul.tiled import MODES
+from .expressions import TYPES, Expression, Leaf, Normed, Part, Text, Unknown, in_order, literal
+from .stages import Phase, Row, Stages
+
+WARPS = 16
+THREADS = 32 * WARPS
+MOST_SUMS = 32 << 10
+"""Bytes of sums that are finished together."""
+RINGS = 176 << 10
+"""Bytes for what is fetched ahead, of all warps: some 23 MB of the blocks of an H100."""
+LEAST_SLOTS = 3
+"""Pieces that a warp's ring must hold, of which one is being read."""
+LARGEST_PIECE = 2560
+"""Bytes."""
+EARLY = 2
+"""Up to how many times eight columns of a thread are fetched before the barrier."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel's text.
+
+    Attributes:
+        inputs, outputs: names of its arguments.  `counters` are those of the barrier; `last` and
+            `done` are there so that launches wait for one another, and are not read.
+        shared_memory: bytes.
+    """
+
+    text: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shared_memory: int
+
+
+def written(stages: Stages, blocks: int, arch: str) -> Source:
+    """The kernel of a region for so many blocks.
+
+    Raises:
+        Unknown: its rows do not fit in shared memory.
+    """
+    rows = stages.rows
+    wide = max(_row_bytes(phase.problem.k) for phase in stages.phases)
+    fits = [_fits(phase, rows, blocks) for phase in stages.phases]
+    sums = max(n * p.parts for n, p in zip(fits, stages.phases, strict=True)) * _sums(rows)
+    scratch = 4 * WARPS * rows
+    left = shared_memory(arch) - 1024 - scratch - sums - rows * wide
+    slot = max(_piece(phase) * _tile(phase) for phase in stages.phases)
+    slots = min(RINGS, left) // WARPS // slot
+    if slots < LEAST_SLOTS:
+        raise Unknown(f"{rows} rows of {wide // 2} columns do not fit in shared memory")
+    lines = [
+        "using namespace qgraph::phases;",
+        "char* memory = block_memory();",
+        "Grid grid{const_cast<unsigned*>(counters)};",
+        "float* scratch = reinterpret_cast<float*>(memory);",
+        f"float* sums = reinterpret_cast<float*>(memory + {scratch});",
+        f"char* rows = memory + {scratch + sums};",
+        f"Ring<{slot}, {slots}> ring(rows + {rows * wide});",
+    ]
+    for i, phase in enumerate(stages.phases):
+        product = _product(phase, rows, fits[i])
+        lines.append(f"{product} p{i}({phase.weight}, {phase.scales});")
+    lines.append(f"ring.fill({_fetch(0, len(stages.phases))});")
+    for i, phase in enumerate(stages.phases):
+        lines += _phase(stages, phase, i)
+    late = [row for row in stages.written if row.phase >= len(stages.phases)]
+    if late:
+        lines += ["grid.arrive();", "grid.wait();", *_rows_written(stages, late)]
+    lines.append("grid.leave();")
+    size = scratch + sums + rows * wide + WARPS * slot * slots
+    inputs, outputs = (*stages.inputs.values(), "counters", "last"), (*stages.arrays, "done")
+    return Source("\n".join(lines), inputs, outputs, size)
+
+
+def _row_bytes(k: int) -> int:
+    return -(-k // 64) * 128 + 16  # as `Rows` has it
+
+
+def _sums(rows: int) -> int:
+    """Bytes of a unit's sums, of all warps."""
+    return WARPS * rows * 16 * 4
+
+
+def _fits(phase: Phase, rows: int, blocks: int) -> int:
+    """Units whose sums are finished together."""
+    units = -(-phase.width // 16)
+    return max(1, min(-(-units // blocks), MOST_SUMS // (_sums(rows) * phase.parts)))
+
+
+def _tile(phase: Phase) -> int:
+    """Bytes of 16 rows of a tile with their scales."""
+    p = phase.problem
+    return 128 * p.bits + 16 * (4 if p.mode == "affine" else 1) * max(1, 64 // p.group_size)
+
+
+def _piece(phase: Phase) -> int:
+    """Neighbouring tiles that a warp takes at a time: many, if all warps have as many then."""
+    tiles = -(-phase.problem.k // 64)
+    for count in (4, 2):
+        if tiles % (WARPS * count) == 0 and count * _tile(phase) <= LARGEST_PIECE:
+            return count
+    return 2 if tiles > 2 * WARPS and 2 * _tile(phase) <= LARGEST_PIECE else 1
+
+
+def _fetch(first: int, count: int) -> str:
+    """Begins to copy the next piece of a product, or of those after it."""
+    pieces = " || ".join(f"p{i}.fetch(ring.free())" for i in range(first, count))
+    return f"[&] {{ {pieces}; ring.begun(); }}"
+
+
+def _product(phase: Phase, rows: int, fits: int) -> str:
+    p = phase.problem
+    mode = f"qgraph::tiled::Mode({MODES.index(p.mode)})"
+    numbers = (p.bits, p.group_size, rows, p.k, phase.width, phase.parts, fits, _piece(phase))
+    return f"Product<{TYPES[p.dtype]}, {mode}, {', '.join(map(str, numbers))}>"
+
+
+def _phase(stages: Stages, phase: Phase, i: int) -> Iterator[str]:
+    p, x = phase.problem, f"x{i}"
+    if i:
+        yield "grid.arrive();"
+    loader = _Loader(phase.x, p.k, stages.rows, i)
+    yield from loader.early()
+    if i:
+        yield "grid.wait();"
+    yield from _rows_written(stages, [row for row in stages.written if row.phase == i])
+    yield f"const Rows<{TYPES[p.dtype]}, {p.k}> {x}{{rows}};"
+    yield from loader.rows(f"{x}.put(n, k, made);")
+    yield f"{x}.fill<{stages.rows}>();"
+    yield "__syncthreads();"
+    yield from _finished(phase, i, x, _fetch(i, len(stages.phases)))
+
+
+def _rows_written(stages: Stages, rows: Sequence[Row]) -> Iterator[str]:
+    """Written by the last block, which has the least to do."""
+    for row in rows:
+        loader = _Loader(row.expression, row.columns, stages.rows, f"_{row.into}")
+        yield "if (blockIdx.x == gridDim.x - 1) {"
+        yield from loader.early()
+        yield from loader.rows(f"store_8({row.into} + n * {row.columns} + k, made);")
+        yield "}"
+
+
+# ---- Rows that are taken into shared memory
+
+
+@dataclass
+class _Loader:
+    """Computes rows, eight columns of a thread at a time.
+
+    Attributes:
+        number: makes the names of its variables its own.
+    """
+
+    expression: Expression
+    columns: int
+    count: int
+    number: int | str
+    names: dict[Leaf, str] = field(default_factory=dict)
+
+    @property
+    def turns(self) -> int:
+        return -(-self.columns // (8 * THREADS))
+
+    def early(self) -> Iterator[str]:
+        """Fetches what was there before the region: it need not wait for the barrier."""
+        for e in in_order(self.expression):
+            if isinstance(e, Leaf) and e.after < 0 and self.turns <= EARLY:
+                if e.columns and self.count > 1:
+                    continue
+                name = self.names[e] = f"early{self.number}_{len(self.names)}"
+                yield f"Eight {name}[{self.turns}] = {{}};"
+                yield from self._turn([f"{name}[v] = load_8({e.name} + {e.offset} + k);"])
+
+    def rows(self, take: str) -> Iterator[str]:
+        """`take` is what is done with `made`, columns k to k + 7 of row n."""
+        norms: dict[Normed, tuple[str, str]] = {}
+        for e in in_order(self.expression):
+            if not isinstance(e, Normed):
+                continue
+            args, factor = f"args{self.number}_{len(norms)}", f"factor{self.number}_{len(norms)}"
+            yield f"Eight {args}[{self.count}][{self.turns}];"
+            yield f"float {factor}[{self.count}] = {{}};"
+            into = f"{args}[n][v].v[e]"
+            more = [f"{factor}[n] += {into} * {into};"]
+            yield from self._all(self._elements(e.arg, norms, into, more))
+            yield f"sum_over_block({factor}, scratch);"
+            yield f"for (int n = 0; n < {self.count}; n++)"
+            mean = f"{factor}[n] / {self.columns}.0f + {literal(e.eps)}"
+            yield f"  {factor}[n] = rsqrtf({mean});"
+            norms[e] = into, f"{factor}[n]"
+        body = self._elements(self.expression, norms, "made.v[e]", [])
+        yield from self._all(["Eight made;", *body, take])
+
+    def _elements(
+        self, e: Expression, norms: dict[Normed, tuple[str, str]], into: str, more: list[str]
+    ) -> list[str]:
+        loads: dict[Leaf, str] = {}
+
+        def leaf(x: Leaf | Part) -> str:
+            assert isinstance(x, Leaf)
+            if x in self.names:
+                return f"{self.names[x]}[v].v[e]"
+            name = loads.setdefault(x, f"a{len(loads)}")
+            return f"{name}.v[e]"
+
+        text = Text(leaf, norms)
+        result = text.write(e)
+        fetched = [
+            f"const Eight {name} = load_8({x.name} + n * {x.columns} + {x.offset} + k);"
+            for x, name in loads.items()
+        ]
+        inside = [*text.lines, f"{into} = {result};", *more]
+        return [*fetched, "#pragma unroll", "for (int e = 0; e < 8; e++) {", *inside, "}"]
+
+    def _all(self, body: list[str]) -> list[str]:
+        rows = ["#pragma unroll", f"for (int n = 0; n < {self.count}; n++) {{"]
+        return [*rows, *self._turn(body), "}"]
+
+    def _turn(self, body: list[str]) -> list[str]:
+        return [
+            "#pragma unroll",
+            f"for (int v = 0; v < {self.turns}; v++) {{",
+            f"const int k = (v * {THREADS} + threadIdx.x) * 8;",
+            f"if (k < {self.columns}) {{",
+            *body,
+            "}",
+            "}",
+        ]
+
+
+# ---- What becomes of sums
+
+
+def _finished(phase: Phase, i: int, x: str, fetch: str) -> Iterator[str]:
+    """Leaves are fetched before the sums are there."""
+    leaves: dict[Leaf, str] = {}
+
+    def leaf(e: Leaf | Part) -> str:
+        if isinstance(e, Part):
+            return f"rounded<{TYPES[e.dtype]}>(y[{e.part}])"
+        return f"given.v[{list(leaves).index(e)}]" if e in leaves else _new(leaves, e)
+
+    text = Text(leaf)
+    stores = []
+    for name, dtype, e in phase.writes:
+        result = text.write(e)
+        stores.append(f"{name}[n * {phase.width} + j] = {TYPES[dtype]}({result});")
+    fetched = ", ".join(leaves.values()) or "0.0f"
+    count = max(1, len(leaves))
+    yield f"p{i}.run({x}, sums, ring, {fetch},"
+    yield f"  [&](int n, int j) {{ return Few<{count}>{{{{{fetched}}}}}; }},"
+    yield f"  [&](int n, int j, const float (&y)[{phase.parts}], const Few<{count}>& given) {{"
+    yield from ("    " + line for line in (*text.lines, *stores))
+    yield "  });"
+
+
+def _new(leaves: dict[Leaf, str], e: Leaf) -> str:
+    leaves[e] = f"float(load_shared({e.name} + n * {e.columns} + {e.offset} + j))"
+    return f"given.v[{len(leaves) - 1}]"
+
+
+def declared(name: str, source: Source, dtypes: Callable[[str], mx.Dtype]) -> str:
+    """A declaration of MLX's kernel, which says how many threads a block has: without it a thread
+    might be given too many registers."""
+    inputs = [f"const {TYPES[dtypes(n)]}*" for n in source.inputs]
+    outputs = [f"{TYPES[dtypes(n)]}*" for n in source.outputs]
+    arguments = ", ".join([*inputs, *outputs])
+    return (
+        f"namespace mlx::core::cu {{ __global__ void __launch_bounds__({THREADS}, 1) "
+        f"custom_kernel_{name}({arguments}); }}\n"
+    )

@@ -1,0 +1,303 @@
+"""A region's body as phases: each a product, what its rows are computed from, and what follows it.
+
+Between two products nothing is written but what the next one, or whoever comes after the region,
+reads.  Elementwise operations on a product's result are carried out where its sums are finished;
+a norm, which needs the whole row, and what follows it, by every block for itself when it takes the
+rows into its shared memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from ....ir.graph import Graph, Node, Value, is_scalar
+from ....ir.ops import setting
+from ....kernels.base import HALF, Problem
+from ....kernels.matmul.tiled import Tiled
+from .expressions import (
+    FLOATS,
+    OPERATIONS,
+    Apply,
+    Expression,
+    Leaf,
+    Normed,
+    Number,
+    Part,
+    Unknown,
+    after,
+    is_rowwise,
+    phase_of,
+)
+
+ROWS = 8
+"""Up to which the tensor cores' time is the same: 8 columns of their result are computed anyway."""
+
+
+@dataclass
+class Row:
+    """A row that is written to memory as it is computed, not as a product is finished.
+
+    Attributes:
+        phase: before whose product it is written.
+    """
+
+    into: str
+    dtype: mx.Dtype
+    columns: int
+    expression: Expression
+    phase: int
+
+
+@dataclass
+class Phase:
+    """A product.
+
+    Attributes:
+        x: its rows.
+        weight, scales: names of the packed weight's parts.
+        parts: into how many parts of equal width its result is split.
+        writes: what is written of it: name and expression, of `width` columns.
+    """
+
+    problem: Problem
+    x: Expression
+    weight: str
+    scales: str
+    parts: int
+    writes: list[tuple[str, mx.Dtype, Expression]] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        return self.problem.n // self.parts
+
+
+@dataclass
+class Stages:
+    """A region.
+
+    Attributes:
+        rows: of x, in all phases.
+        inputs: names of the inputs that are read.
+        phases: in order, a barrier between them.
+        results: names of the arrays for the body's results.
+        arrays: all that is written, by name: shape and dtype.
+        written: rows that are no product's.
+    """
+
+    rows: int
+    inputs: dict[Value, str]
+    phases: list[Phase]
+    results: list[str]
+    arrays: dict[str, tuple[tuple[int, ...], mx.Dtype]]
+    written: list[Row]
+
+
+def refusal(node: Node) -> str | None:
+    """Why a node has no place in a region on CUDA; None if it may have one.
+
+    >>> import qgraph as qg
+    >>> graph = qg.trace(lambda x: qg.softmax(qg.exp(x), axis=-1), qg.spec((4, 8)))
+    >>> [refusal(node) for node in graph.nodes]
+    [None, 'there is no phase for softmax']
+    """
+    try:
+        _check(node)
+    except Unknown as error:
+        return str(error)
+    return None
+
+
+def rows_of(value: Value) -> int:
+    return math.prod(value.shape[:-1])
+
+
+def _check(node: Node) -> None:
+    if node.stream is not None:
+        raise Unknown("it has a stream of its own")
+    if node.op == "packed_matmul":
+        if node.args["kernel"] != Tiled.name:
+            raise Unknown(f"its kernel is {node.args['kernel']}")
+        if node.args["problem"].k % 8:
+            raise Unknown("its rows are no multiples of 8")
+    elif node.op == "fast.rms_norm":
+        if node.value("weight") is None:
+            raise Unknown("a norm without a weight")
+    elif node.op == "split":
+        axis = setting(node, "axis")
+        if axis % node.inputs[0].ndim != node.inputs[0].ndim - 1:
+            raise Unknown("a split along another axis than the last")
+    elif node.op not in OPERATIONS and node.op != "reshape":
+        raise Unknown(f"there is no phase for {node.op}")
+    for value in node.outputs:
+        if value.ndim < 1 or value.dtype not in FLOATS:
+            raise Unknown(f"a result of {value.type}")
+        if rows_of(value) > ROWS:
+            raise Unknown(f"{rows_of(value)} rows; up to {ROWS} cost the same as one")
+        if value.shape[-1] % 8:
+            raise Unknown(f"{value.shape[-1]} columns, no multiple of 8")
+    for value in _operands(node):
+        if not is_scalar(value) and value.dtype not in FLOATS:
+            raise Unknown(f"an operand of {value.type}")
+
+
+def _operands(node: Node) -> list[Value]:
+    return [node.operand("x")] if node.op == "packed_matmul" else list(node.inputs)
+
+
+def translate(body: Graph) -> Stages:
+    """The phases of a body.
+
+    Raises:
+        Unknown: it is none that this back end knows; the message says why.
+    """
+    return _Translator(body).run()
+
+
+class _Translator:
+    def __init__(self, body: Graph) -> None:
+        self.body = body
+        products = [n for n in body.nodes if n.op == "packed_matmul"]
+        if not products:
+            raise Unknown("it has no product")
+        self.rows = rows_of(products[0].output)
+        self.phases: list[Phase] = []
+        self.inputs: dict[Value, str] = {}
+        self.arrays: dict[str, tuple[tuple[int, ...], mx.Dtype]] = {}
+        self.known: dict[Value, Expression] = {}
+        self.stored: dict[Value, Leaf] = {}
+        self.written: list[Row] = []
+
+    def run(self) -> Stages:
+        for node in self.body.nodes:
+            if node.op == "constant":
+                continue
+            _check(node)
+            for value in node.outputs:
+                if rows_of(value) != self.rows:
+                    raise Unknown(f"{rows_of(value)} rows beside {self.rows}")
+            if node.op == "packed_matmul":
+                self._product(node)
+            elif node.op == "split":
+                self._split(node)
+            elif node.op == "reshape":
+                self.known[node.output] = self._reshaped(node)
+            elif node.op == "fast.rms_norm":
+                self.known[node.output] = self._normed(node)
+            else:
+                self.known[node.output] = self._applied(node)
+        results = [self._result(value) for value in self.body.outputs]
+        return Stages(self.rows, self.inputs, self.phases, results, self.arrays, self.written)
+
+    # ---- Values ---------------------------------------------------------------------------------
+
+    def _name(self, value: Value) -> str:
+        return self.inputs.setdefault(value, f"in{len(self.inputs)}")
+
+    def _row(self, value: Value, like: Value) -> Expression:
+        """An operand of an elementwise operation whose result is `like`."""
+        if value in self.known:
+            return self.known[value]
+        if is_scalar(value):
+            return Number(float(value.node.args["data"].array.item()))
+        if value.node.op != "input":
+            raise Unknown(f"an operand that is a {value.node.op}")
+        columns = like.shape[-1]
+        if value.ndim == 0 or value.shape[-1] != columns or value.dtype not in FLOATS:
+            raise Unknown(f"{value.type} beside {like.type}")
+        if rows_of(value) not in (1, self.rows):
+            raise Unknown(f"{rows_of(value)} rows beside {self.rows}")
+        made = Leaf(self._name(value), value.dtype, columns if rows_of(value) > 1 else 0)
+        self.known[value] = made
+        return made
+
+    def _readable(self, value: Value) -> Expression:
+        """An expression that can be computed from memory: what a product gives is written there."""
+        e = self._row(value, value)
+        return self._store(value) if phase_of(e) >= 0 else e
+
+    def _store(self, value: Value) -> Leaf:
+        """A value that comes of a product, written as the product is finished."""
+        if value not in self.stored:
+            phase = phase_of(self.known[value])
+            name = f"out{len(self.arrays)}"
+            self.arrays[name] = value.shape, value.dtype
+            self.phases[phase].writes.append((name, value.dtype, self.known[value]))
+            self.stored[value] = Leaf(name, value.dtype, value.shape[-1], after=phase)
+        return self.stored[value]
+
+    def _result(self, value: Value) -> str:
+        if value.node.op == "input":
+            raise Unknown("an input is a result as well")
+        e = self.known[value]
+        if phase_of(e) >= 0:
+            return self._store(value).name
+        if isinstance(e, Leaf) and value in self.stored:
+            return e.name
+        name = f"out{len(self.arrays)}"
+        self.arrays[name] = value.shape, value.dtype
+        self.written.append(Row(name, value.dtype, value.shape[-1], e, after(e) + 1))
+        return name
+
+    # ---- Nodes ----------------------------------------------------------------------------------
+
+    def _product(self, node: Node) -> None:
+        problem: Problem = node.args["problem"]
+        if problem.dtype not in HALF:
+            raise Unknown(f"a product of {problem.dtype}")
+        x = self._readable(node.operand("x"))
+        weight, scales = (self._name(part) for part in node.args["packed"])
+        parts = self._parts(node)
+        phase = len(self.phases)
+        self.phases.append(Phase(problem.replace(m=self.rows), x, weight, scales, parts))
+        if parts == 1:
+            self.known[node.output] = Part(phase, 0, node.output.dtype)
+            return
+        (split,) = self.body.users[node.output]
+        for i, value in enumerate(split.outputs):
+            self.known[value] = Part(phase, i, value.dtype)
+
+    def _parts(self, node: Node) -> int:
+        """Into how many parts a product's result is split, where nothing else reads it."""
+        readers = self.body.users.get(node.output, ())
+        if len(readers) != 1 or readers[0].op != "split" or node.output in self.body.outputs:
+            return 1
+        widths = {value.shape[-1] for value in readers[0].outputs}
+        return len(readers[0].outputs) if len(widths) == 1 and not min(widths) % 16 else 1
+
+    def _normed(self, node: Node) -> Expression:
+        out = node.output
+        normed = Normed(self._readable(node.operand("x")), node.args["eps"], out.dtype)
+        return Apply("multiply", (normed, self._row(node.operand("weight"), out)), out.dtype)
+
+    def _split(self, node: Node) -> None:
+        if node.outputs[0] in self.known:
+            return
+        e = self._readable(node.inputs[0])
+        if not isinstance(e, Leaf):
+            raise Unknown("a split of what is in no memory")
+        offset = e.offset
+        for value in node.outputs:
+            self.known[value] = Leaf(e.name, e.dtype, e.columns, offset, e.after)
+            offset += value.shape[-1]
+
+    def _reshaped(self, node: Node) -> Expression:
+        source = node.inputs[0]
+        if source in self.known and source.shape[-1] == node.output.shape[-1]:
+            return self.known[source]
+        if source.node.op != "input":
+            raise Unknown("a reshape of what is in no memory")
+        return Leaf(self._name(source), source.dtype, node.output.shape[-1])
+
+    def _applied(self, node: Node) -> Expression:
+        operands = [(v, self._row(v, node.output)) for v in node.inputs]
+        if all(isinstance(e, Number) for _, e in operands):
+            raise Unknown("an operation on numbers alone")
+        latest = max(phase_of(e) for _, e in operands)
+        # With what a product gives goes what is there when its sums are finished.
+        if any(is_rowwise(e) or after(e) >= latest for _, e in operands):
+            latest = -1
+        args = [e if phase_of(e) in (-1, latest) else self._store(v) for v, e in operands]
+        return Apply(node.op, tuple(args), node.output.dtype)

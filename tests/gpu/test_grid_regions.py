@@ -1,0 +1,64 @@
+"""Regions on a GPU: the launch against its body, and ten thousand tokens of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import qgraph as qg
+from qgraph.compiler.pipeline import default_passes
+from qgraph.examples import smollm2_files as files
+from qgraph.examples.smollm2 import Llama
+from qgraph.ir.loops import REGION
+from qgraph.target import as_target
+
+GPU = mx.Device(mx.gpu, 0)
+pytestmark = pytest.mark.skipif(
+    not mx.is_available(GPU) or "sm_9" not in as_target(GPU).arch, reason="needs a Hopper GPU"
+)
+
+
+def llama(length: int) -> Llama:
+    config = files.Config(
+        layers=2, hidden=2048, ffn=4096, heads=16, kv_heads=4, head_dim=128, vocab=2048,
+        rms_eps=1e-5, rope_base=1e4, context=length, bos_id=0, eos_id=-1, rope_traditional=False,
+        group_size=64,
+    )  # fmt: skip
+    weights = {
+        name: w.astype(mx.bfloat16) if w.dtype in (mx.float16, mx.float32) else w
+        for name, w in files.toy_weights(config).items()
+    }
+    return Llama(config, weights, length=length, dtype=mx.bfloat16)
+
+
+def test_a_step_gives_what_its_bodies_give() -> None:
+    model = llama(64)
+
+    def step(token: Any, position: Any, cache: Any) -> Any:
+        h, _ = model.forward(token, cache, position)
+        return model.logits(h)
+
+    given = mx.array([[5]]), mx.array(3, mx.int32), model.empty_cache()
+    program = qg.compile(step, *given, target="gpu")
+    assert sum(node.op == REGION for _, node in program.plan.graph.walk()) == 3
+    without = [p for p in default_passes(as_target("gpu")) if p.name != "form-grid-regions"]
+    other = qg.compile(step, *given, target="gpu", passes=without)(*given).astype(mx.float32)
+    y = program(*given).astype(mx.float32)
+    assert mx.linalg.norm(y - other).item() < 2e-2 * mx.linalg.norm(other).item()
+    twice = [program(*given), program(*given)]  # at once, if MLX were left to it
+    mx.eval(twice)
+    assert all(mx.array_equal(a, y.astype(a.dtype)).item() for a in twice)
+
+
+def test_ten_thousand_tokens() -> None:
+    """None waits for ever, and the same tokens come again."""
+    model = llama(64)
+    step = qg.jit(model.decode(50), target="gpu")
+    first = None
+    for _ in range(200):
+        state = mx.array(5, mx.int32), mx.array(0, mx.int32), mx.random.key(0)
+        _, tokens = step(*state, model.empty_cache())
+        first = tokens if first is None else first
+        assert mx.array_equal(first, tokens).item()

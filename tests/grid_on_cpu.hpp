@@ -1,0 +1,96 @@
+// `phases.cuh` by a CPU: what `grid.cuh` asks of a GPU is done here as the PTX ISA says, all blocks at
+// the same time.
+//
+// Copies are made at once or when they are waited for, as `late` says.
+
+#pragma once
+
+#include <cstdint>
+
+#include "words_on_cpu.hpp"
+
+inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
+
+namespace qgraph {
+namespace phases {
+
+struct Fragment {
+  unsigned a[4], b[2];
+};
+bool late;
+std::vector<std::unique_ptr<char[]>> memories;  // of each block
+std::vector<std::vector<std::vector<std::function<void()>>>> copies;  // of each thread, in groups
+std::vector<Fragment> fragments;
+
+inline void prepare(int blocks, int threads, int bytes, bool copy_late) {
+  late = copy_late;
+  memories.clear();
+  for (int i = 0; i < blocks; i++) {
+    memories.emplace_back(new (std::align_val_t(64)) char[bytes]);
+    std::memset(memories.back().get(), 0xff, bytes);  // not a number
+  }
+  copies.assign(blocks * threads, {{}});
+  fragments.assign(blocks * threads, {});
+}
+
+inline char* block_memory() { return memories[blockIdx.x].get(); }
+
+inline unsigned add_released(unsigned* to, unsigned number) {
+  const unsigned before = *to;
+  *to += number;
+  return before;
+}
+inline unsigned load_acquired(const unsigned* from) {
+  let_others();
+  return *from;
+}
+inline void give_up() { std::abort(); }
+
+inline uint4 load_shared_16(const void* from) {
+  if (reinterpret_cast<size_t>(from) % 16) std::abort();
+  uint4 v;
+  std::memcpy(&v, from, 16);
+  return v;
+}
+template <typename T>
+T load_shared(const T* from) {
+  return *from;
+}
+
+inline void copy_to_block(char* to, const char* from) {
+  if ((reinterpret_cast<size_t>(to) | reinterpret_cast<size_t>(from)) % 16) std::abort();
+  auto copy = [=] { std::memcpy(to, from, 16); };
+  if (late)
+    copies[me].back().push_back(copy);
+  else
+    copy();
+}
+inline void end_copies() { copies[me].emplace_back(); }
+template <int LEFT>
+void wait_for_copies_but() {
+  auto& groups = copies[me];
+  while (groups.size() > LEFT + 1) {  // the last is still open
+    for (auto& one : groups.front()) one();
+    groups.erase(groups.begin());
+  }
+}
+
+template <typename T>
+void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  const int lane = me % 32, first = me - lane;
+  fragments[me] = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  meet(warps[me / 32]);
+  for (int i = 0; i < 4; i++) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; k++) {
+      const Fragment& left = fragments[first + row % 8 * 4 + k % 8 / 2];
+      const Fragment& right = fragments[first + column * 4 + k % 8 / 2];
+      c[i] += float(tiled::number<T>(left.a[row / 8 + k / 8 * 2], k % 2)) *
+              float(tiled::number<T>(right.b[k / 8], k % 2));
+    }
+  }
+  meet(warps[me / 32]);
+}
+
+}  // namespace phases
+}  // namespace qgraph
