@@ -26,13 +26,13 @@ X = mx.ones((2, 3))
 def test_a_seed_a_day(name: str) -> None:
     """`python -m tests.fuzz NAME --count N` for more of the same."""
     surface = SURFACES[name]
-    assert surface.run(surface.daily, today(), seconds=8) > 0
+    assert surface.run(surface.daily, today(), seconds=5) > 0
 
 
 @pytest.mark.parametrize("name", damage.PROGRAMS)
 def test_some_damages(name: str) -> None:
     """`python -m tests.fuzz.damage` goes through all of them."""
-    counts, findings = damage.run(name, every=400 if name != "small" else 100)
+    counts, findings = damage.run(name, every=200 if name != "small" else 50, seconds=5)
     assert not findings, findings
     assert counts["refused"] > 10
     assert counts["own"] + counts["same"] + counts["loaded"] > 0

@@ -100,20 +100,34 @@ def work(name: str, start: int, every: int) -> None:
         print(json.dumps([number, words, found]), flush=True)
 
 
-def run(name: str, every: int = 1, limit: float = 20) -> tuple[Counter[str], dict[str, str]]:
-    """Outcomes by kind, and what is wrong by damage."""
+ENOUGH = 150
+"""Cases that are run however long they take."""
+
+
+def run(
+    name: str, every: int = 1, limit: float = 20, seconds: float = float("inf")
+) -> tuple[Counter[str], dict[str, str]]:
+    """Outcomes by kind, and what is wrong by damage; after so many seconds it is `ENOUGH`."""
+    end = time.monotonic() + seconds
     counts: Counter[str] = Counter()
     findings: dict[str, str] = {}
     start: int | None = 0
     while start is not None:
-        start = _process(name, start, every, limit, counts, findings)
+        start = _process(name, start, every, limit, end, counts, findings)
     return counts, findings
 
 
 def _process(
-    name: str, start: int, every: int, limit: float, counts: Counter[str], findings: dict[str, str]
+    name: str,
+    start: int,
+    every: int,
+    limit: float,
+    end: float,
+    counts: Counter[str],
+    findings: dict[str, str],
 ) -> int | None:
-    """Run cases until there are no more, or one ends the process: then the next one's number."""
+    """Run cases until there are no more, or it is time to end, or one ends the process: then the
+    next one's number."""
     command = [sys.executable, "-m", "tests.fuzz.damage", name, "--work", str(start)]
     process = subprocess.Popen(
         [*command, "--every", str(every)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -135,6 +149,9 @@ def _process(
                         findings[words] = found
             if not piece:
                 break
+            if time.monotonic() > end and counts.total() >= ENOUGH:
+                process.kill()
+                return None
         else:
             process.kill()
         status = process.wait()
