@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from qgraph.kernels.base import Problem
 from qgraph.kernels.choice.cache import FORMAT, Cache, _digest, device_key
 from qgraph.kernels.choice.cost import problem_key
-from qgraph.kernels.cpu import library
+from qgraph.kernels.cpu import building
 from tests.fuzz.surface import Surface
 
 PROBLEM = Problem(
@@ -83,7 +83,7 @@ def _measurements(content: bytes) -> None:
 def _library(case: Any) -> None:
     """What is not, byte for byte, what was built is built again, never loaded."""
     built, changes, end = case
-    signed = built + library._DIGEST + hashlib.sha256(built).digest()
+    signed = built + building.DIGEST + hashlib.sha256(built).digest()
     damaged = bytearray(signed)
     for place, value in changes:
         damaged[place % len(damaged)] = value
@@ -91,7 +91,7 @@ def _library(case: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.so"
         path.write_bytes(content)
-        assert library._whole(path) is (content == signed)
+        assert building.is_whole(path) is (content == signed)
 
 
 KINDS = {
