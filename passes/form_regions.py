@@ -217,7 +217,7 @@ def _saved_us(node: Node) -> float:
     if node.op in _ROWS:
         return 1.0 + 0.005 * size
     if kind == "reduction" and mx.issubdtype(node.inputs[0].dtype, mx.floating):
-        return 0.5 + 0.0002 * size
+        return 0.5 + (0.0002 if _reduces_last(node) else -0.0002) * size
     if kind in ("reduction", "cumulative"):
         return 0.5 - 0.001 * size
     if kind == "elementwise" and any(v.node.op in _TURNING for v in node.inputs):
@@ -234,6 +234,14 @@ _FUNCTIONS = frozenset(
      "cos", "tan", "sinh", "cosh", "power", "logaddexp", "arctan2"}
 )  # fmt: skip
 _TURNING = frozenset({"transpose", "matrix_transpose", "swapaxes", "moveaxis"})
+
+
+def _reduces_last(node: Node) -> bool:
+    axes = node.args.get("axis")  # None, and of `allclose`, which has none, means all
+    last = node.inputs[0].ndim - 1
+    return axes is None or last in [
+        axis % (last + 1) for axis in (axes if isinstance(axes, tuple) else (axes,))
+    ]
 
 
 def _report(nodes: Sequence[Node], ends: tuple[Node, str] | None, name: str) -> None:

@@ -87,13 +87,9 @@ void write(int dtype, const void* from, char* to, long step, long count) {
 
 using Longs = int64_t __attribute__((vector_size(8 * kLanes)));
 
-// Cut to whole numbers; NaN is 0, and what is too large the last number that there is.
-void whole(Floats x, int64_t* to) {
-  auto wide = [](Ints mask) { return __builtin_convertvector(mask, Longs) != 0; };
-  Ints low = x < -0x1p63f, high = x >= 0x1p63f, none = x != x;
-  Longs cut = __builtin_convertvector((low | high | none) != 0 ? Floats{} : x, Longs);
-  cut = wide(low) ? Longs{} + INT64_MIN : cut;
-  store(to, wide(high) ? Longs{} + INT64_MAX : cut);
+// Cut to a whole number; NaN is 0, and what is too large the last number that there is.
+int64_t whole(float x) {
+  return x != x ? 0 : x >= 0x1p63f ? INT64_MAX : x < -0x1p63f ? INT64_MIN : (int64_t)x;
 }
 
 class Elementwise : public Work {
@@ -359,12 +355,8 @@ class Elementwise : public Work {
     if (is_float(from) && is_float(to)) {
       std::memcpy(l.to, l.a, l.count * sizeof(float));
     } else if (is_float(from)) {
-      for (long n = 0; n < l.count; n += kLanes) {
-        Floats x = load<Floats>(reals + n);
-        Ints yes = x != 0.0f ? Ints{} + 1 : Ints{};
-        if (to != QG_BOOL) whole(x, (int64_t*)l.to + n);
-        else store((int64_t*)l.to + n, __builtin_convertvector(yes, Longs));
-      }
+      for (long n = 0; n < l.count; n++)
+        ((int64_t*)l.to)[n] = to == QG_BOOL ? reals[n] != 0 : whole(reals[n]);
     } else if (is_float(to)) {
       for (long n = 0; n < l.count; n++)
         ((float*)l.to)[n] = from == QG_U64 ? (float)(uint64_t)integers[n] : (float)integers[n];
