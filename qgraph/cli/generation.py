@@ -26,13 +26,21 @@ Ranks = Annotated[
 ]
 
 
-def _run(context: typer.Context, report: bool, html: Path | None) -> None:
+def _run(context: typer.Context, report: bool, html: Path | None, ranks: int) -> None:
+    """Run a command of mlx-lm's, here or in so many processes."""
     from ..lm import commands
     from ..lm.background import settled
 
     name = context.info_name or ""
+    if ranks > 1:
+        from ..lm.launch import launch
+
+        options = [*(["--report"] if report else []), *(["--html", str(html)] if html else [])]
+        raise typer.Exit(launch(ranks, [name, *options, *context.args]))
     if {"-h", "--help"} & set(context.args):
-        typer.echo(f"qgraph's own: --report, --html PAGE.  The rest is mlx_lm.{name}'s:\n")
+        typer.echo(
+            f"qgraph's own: --report, --html PAGE, --ranks N.  The rest is mlx_lm.{name}'s:\n"
+        )
     models: list[Any] = []
     try:
         models = commands.run(name, context.args)
@@ -54,21 +62,20 @@ def generate(
 
     Launched by `mlx.launch`, or with `--ranks`, every rank holds its part of the model.
     """
-    if ranks > 1:
-        from ..lm.launch import launch
-
-        options = [*(["--report"] if report else []), *(["--html", str(html)] if html else [])]
-        raise typer.Exit(launch(ranks, ["generate", *options, *context.args]))
-    _run(context, report, html)
+    _run(context, report, html, ranks)
 
 
 @app.command(context_settings=_MLX_LMS)
-def chat(context: typer.Context, report: Report = False, html: Html = None) -> None:
+def chat(
+    context: typer.Context, report: Report = False, html: Html = None, ranks: Ranks = 1
+) -> None:
     """Talk to a model: `mlx_lm.chat` and its options, through programs."""
-    _run(context, report, html)
+    _run(context, report, html, ranks)
 
 
 @app.command(context_settings=_MLX_LMS)
-def serve(context: typer.Context, report: Report = False, html: Html = None) -> None:
+def serve(
+    context: typer.Context, report: Report = False, html: Html = None, ranks: Ranks = 1
+) -> None:
     """Serve a model over HTTP: `mlx_lm.server` and its options, through programs."""
-    _run(context, report, html)
+    _run(context, report, html, ranks)

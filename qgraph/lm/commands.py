@@ -28,7 +28,7 @@ def run(command: str, args: Sequence[str]) -> list[Any]:
         command: "generate", "chat" or "serve".
         args: what stands behind the command, in mlx-lm's words.
     """
-    mesh = launched() if command == "generate" else None
+    mesh = launched()
     module: Any = importlib.import_module(f"mlx_lm.{COMMANDS[command]}")
     mlx_load, argv, models = module.load, sys.argv, []
 
@@ -39,12 +39,19 @@ def run(command: str, args: Sequence[str]) -> list[Any]:
         models.append(accelerate(model, mesh=mesh))
         return models[-1], *rest
 
+    def spread(path: str, *groups: Any, **settings: Any) -> Any:
+        """In place of mlx-lm's `sharded_load`: programs are spread, not the model."""
+        settings.pop("pipeline_group", None), settings.pop("tensor_group", None)
+        return accelerated(path, **settings)
+
     module.load, sys.argv = accelerated, [f"qgraph {command}", *args]
+    mlx_spread = getattr(module, "sharded_load", None)
+    module.sharded_load = spread
     try:
         with nullcontext() if mesh is None else as_one(mesh):
             module.main()
     finally:
-        module.load, sys.argv = mlx_load, argv
+        module.load, module.sharded_load, sys.argv = mlx_load, mlx_spread, argv
     return models if mesh is None or mesh.rank == 0 else []
 
 
