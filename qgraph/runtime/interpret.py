@@ -40,7 +40,7 @@ class Interpreter:
         self._made: dict[Any, tuple[list[mx.array], Sequence[mx.array]]] = {}
         self._settings: dict[Node, str] = {}
         self._last_collective: list[mx.array] = []
-        self._grids: dict[Graph, GridRegion] = {}
+        self._grids: dict[Graph, GridRegion | None] = {}
         self.order: tuple[mx.array, mx.array] | None = None
         """The counters of the barrier and what the last region gave; without, bodies run."""
 
@@ -116,9 +116,13 @@ class Interpreter:
         (body,) = node.bodies
         if body not in self._grids:
             self._grids[body] = GridRegion.on(body, self._streams.device)
+        grid = self._grids[body]
+        if grid is None:  # a plan of another GPU
+            self._unroll(node, env)
+            return
         counters, last = self.order
         given = [env[v] for v in node.args["invariants"]]
-        results, last = self._grids[body](given, counters, last)
+        results, last = grid(given, counters, last)
         self.order = counters, last
         env.update(zip(node.outputs, results, strict=True))
 

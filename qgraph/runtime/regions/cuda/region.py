@@ -13,6 +13,7 @@ import mlx.core as mx
 from ....ir.graph import Graph
 from ....kernels.cuda.source import cuda_source
 from ....target import as_target
+from .expressions import Unknown
 from .source import THREADS, declared, written
 from .stages import translate
 
@@ -53,9 +54,12 @@ class GridRegion:
         )  # fmt: skip
 
     @staticmethod
-    def on(body: Graph, device: mx.Device) -> GridRegion:
-        """A region for the GPU of this process."""
-        return GridRegion(body, multiprocessors(), as_target(device).arch)
+    def on(body: Graph, device: mx.Device) -> GridRegion | None:
+        """A region for the GPU of this process; None if it cannot hold it, unlike that of the plan."""
+        try:
+            return GridRegion(body, multiprocessors(), as_target(device).arch)
+        except Unknown:
+            return None
 
     def __call__(
         self, inputs: Sequence[mx.array], counters: mx.array, last: mx.array
