@@ -365,3 +365,44 @@ def test_what_cannot_be_fitted_is_said(model: Model, options: dict[str, Any], wo
 def test_a_function_as_rule_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="is a function"):
         qg.Quantize(where=lambda name, shape: True).save(tmp_path / "q.safetensors")
+
+
+def test_what_was_fitted_is_what_is_sharded_and_exported(model: Model, tmp_path: Path) -> None:
+    config = qg.Quantize.fit(model, data(), bits=5.5, result="logits")
+    ids = data(1)[0]
+    wanted = qg.compile(model, ids, quantize=config)(ids)
+    spread = qg.compile(model, ids, quantize=config, mesh=qg.Mesh(2))
+    assert mx.allclose(spread(ids), wanted, atol=1e-4)
+    path = qg.compile(model, ids, quantize=config).export(tmp_path / "model.mlxfn")
+    (exported,) = mx.import_function(str(path))(ids)
+    assert mx.allclose(exported, wanted, atol=1e-4)
+
+
+def test_what_was_fitted_is_what_an_accelerated_model_gives() -> None:
+    pytest.importorskip("mlx_lm")
+    from qgraph.examples import smollm2_files as files
+
+    toy = files.toy()
+    model = files.mlx_lm_model(files.dequantized(toy.weights), toy.config)
+    ids = [mx.random.randint(0, 256, (1, 16), key=mx.random.key(i)) for i in range(3)]
+    config = qg.Quantize.fit(model, ids, bits=6, result="logits")
+    wanted = qg.compile(model, ids[0], quantize=config)(ids[0])
+    from mlx_lm.models.cache import make_prompt_cache
+
+    fast = qg.lm.accelerate(model, quantize=config, background=False, keep=False)
+    given = fast(ids[0], cache=make_prompt_cache(fast))
+    assert mx.allclose(given, wanted, atol=1e-3)
+
+
+def test_what_is_kept_on_disk_knows_one_fit_from_another() -> None:
+    """Two with the same rules and other numbers; programs of one are none of the other."""
+    from dataclasses import replace
+
+    mx.random.seed(3)
+    first = qg.Quantize.fit(Model(), data(2), bits=5.5, methods=("scales",))
+    assert first.fitted is not None
+    name, one = next(iter(first.fitted.items()))
+    other = replace(first, fitted={**first.fitted, name: replace(one, scales=one.scales * 2)})
+    assert repr(other) == repr(first)
+    assert other.digest() != first.digest()
+    assert replace(first).digest() == first.digest()

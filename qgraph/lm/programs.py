@@ -65,7 +65,8 @@ class Maker:
     @property
     def settings(self) -> str:
         """What programs depend on beside the model."""
-        return f"{self.target} {self.quantize} {self.tune}"
+        packing = "" if self.quantize is None else self.quantize.digest()
+        return f"{self.target} {self.quantize} {packing} {self.tune}"
 
     def make(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import QuantizationError
 from .checked import resolve
@@ -172,6 +174,15 @@ class Quantize:
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `qg.quantize`."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+    def digest(self) -> str:
+        """A mark of all that it says: of rules as they print, and of the fitted numbers."""
+        found = hashlib.blake2b(repr(self).encode(), digest_size=16)
+        for name, one in sorted((self.fitted or {}).items()):
+            found.update(repr((name, one.settings, one.mark)).encode())
+            for part in one.parts:
+                found.update(np.array(part.view(mx.uint8)).tobytes())
+        return found.hexdigest()
 
     def patterns(self) -> list[str]:
         """The globs of `where`, in order."""
