@@ -55,7 +55,7 @@ class GridRegion:
 
     @staticmethod
     def on(body: Graph, device: mx.Device) -> GridRegion | None:
-        """A region for the GPU of this process; None if it cannot hold it, unlike that of the plan."""
+        """A region for the GPU of this process; None if it is too small for one."""
         try:
             return GridRegion(body, multiprocessors(), as_target(device).arch)
         except Unknown:
