@@ -4,9 +4,9 @@ pip install --no-deps gensim     its test data has news in plain English, calibr
 python -m benchmarks.quality                                 every row; hours on two cores
 python -m benchmarks.quality --bits 3.5,4.5 --methods plain,all --sequences 12
 
-The float model is the packed one's dequantized weights, in float32.  They lie on a grid of 4 bits
-in groups of 32, so that format is left out.  Scales are kept in float16: plain 4 bits in groups of
-64 take 4.5 bits a number.  The gap is in log perplexity; "closed" is the share of plain's gap that is
+The float model is the packed one's dequantized weights, in float32.  They lie on a 4-bit grid
+in groups of 32, so that format is left out.  Scales are float16: plain 4 bits in groups of 64
+take 4.5 bits a number.  The gap is in log perplexity; "closed" is the share of plain's gap that is
 gone, at the bytes of plain.
 """
 

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -32,7 +32,6 @@ class Capture:
 
     Attributes:
         weights: parameters of modules by path.
-        modules: that the function is, is bound to or sees.
         inputs: keys of the weights and then of the arguments.
         constants: arrays that are neither.
         primitives: in program order, each with its name, arguments, inputs and outputs.
@@ -40,6 +39,8 @@ class Capture:
         origins: of the arrays whose making was noted.
         captured: arrays that the function sees as variables, evaluated or not, and their names.
         form: of the tree that the function returns.
+        markers: calls that kernels of the importer's own stand for.
+        modules: that the function is, is bound to or sees.
     """
 
     weights: dict[str, mx.array]
@@ -51,7 +52,7 @@ class Capture:
     captured: dict[str, tuple[str, mx.array]]
     form: Tree
     markers: Markers
-    modules: list[Module]
+    modules: list[Module] = field(default_factory=list)
 
     def marker(self, primitive: Primitive) -> Marker | None:
         """The call that a kernel of the importer's own stands for."""

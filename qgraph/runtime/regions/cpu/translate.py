@@ -183,7 +183,7 @@ class Translator:
             else:
                 settings.append((name, arg))
         unknown = Unknown(f"there is no kind of work for {node.op}")
-        if node.op in _ALONE:
+        if node.op in _ALONE or node.bodies:
             raise unknown
         if node.op in RANDOM and "key" not in tensors:
             raise Unknown(f"{node.op} without a key")
