@@ -23,7 +23,7 @@ from rich.table import Table
 import qgraph as qg
 from qgraph.importer.capture import capture
 from qgraph.tree import flatten
-from tests import zoo
+from tests.support import zoo
 
 LAYERS = (1, 10, 30, 82)
 REPEATS = 3

@@ -120,7 +120,7 @@ def inside() -> Iterator[None]:
 
 def check(words: list[str]) -> None:
     if words == ["doctor"]:
-        return  # it builds for a minute; `tests/test_doctor.py` asks it
+        return  # it builds for a minute; `tests/cli/test_doctor.py` asks it
     if words[0] == "demo" and not {"--help", "--model"} & set(words):
         return  # it would fetch a model
     if "smollm2" in words or ("demo" in words and "toy" in words):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import qgraph as qg
-from tests import zoo
-from tests.arrays import to_numpy
-from tests.reference import relative_error
+from tests.support import zoo
+from tests.support.arrays import to_numpy
+from tests.support.reference import relative_error
 
 GPU = mx.Device(mx.gpu, 0)
 pytestmark = pytest.mark.skipif(not mx.is_available(GPU), reason="needs a GPU")

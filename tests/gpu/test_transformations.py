@@ -8,8 +8,8 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
-from tests import reference
-from tests.arrays import to_numpy
+from tests.support import reference
+from tests.support.arrays import to_numpy
 
 GPU = mx.Device(mx.gpu, 0)
 pytestmark = pytest.mark.skipif(not mx.is_available(GPU), reason="needs a GPU")

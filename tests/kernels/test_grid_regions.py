@@ -1,0 +1,285 @@
+"""Regions on CUDA: the very source, run by a CPU with all blocks at once, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import qgraph as qg
+from qgraph.compiler.pipeline import default_passes
+from qgraph.ir.graph import Graph, Node
+from qgraph.ir.loops import REGION
+from qgraph.kernels.choice.tuner import Choice
+from qgraph.kernels.matmul.tiled import Tiled
+from qgraph.kernels.matmul.untiled import Untiled
+from qgraph.kernels.streams import Streams
+from qgraph.passes import ChooseKernel, FormGridRegions
+from qgraph.runtime.interpret import Interpreter
+from qgraph.runtime.regions.cuda.stages import refusal
+from qgraph.target import Target
+from tests.kernels.grid_on_cpu import OnCpu
+from tests.support.arrays import to_numpy
+
+CUDA = Target(mx.Device(mx.gpu, 0), "cuda", "sm_90", 4)
+BLOCKS = 2
+ORDERS: tuple[dict[str, bool], ...] = ({}, {"backwards": True, "late": True})
+
+
+@pytest.fixture(autouse=True)
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`tiled` has a CPU's form, which types are inferred by, and bodies run."""
+    monkeypatch.setattr(Tiled, "run", lambda self, *given: Untiled().run(*given))
+    chosen = Choice(Tiled.name, "measured", 1.0)  # however small a product is
+    monkeypatch.setattr("qgraph.passes.choose_kernel.choose", lambda *_, **__: chosen)
+    with mx.stream(mx.cpu):
+        yield
+
+
+def planned(fn: Callable[..., Any], *specs: Any) -> qg.Plan:
+    passes = [
+        ChooseKernel(CUDA, min_flops=0) if p.name == "choose-kernel" else p
+        for p in default_passes(CUDA)
+    ]
+    return qg.optimize(qg.trace(fn, *specs, name="f"), target=CUDA, passes=passes)
+
+
+def regions(graph: Graph) -> list[Node]:
+    return [node for _, node in graph.walk() if node.op == REGION]
+
+
+def mlp(weights: list[Any], norm: mx.array, settings: dict[str, Any]) -> Callable[..., Any]:
+    """What stands between two attentions, small."""
+
+    def fn(x: Any, h: Any) -> Any:
+        h = h + qg.quantized_matmul(x, *weights[0], **settings)
+        y = qg.quantized_matmul(qg.fast.rms_norm(h, norm, 1e-5), *weights[1], **settings)
+        gate, up = qg.split(y, 2, axis=-1)
+        h = h + qg.quantized_matmul(gate * qg.sigmoid(gate) * up, *weights[2], **settings)
+        return h, qg.fast.rms_norm(h, norm, 1e-5)
+
+    return fn
+
+
+def mlp_in_numpy(weights: list[Any], norm: Any, x: Any, h: Any) -> list[Any]:
+    def normed(h: Any) -> Any:
+        return h / np.sqrt((h * h).mean(-1, keepdims=True) + 1e-5) * norm
+
+    h = h + x @ weights[0].T
+    gate, up = np.split(normed(h) @ weights[1].T, 2, axis=-1)
+    h = h + (gate / (1 + np.exp(-gate)) * up) @ weights[2].T
+    return [h, normed(h)]
+
+
+@dataclass(frozen=True)
+class Case:
+    dtype: mx.Dtype
+    mode: str
+    bits: int
+    group: int
+    rows: int
+    hidden: int = 256
+    inner: int = 128
+
+    def __str__(self) -> str:
+        return f"{self.mode}{self.bits}-g{self.group}-{self.rows}x{self.hidden}"
+
+    def build(self) -> tuple[qg.Plan, list[mx.array], list[Any], Any]:
+        """The plan, packed inputs for its region's body, and float64's results."""
+        sizes = [(self.hidden, self.inner), (4 * self.inner, self.hidden),
+                 (self.hidden, 2 * self.inner)]  # fmt: skip
+        settings = {"group_size": self.group, "bits": self.bits, "mode": self.mode}
+        mx.random.seed(3)
+        packed, dense = [], []
+        for n, k in sizes:
+            w = mx.quantize((mx.random.normal((n, k)) * k**-0.5).astype(self.dtype), **settings)
+            packed.append(w)
+            dense.append(to_numpy(mx.dequantize(*w, **settings, dtype=mx.float32)))
+        norm = mx.random.uniform(0.5, 1.5, (self.hidden,)).astype(self.dtype)
+        x = mx.random.normal((self.rows, self.inner)).astype(self.dtype)
+        h = mx.random.normal((self.rows, self.hidden)).astype(self.dtype)
+        specs = qg.spec(x.shape, x.dtype), qg.spec(h.shape, h.dtype)
+        plan = planned(mlp(packed, norm, settings), *specs)
+        wanted = mlp_in_numpy(dense, to_numpy(norm), to_numpy(x), to_numpy(h))
+        return plan, [x, h], wanted, norm
+
+
+CASES = [
+    Case(mx.bfloat16, "affine", 4, 64, 1),
+    Case(mx.float16, "affine", 8, 32, 3),
+    Case(mx.bfloat16, "affine", 3, 128, 8),
+    Case(mx.float16, "affine", 5, 64, 2, hidden=320),
+    Case(mx.bfloat16, "affine", 6, 32, 1, hidden=96, inner=64),
+    Case(mx.float16, "affine", 2, 64, 5, hidden=1088, inner=64),
+    Case(mx.bfloat16, "mxfp4", 4, 32, 1),
+    Case(mx.float16, "nvfp4", 4, 16, 4),
+    Case(mx.bfloat16, "mxfp8", 8, 32, 2),
+]
+
+
+def given(plan: qg.Plan, region: Node, inputs: list[mx.array]) -> list[mx.array]:
+    """Arrays for a region's inputs, weights packed."""
+    streams = Streams(mx.Device(mx.cpu, 0))
+    env: dict[Any, mx.array] = dict(zip(plan.graph.inputs, inputs, strict=True))
+    for node in plan.graph.nodes:
+        if node is region:
+            break
+        Interpreter(streams).run(node, env)
+    return [env[v] for v in region.args["invariants"]]
+
+
+def error(made: mx.array, wanted: Any) -> float:
+    return float(np.linalg.norm(to_numpy(made) - wanted) / np.linalg.norm(wanted))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_numbers(case: Case, tmp_path: Path) -> None:
+    plan, inputs, wanted, _ = case.build()
+    (region,) = regions(plan.graph)
+    arrays = given(plan, region, inputs)
+    native = OnCpu(region.bodies[0], tmp_path, BLOCKS)
+    limit = 0.02 if case.dtype == mx.bfloat16 else 0.003
+    for order in ORDERS:
+        results = native(arrays, **order)
+        assert results is not None
+        assert native.left == [0, 0]
+        for made, right in zip(results, wanted, strict=True):
+            assert error(made, right) < limit
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_any_number_of_blocks(blocks: int, tmp_path: Path) -> None:
+    plan, inputs, wanted, _ = CASES[0].build()
+    (region,) = regions(plan.graph)
+    results = OnCpu(region.bodies[0], tmp_path, blocks)(given(plan, region, inputs))
+    assert results is not None
+    assert max(map(error, results, wanted)) < 0.02
+
+
+FAULTS = {
+    "a barrier that nobody waits for": ("grid.wait();", ""),
+    "a block that does not arrive": ("goal += gridDim.x;", "goal += gridDim.x + 1;"),
+    "rows that are read before they are there": ("x1.fill<1>();\n__syncthreads();", ""),
+    "tiles that are read before they are there": ("SLOTS - 2>", "SLOTS - 1>"),
+    "slots that are filled while they are read": ("i < SLOTS - 1;", "i < SLOTS;"),
+    "sums that are read before they are there": ("      __syncthreads();\n      for", "      for"),
+    "a barrier that is not set back": ("counters[0] = 0, counters[1] = 0;", ";"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
+    """In one of the orders: a number that is none, one that is wrong, a wait without an end."""
+    plan, inputs, wanted, _ = CASES[0].build()
+    (region,) = regions(plan.graph)
+    arrays = given(plan, region, inputs)
+
+    def planted(text: str) -> str:
+        before, after = FAULTS[fault]
+        assert before in text
+        return text.replace(before, after)
+
+    native = OnCpu(region.bodies[0], tmp_path, BLOCKS, planted)
+    caught = False
+    for order in ORDERS:
+        results = native(arrays, **order)
+        fine = results is not None and native.left == [0, 0]
+        if not fine or not max(map(error, results or [], wanted)) < 0.02:
+            caught = True
+            break
+    assert caught
+
+
+# ---- Which regions are formed
+
+
+def linear(n: int, k: int, dtype: mx.Dtype = mx.bfloat16) -> Any:
+    mx.random.seed(1)
+    return mx.quantize(mx.random.normal((n, k)).astype(dtype), group_size=64, bits=4)
+
+
+def test_a_region_ends_where_something_else_is_waited_for() -> None:
+    """Case 1; near misses 2 and 3: a softmax has no phase, and a product alone stays as it is."""
+    first, second, third = linear(128, 64), linear(64, 128), linear(64, 64)
+
+    def fn(x: Any) -> Any:
+        y = qg.quantized_matmul(qg.sigmoid(qg.quantized_matmul(x, *first)), *second)
+        return qg.quantized_matmul(qg.softmax(y + x, axis=-1), *third)
+
+    plan = planned(fn, qg.spec((2, 64), mx.bfloat16))
+    (region,) = regions(plan.graph)
+    assert [n.op for n in region.bodies[0].nodes] == [
+        "packed_matmul", "sigmoid", "packed_matmul", "add",
+    ]  # fmt: skip
+    assert region.kernel == "grid"
+    assert [n.op for n in plan.graph.nodes if n.stage == "run" and n.op != "constant"] == [
+        "region", "softmax", "packed_matmul",
+    ]  # fmt: skip
+    told = [str(e) for step in plan.steps for e in step.entries if step.name == "form-grid-regions"]
+    assert any("it ends before softmax: there is no phase for softmax" in text for text in told)
+
+
+def test_in_a_loop() -> None:
+    w = linear(64, 64)
+
+    def fn(x: Any) -> Any:
+        return qg.fori_loop(0, 3, lambda i, h: h + qg.quantized_matmul(qg.tanh(h), *w), x)
+
+    (region,) = regions(planned(fn, qg.spec((1, 64), mx.bfloat16)).graph)
+    assert [n.op for n in region.bodies[0].nodes] == ["tanh", "packed_matmul", "add"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "why"),
+    [(9, 64, "9 rows; up to 8 cost the same as one"), (8, 16384, "do not fit in shared memory")],
+)
+def test_what_has_no_place(rows: int, width: int, why: str) -> None:
+    """Near misses 3 and 4."""
+    wide, narrow = linear(width, 64), linear(64, width)
+
+    def fn(x: Any) -> Any:
+        return x + qg.quantized_matmul(qg.sigmoid(qg.quantized_matmul(x, *wide)), *narrow)
+
+    plan = planned(fn, qg.spec((rows, 64), mx.bfloat16))
+    assert not regions(plan.graph)
+    product = next(n for n in plan.graph.nodes if n.op == "packed_matmul")
+    told = [str(e) for step in plan.steps for e in step.entries if step.name == "form-grid-regions"]
+    assert why in str(refusal(product)) or any(why in text for text in told)
+
+
+def test_other_targets_have_none() -> None:
+    graph = planned(lambda x: qg.exp(x) + 1, qg.spec((1, 64), mx.bfloat16)).graph
+    assert FormGridRegions(Target(mx.Device(mx.cpu, 0), "cpu", "x86_64", 1))(graph) is graph
+
+
+def test_a_norm_of_a_norm_and_uneven_splits(tmp_path: Path) -> None:
+    """What follows a norm is computed where it is read; parts of different widths from memory."""
+    first, second = linear(192, 64), linear(64, 64)
+    norm = mx.random.uniform(0.5, 1.5, (64,)).astype(mx.bfloat16)
+
+    def fn(x: Any) -> Any:
+        wide, narrow = qg.split(qg.quantized_matmul(x, *first), [128], axis=-1)
+        h = x + qg.fast.rms_norm(narrow, norm, 1e-5)
+        y = qg.quantized_matmul(qg.fast.rms_norm(h, norm, 1e-5), *second)
+        return qg.maximum(y, 0.0) * 2.0 + h, wide * 0.5
+
+    plan = planned(fn, qg.spec((2, 64), mx.bfloat16))
+    (region,) = regions(plan.graph)
+    x = mx.random.normal((2, 64)).astype(mx.bfloat16)
+    results = OnCpu(region.bodies[0], tmp_path, BLOCKS)(given(plan, region, [x]))
+    a, b = (to_numpy(mx.dequantize(*w, group_size=64, bits=4, dtype=mx.float32))
+            for w in (first, second))  # fmt: skip
+
+    def normed(h: Any) -> Any:
+        return h / np.sqrt((h * h).mean(-1, keepdims=True) + 1e-5) * to_numpy(norm)
+
+    y = to_numpy(x) @ a.T
+    h = to_numpy(x) + normed(y[:, 128:])
+    wanted = np.maximum(normed(h) @ b.T, 0) * 2 + h, y[:, :128] * 0.5
+    assert results is not None
+    assert max(map(error, results, wanted)) < 0.02

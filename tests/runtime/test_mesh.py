@@ -1,0 +1,112 @@
+"""Several processes over MLX's ring on this machine: they agree, and notice who is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import generate_step
+
+import qgraph as qg
+from qgraph.runtime.mesh import LOST, difference
+from tests.support.rank import PROMPT, generator, tiny
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 240
+"""Seconds, on a busy machine; a scenario takes five on an idle one."""
+
+
+def free_ports(count: int) -> list[int]:
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in servers]
+    for server in servers:
+        server.close()
+    return ports
+
+
+def launch(scenario: str, ranks: int, folder: Path) -> list[tuple[int, str, str]]:
+    """Exit status, output and errors of each rank.  `mlx.launch` would end all with the first."""
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(ranks)]))
+    env = {**os.environ, "MLX_HOSTFILE": str(hosts), "PYTHONPATH": str(ROOT)}
+    if ranks > 2 or scenario in ("raises", "differ"):  # compilers of C++ would take the time
+        env["MLX_DISABLE_COMPILE"] = "1"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.support.rank", scenario],
+            env={**env, "MLX_RANK": str(rank)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        texts = [p.communicate(timeout=PATIENCE) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *t) for p, t in zip(processes, texts, strict=True)]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_tokens(ranks: int, tmp_path: Path) -> None:
+    """Each rank gives the tokens that one process gives; then twenty small steps return."""
+    expected = " ".join(map(str, ["tokens", *generator(None).tokens(PROMPT, 8)]))
+    for status, out, errors in launch("tokens", ranks, tmp_path):
+        assert status == 0, errors
+        assert expected in out
+
+
+def test_a_model_of_mlx_lm(tmp_path: Path) -> None:
+    """Its logits are the model's own; caches hold a rank's heads."""
+    for status, _, errors in launch("model", 2, tmp_path):
+        assert status == 0, errors
+
+
+@pytest.mark.parametrize(
+    ("scenario", "why"), [("killed", "its process ended"), ("raises", "it raised KeyError")]
+)
+def test_a_lost_rank_ends_the_others(scenario: str, why: str, tmp_path: Path) -> None:
+    ranks = 3 if scenario == "killed" else 2
+    _, lost, *_ = results = launch(scenario, ranks, tmp_path)
+    assert lost[0] not in (0, LOST)
+    for status, _, errors in results[:1] + results[2:]:
+        assert status == LOST
+        assert f"rank 1 of {ranks} was lost: {why}" in errors
+
+
+def test_plans_that_differ(tmp_path: Path) -> None:
+    for status, _, errors in launch("differ", 2, tmp_path):
+        assert status == 1
+        assert "MeshError: the ranks' plans differ: collective 0 is" in errors
+
+
+def test_differences_of_plans() -> None:
+    assert difference({0: ["f", "a"], 1: ["f", "a"]}) == ""
+    assert "rank 2 made g" in difference({0: ["f"], 1: ["f"], 2: ["g"]})
+    assert "rank 1 has 2" in difference({0: ["f", "a"], 1: ["f", "a", "b"]})
+
+
+def test_a_model_on_a_mesh_in_one_process() -> None:
+    model = tiny()
+    fast = qg.lm.accelerate(model, target="cpu", mesh=qg.Mesh(2), background=False)
+    steps = [list(map(int, (t for t, _ in generate_step(mx.array(PROMPT), m, max_tokens=6))))
+             for m in (model, fast)]  # fmt: skip
+    assert steps[0] == steps[1]
+    assert not fast.qgraph.eager
+
+
+def test_meshes_say_what_is_wrong() -> None:
+    with pytest.raises(qg.errors.InputError, match="a mesh of 0"):
+        qg.Mesh(0)
+    with pytest.raises(qg.errors.InputError, match="no back end 'udp'"):
+        qg.Mesh(2, backend="udp")
+    assert qg.Mesh.of(mx.distributed.init()).rank == 0
