@@ -1,6 +1,6 @@
 """Run tests with the CPU kernels built by other flags.
 
-    python -m tests.with_flags -mavx2,-mfma,-mf16c tests/test_region_*.py tests/kernels/test_simd.py
+    python -m tests.with_flags -mavx2,-mfma,-mf16c tests/kernels tests/runtime/test_regions.py
     python -m tests.with_flags -msse2 …    # plain vectors of four, as NEON has them
 
 and under AddressSanitizer, where NumPy's arrays are watched too:
