@@ -33,7 +33,8 @@ AHEAD = 64
 
 
 FIRST = 3
-"""At so many equal calls programs are begun: the first token has then been given away."""
+"""At so many calls of a token programs are begun: the first one has then been given away.  A prompt
+of a form that was there before begins them at once."""
 
 
 PATIENCE = 64
@@ -179,7 +180,7 @@ class Acceleration:
         """
         self._wished[form] += 1
         self._wishes[form] = tokens, Caches(copy.deepcopy(caches.items), caches.kinds)
-        if self._wished[form] < FIRST:
+        if self._wished[form] < (FIRST if form.count == 1 else 2):
             return
         self._wished.clear()
         wishes, self._wishes = self._wishes, {}

@@ -14,6 +14,7 @@ import qgraph as qg
 from qgraph.passes import FormRegions, StoredScales
 from qgraph.rewrite.regions import inlined
 from qgraph.runtime.regions.cpu.translate import address
+from qgraph.runtime.regions.run import bound
 from qgraph.target import as_target
 from tests.runtime.test_region_ops import agree, as_list, both_ways, error
 from tests.support import region_cases as cases
@@ -311,3 +312,20 @@ def test_a_loop_over_an_argument_leaves_it_as_it_was() -> None:
     dense = np.array(mx.dequantize(*mx.quantize(w))).astype(np.float64)
     expected = np.tanh(before.astype(np.float64) @ dense.T @ dense.T)
     np.testing.assert_allclose(first, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", ["add", "multiply"])
+def test_two_products_that_meet(op: str) -> None:
+    """As where attention and feed-forward stand side by side: the first takes the sum with it."""
+    x, a, b = (np.random.default_rng(i).normal(size=(64, 64)).astype(np.float32) for i in range(3))
+    left, right = mx.array(a), mx.array(b)
+    program = qg.compile(
+        lambda x: getattr(qg, op)(x @ left, qg.exp(x) @ right),
+        qg.spec((64, 64)), target="cpu", passes=[FormRegions(as_target("cpu"), everywhere=True)],
+    )  # fmt: skip
+    region = program.plan.graph.nodes[-1]
+    assert region.op == "region"
+    assert bound(region, {}, mx.Device(mx.cpu, 0)) is not None
+    wide = np.float64(x)
+    expected = getattr(np, op)(wide @ a, np.exp(wide) @ b)
+    assert error(program(mx.array(x)), expected) < 1e-5

@@ -134,11 +134,18 @@ def _only_reader(value: Value, body: Graph, uses: Mapping[Value, int]) -> Node |
     return readers[0] if len(readers) == 1 and uses.get(value) == 1 else None
 
 
-def _partner(product: Followed, body: Graph, uses: Mapping[Value, int], op: str) -> Value | None:
-    """The other operand of the one node that reads the result so far, if that is an `op`."""
+def _partner(
+    product: Followed, body: Graph, uses: Mapping[Value, int], found: Mapping[Node, Any], op: str
+) -> Value | None:
+    """The other operand of the one node that reads the result so far, if that is an `op`.
+
+    Of two products that are added, the first takes the sum with it: it is no part of the second.
+    """
     result = product.last.output
     reader = _only_reader(result, body, uses)
-    if reader is None or reader.op != op or reader.output.type != result.type:
+    if reader is None or reader in found:
+        return None
+    if reader.op != op or reader.output.type != result.type:
         return None
     a, b = reader.inputs
     return b if a is result else a
@@ -149,8 +156,10 @@ def _take(product: Followed, *nodes: Node) -> None:
     product.last = nodes[-1]
 
 
-def _biased(product: Followed, body: Graph, uses: Mapping[Value, int], _: Any) -> None:
-    other = None if product.node.op == "addmm" else _partner(product, body, uses, "add")
+def _biased(
+    product: Followed, body: Graph, uses: Mapping[Value, int], found: Mapping[Node, Any]
+) -> None:
+    other = None if product.node.op == "addmm" else _partner(product, body, uses, found, "add")
     result = product.last.output
     if other is not None and other.shape == result.shape[-1:] and other.dtype == result.dtype:
         product.bias = other
@@ -167,7 +176,7 @@ def _activated(product: Followed, body: Graph, uses: Mapping[Value, int], _: Any
 def _gated(
     product: Followed, body: Graph, uses: Mapping[Value, int], found: Mapping[Node, Any]
 ) -> None:
-    other = _partner(product, body, uses, "multiply")
+    other = _partner(product, body, uses, found, "multiply")
     if other is None or other.node in found or other.node.op != product.node.op:
         return
     if product.node.op == "addmm":  # the gate's bias has no place
@@ -188,15 +197,19 @@ def _alike(a: Node, b: Node) -> bool:
     return all(p is q or (p is not None and q is not None and p.type == q.type) for p, q in pairs)
 
 
-def _multiplied(product: Followed, body: Graph, uses: Mapping[Value, int], _: Any) -> None:
-    other = _partner(product, body, uses, "multiply")
+def _multiplied(
+    product: Followed, body: Graph, uses: Mapping[Value, int], found: Mapping[Node, Any]
+) -> None:
+    other = _partner(product, body, uses, found, "multiply")
     if product.gate is None and other is not None and other.type == product.last.output.type:
         product.times = other
         _take(product, body.users[product.last.output][0])
 
 
-def _added(product: Followed, body: Graph, uses: Mapping[Value, int], _: Any) -> None:
-    other = _partner(product, body, uses, "add")
+def _added(
+    product: Followed, body: Graph, uses: Mapping[Value, int], found: Mapping[Node, Any]
+) -> None:
+    other = _partner(product, body, uses, found, "add")
     if other is not None and other.type == product.last.output.type:
         product.add = other
         _take(product, body.users[product.last.output][0])
