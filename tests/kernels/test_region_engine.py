@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qgraph.kernels.cpu import library
+from qgraph.kernels.cpu import building, library
 from qgraph.kernels.cpu.header import header
 from qgraph.kernels.cpu.region import Region, RegionError, instructions
 from tests.support.compiler import needs_compiler
@@ -277,8 +277,8 @@ def test_another_processor_has_a_library_of_its_own(
     monkeypatch.setattr(library, "_folder", lambda: tmp_path)
     monkeypatch.setattr(library, "_compiled", compiled)
     here = library._built()
-    assert any("avx" in str(line) or "asimd" in str(line) for line in library._processor()[1:])
-    monkeypatch.setattr(library, "_processor", lambda: ("x86_64", "flags : sse2"))
+    assert any("avx" in str(line) or "asimd" in str(line) for line in building._processor()[1:])
+    monkeypatch.setattr(building, "_processor", lambda: ("x86_64", "flags : sse2"))
     assert library._built() != here
     assert len(list(tmp_path.glob("*.so"))) == 2
 
