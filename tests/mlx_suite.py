@@ -41,6 +41,9 @@ ROUNDED = dict.fromkeys(
     "a transformation runs MLX's kernel, a plain call ours: two orders of adding, held to 1e-5 of "
     "each element; both are as near to float64",
 )
+ROUNDED["test_fast.TestFast.test_layer_norm_grad"] = (
+    "it takes the mean of 6.5 million floats: MLX's is off by 3e-3, a region's by 3e-8"
+)
 """Tests that ask of two of MLX's kernels that they round alike, and why a program need not."""
 TOLERANCE = {mx.float16: 4e-3, mx.bfloat16: 3e-2, mx.float64: 1e-9}
 """Of the largest element: a program may round between two ops where MLX's op does not."""
