@@ -26,10 +26,10 @@ from dataclasses import dataclass
 
 from qgraph.ir.graph import Graph, Node
 from qgraph.rewrite.ledger import Entry, record
-from qgraph.runtime.regions.cuda.expressions import Unknown
 from qgraph.runtime.regions.cuda.region import KERNEL, multiprocessors
 from qgraph.runtime.regions.cuda.source import written
 from qgraph.runtime.regions.cuda.stages import refusal, translate
+from qgraph.runtime.regions.unknown import Unknown
 from qgraph.target import Target, as_target
 
 from .form_regions import formed, region_of

@@ -12,8 +12,8 @@ from ...ir.graph import Node, Value
 from ...kernels.cpu.library import missing
 from ...kernels.cpu.region import RegionError
 from ...target import as_target
-from .cpu.refs import Unknown
 from .cpu.region import NativeRegion
+from .unknown import Unknown
 
 
 def bound(node: Node, known: Mapping[Value, mx.array], device: mx.Device) -> NativeRegion | None:

@@ -10,7 +10,8 @@ import mlx.core as mx
 from ....ir.graph import Node, Value
 from ....ir.ops import setting
 from ..arrays import Array
-from .refs import FLOATS, Unknown, fill, h, padded, ref
+from ..unknown import Unknown
+from .refs import FLOATS, fill, h, padded, ref
 from .translate import Translator, kind
 from .views import VIEWS
 

@@ -17,7 +17,8 @@ import mlx.core as mx
 from ....ir.graph import Node, Value
 from ....ir.ops import setting
 from ..arrays import Array, merged
-from .refs import DTYPES, FLOATS, Unknown, fill, h, ref
+from ..unknown import Unknown
+from .refs import DTYPES, FLOATS, fill, h, ref
 
 _COMPARE = {
     name: getattr(h, f"OP_{name.upper()}")

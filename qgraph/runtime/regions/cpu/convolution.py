@@ -16,9 +16,10 @@ import mlx.core as mx
 from ....ir.graph import Node
 from ....ir.ops import setting
 from ..arrays import Array
+from ..unknown import Unknown
 from .chains import Chain
 from .products import dense_weight, plain_product
-from .refs import FLOATS, Unknown, fill, h, ref
+from .refs import FLOATS, fill, h, ref
 from .translate import Translator, kind
 
 MOST_TAPS = 16

@@ -16,9 +16,10 @@ import mlx.core as mx
 from ....ir.graph import Node, Value
 from ....ir.ops import setting
 from ..arrays import Array
+from ..unknown import Unknown
 from .chains import Chain
 from .moves import along_with_indices
-from .refs import FLOATS, Unknown, fill, h, ref
+from .refs import FLOATS, fill, h, ref
 from .translate import Translator, kind
 from .views import by_item, spelled_out
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ....ir.graph import Graph, Node, Value, input_value, is_scalar, map_values
 from ....kernels.cpu.library import missing
-from .refs import Unknown
+from ..unknown import Unknown
 from .region import translate
 
 

@@ -15,8 +15,9 @@ from ....ir.graph import Graph, Node, Value
 from ....ir.loops import body_inputs
 from ..arrays import Array, Buffer
 from ..steps import Loop, Step, Work
+from ..unknown import Unknown
 from .chains import Chain
-from .refs import Unknown, h, ref
+from .refs import h, ref
 from .translate import Translator, kind
 
 

@@ -11,10 +11,11 @@ import mlx.core as mx
 from ....ir.graph import Node, Value
 from ....ir.ops import setting
 from ..arrays import Array, row_major
+from ..unknown import Unknown
 from .chains import Chain
 from .patterns import TakenRows, is_plain_dequantize
 from .products import MODES, packing
-from .refs import Unknown, fill, h, ref
+from .refs import fill, h, ref
 from .translate import PATTERNS, Translator, kind
 
 

@@ -11,8 +11,9 @@ import mlx.core as mx
 from ....ir.graph import Node, Value
 from ....ir.ops import setting
 from ..arrays import Array, merged, row_major
+from ..unknown import Unknown
 from .patterns import Followed
-from .refs import FLOATS, Unknown, fill, h, ref
+from .refs import FLOATS, fill, h, ref
 from .translate import PATTERNS, Translator, kind
 
 MODES = {"affine": h.AFFINE, "mxfp4": h.MXFP4, "mxfp8": h.MXFP8, "nvfp4": h.NVFP4}

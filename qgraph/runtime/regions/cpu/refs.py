@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ....kernels.cpu.header import header
 from ..arrays import Array
+from ..unknown import Unknown
 
 h = header()
 
@@ -19,10 +20,6 @@ DTYPES: dict[mx.Dtype, int] = {
 }  # fmt: skip
 
 FLOATS = frozenset({mx.float32, mx.float16, mx.bfloat16})
-
-
-class Unknown(Exception):
-    """What the engine does not know, in words."""
 
 
 def ref(array: Array | None) -> Any:

@@ -11,7 +11,8 @@ import mlx.core as mx
 from ....ir.graph import Node
 from ....ir.ops import setting
 from ..arrays import Array
-from .refs import FLOATS, Unknown, fill, h, ref
+from ..unknown import Unknown
+from .refs import FLOATS, fill, h, ref
 from .translate import Translator, kind
 
 

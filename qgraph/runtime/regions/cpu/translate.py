@@ -16,9 +16,10 @@ from ....ir.ops import OPS, RANDOM
 from ....types import TensorType
 from ..arrays import Array, Buffer, Memory, row_major
 from ..steps import Step, Work
+from ..unknown import Unknown
 from .chains import ELEMENTWISE, LONGEST, Chain, as_constant, instruct
 from .patterns import Pattern, find
-from .refs import DTYPES, Unknown, dtype_number, fill, h, ref
+from .refs import DTYPES, dtype_number, fill, h, ref
 from .views import VIEWS, is_view, view
 
 

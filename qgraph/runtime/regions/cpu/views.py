@@ -10,7 +10,7 @@ from typing import Any
 from ....ir.graph import Node, Value
 from ....ir.ops import setting
 from ..arrays import Array, row_major
-from .refs import Unknown
+from ..unknown import Unknown
 
 
 def view(node: Node, of: Callable[[Value], Array]) -> list[Array] | None:

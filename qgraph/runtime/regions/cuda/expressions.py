@@ -25,10 +25,6 @@ TYPES = {
 FLOATS = (mx.bfloat16, mx.float16, mx.float32)
 
 
-class Unknown(Exception):
-    """A region cannot hold this; the message says why."""
-
-
 @dataclass(frozen=True, eq=False)
 class Leaf:
     """An array in memory, or some columns of it.

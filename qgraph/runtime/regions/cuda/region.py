@@ -13,7 +13,7 @@ import mlx.core as mx
 from ....ir.graph import Graph
 from ....kernels.cuda.source import cuda_source
 from ....target import as_target
-from .expressions import Unknown
+from ..unknown import Unknown
 from .source import THREADS, declared, written
 from .stages import translate
 

@@ -9,7 +9,8 @@ import mlx.core as mx
 
 from ....kernels.cuda.arch import shared_memory
 from ....kernels.matmul.tiled import MODES
-from .expressions import TYPES, Expression, Leaf, Normed, Part, Text, Unknown, in_order, literal
+from ..unknown import Unknown
+from .expressions import TYPES, Expression, Leaf, Normed, Part, Text, in_order, literal
 from .stages import Phase, Row, Stages
 
 WARPS = 16

@@ -17,6 +17,7 @@ from ....ir.graph import Graph, Node, Value, is_scalar
 from ....ir.ops import setting
 from ....kernels.base import HALF, Problem
 from ....kernels.matmul.tiled import Tiled
+from ..unknown import Unknown
 from .expressions import (
     FLOATS,
     OPERATIONS,
@@ -26,7 +27,6 @@ from .expressions import (
     Normed,
     Number,
     Part,
-    Unknown,
     after,
     is_rowwise,
     phase_of,
