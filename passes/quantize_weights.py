@@ -35,9 +35,10 @@ from qgraph.ir.kinds import PRODUCTS, SAME_ELEMENTS
 from qgraph.ir.loops import body_inputs
 from qgraph.ir.ops import setting
 from qgraph.origin import stating
-from qgraph.quantization.checked import FLOATS, dequantize, quantize
+from qgraph.quantization.calls import dequantize, quantize
 from qgraph.quantization.config import Quantize
 from qgraph.quantization.fitted import Fitted, mark_of
+from qgraph.quantization.modes import FLOATS
 from qgraph.rewrite.contracts import ROUNDED_WEIGHTS
 from qgraph.rewrite.ledger import Decision, Entry, record
 from qgraph.tracing.tensor import Tensor

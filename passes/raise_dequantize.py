@@ -22,7 +22,7 @@ import mlx.core as mx
 from qgraph.importer.expansions import expansion
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.loops import constants_behind
-from qgraph.quantization.checked import MODES
+from qgraph.quantization.modes import MODES
 from qgraph.types import TensorType
 
 from .shared.raising import Expansion, matches, raise_expansions

@@ -47,7 +47,7 @@ from .ir.graph import Graph, Node, Value
 from .ir.left_out import LEFT_OUT
 from .ir.ops import namespace
 from .mesh import Mesh
-from .quantization.checked import dequantize, gather_qmm, quantize, quantized_matmul
+from .quantization.calls import dequantize, gather_qmm, quantize, quantized_matmul
 from .quantization.config import Quantize
 from .rewrite.history import Pass
 from .target import Target, as_target

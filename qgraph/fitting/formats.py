@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..quantization.checked import MODES
+from ..quantization.modes import MODES
 from ..quantization.repack import pack_codes
 
 Array = Any

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import QGraphError, UnsupportedError
 from ..origin import Origin, stated, user_frame
-from ..quantization.checked import dequantize, quantize
+from ..quantization.calls import dequantize, quantize
 from ..tracing.constants import constant_for
 from ..tracing.functions import FUNCTIONS
 from ..tracing.tensor import Tensor, as_tensor

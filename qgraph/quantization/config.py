@@ -13,9 +13,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import QuantizationError
-from .checked import resolve
 from .fitted import Fitted
 from .fitted_files import read_fitted, write_fitted
+from .modes import resolve
 
 Predicate = Callable[[str, tuple[int, ...]], Any]
 

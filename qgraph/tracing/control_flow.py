@@ -6,18 +6,26 @@ Given arrays alone, outside a trace, each runs at once in Python.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from copy import copy
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
 from ..errors import ControlFlowError
-from ..ir.graph import Graph, Node, Value, input_value
+from ..ir.graph import Node, input_value
 from ..ir.loops import turn_order
 from ..origin import user_frame
-from ..tree import Mismatch, Tree, flatten, tree_map
+from ..tree import Tree, flatten
 from ..types import TensorType, as_int, type_of
+from .carried import (
+    carried_values,
+    inputs_like,
+    out_tree,
+    own_arrays,
+    tensors,
+    with_same_results,
+    with_stable_carry,
+)
 from .constants import trace_constants
 from .tensor import Tensor, as_tensor, has_tensor
 from .trace import next_serial, parameter_names, trace_body, tracing
@@ -27,53 +35,6 @@ I32 = TensorType((), mx.int32)
 
 def _is_eager(*args: Any) -> bool:
     return trace_constants.get() is None and not has_tensor(args)
-
-
-def _own(tree: Any) -> Any:
-    """The arrays of `tree` as other arrays: a body that changes them in place changes no others."""
-    return tree_map(lambda leaf: copy(leaf) if isinstance(leaf, mx.array) else leaf, tree)
-
-
-def _carried(op: str, tree: Any) -> tuple[list[Value], Tree]:
-    leaves, form = flatten(tree)
-    for leaf in leaves:
-        if isinstance(leaf, str | bytes):
-            raise ControlFlowError(f"{op}: cannot carry {leaf!r}", hint="carry arrays and numbers")
-    return [as_tensor(leaf).value for leaf in leaves], form
-
-
-def _inputs(values: Sequence[Value], form: Tree, name: str) -> list[Value]:
-    paths = form.paths(name)
-    return [input_value(v.type, path) for v, path in zip(values, paths, strict=True)]
-
-
-def _tensors(form: Tree, values: Sequence[Value]) -> Any:
-    return form.build([Tensor(v) for v in values])
-
-
-def _check_stable(op: str, form: Tree, carried: Sequence[Value], body: Graph, out: Tree) -> Graph:
-    """The body, its first outputs in the order of what is carried: they are matched by path.
-
-    Raises:
-        ControlFlowError: they come back with another tree or other types than they went in with.
-    """
-    try:
-        places = form.places(out, "carry")
-    except Mismatch as error:
-        raise ControlFlowError(
-            f"{op}: the body takes {form} and returns {out}: {error}",
-            hint="return the carried values in the form in which they came",
-        ) from None
-    outputs = [body.outputs[place] for place in places]
-    for path, before, after in zip(form.paths("carry"), carried, outputs, strict=True):
-        if before.type != after.type:
-            what = "shape" if before.shape != after.shape else "dtype"
-            raise ControlFlowError(
-                f"{op}: {path} goes in as {before.type} and comes out as {after.type}: "
-                f"its {what} changes from turn to turn",
-                hint=f"cast or reshape it in the body, or start from a {after.type}",
-            )
-    return body.replace(outputs=[*outputs, *body.outputs[len(outputs) :]])
 
 
 def _count(op: str, bound: Any) -> Any:
@@ -130,19 +91,19 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_
     """
     if _is_eager(lower, upper, init_val):
         for i in range(_whole_number("fori_loop", lower), _whole_number("fori_loop", upper)):
-            init_val = body_fun(mx.array(i, mx.int32), _own(init_val))
+            init_val = body_fun(mx.array(i, mx.int32), own_arrays(init_val))
         return init_val
     with tracing():
-        carried, form = _carried("fori_loop", init_val)
+        carried, form = carried_values("fori_loop", init_val)
         bounds = [_count("fori_loop", b) for b in (lower, upper)]
         start = next_serial()
         index_name, carry_name = _loop_names(body_fun, 2)
         index = input_value(I32, index_name)
-        inputs = _inputs(carried, form, carry_name)
+        inputs = inputs_like(carried, form, carry_name)
         body, captured = trace_body(
-            body_fun, (Tensor(index), _tensors(form, inputs)), [index, *inputs], "body", start
+            body_fun, (Tensor(index), tensors(form, inputs)), [index, *inputs], "body", start
         )
-    body = _check_stable("fori_loop", form, carried, body, _out(body))
+    body = with_stable_carry("fori_loop", form, carried, body, out_tree(body))
     node = Node(
         "fori_loop",
         {
@@ -155,12 +116,7 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_
         bodies=[body],
         origin=user_frame(),
     )
-    return _tensors(form, node.outputs)
-
-
-def _out(body: Graph) -> Tree:
-    assert body.out_tree is not None
-    return body.out_tree
+    return tensors(form, node.outputs)
 
 
 def scan(
@@ -199,21 +155,21 @@ def scan(
     if _is_eager(init, xs):
         return _eager_scan(f, init, leaves, xs_form, count, reverse)
     with tracing():
-        carried, form = _carried("scan", init)
+        carried, form = carried_values("scan", init)
         stacked = [as_tensor(leaf).value for leaf in leaves]
         start = next_serial()
         carry_name, x_name = _loop_names(f, 2)
-        inputs = _inputs(carried, form, carry_name)
+        inputs = inputs_like(carried, form, carry_name)
         slices = [
             input_value(TensorType(v.shape[1:], v.dtype), path)
             for v, path in zip(stacked, xs_form.paths(x_name), strict=True)
         ]
-        args = (_tensors(form, inputs), _tensors(xs_form, slices))
+        args = (tensors(form, inputs), tensors(xs_form, slices))
         body, captured = trace_body(f, args, [*inputs, *slices], "body", start)
-    out = _out(body)
+    out = out_tree(body)
     if out.kind != "tuple" or len(out.children) != 2:
         raise ControlFlowError("scan: the body returns no pair", hint="return (carry, y)")
-    body = _check_stable("scan", form, carried, body, out.children[0])
+    body = with_stable_carry("scan", form, carried, body, out.children[0])
     ys = body.outputs[len(carried) :]
     node = Node(
         "scan",
@@ -229,7 +185,7 @@ def scan(
         origin=user_frame(),
     )
     split = len(carried)
-    return _tensors(form, node.outputs[:split]), _tensors(out.children[1], node.outputs[split:])
+    return tensors(form, node.outputs[:split]), tensors(out.children[1], node.outputs[split:])
 
 
 def _eager_scan(
@@ -242,12 +198,12 @@ def _eager_scan(
 ) -> Any:
     collected: list[list[Any]] = []
     if not count:  # a turn that nothing reads tells what ys would be
-        _, y = f(_own(carry), form.build([mx.zeros(x.shape[1:], x.dtype) for x in leaves]))
+        _, y = f(own_arrays(carry), form.build([mx.zeros(x.shape[1:], x.dtype) for x in leaves]))
         parts, ys_form = flatten(y)
         types = [as_tensor(part).value.type for part in parts]
         return carry, ys_form.build([mx.zeros((0, *t.shape), t.dtype) for t in types])
     for i in turn_order(count, reverse):
-        carry, y = f(_own(carry), form.build([leaf[i] for leaf in leaves]))
+        carry, y = f(own_arrays(carry), form.build([leaf[i] for leaf in leaves]))
         parts, ys_form = flatten(y)
         collected.append([mx.array(part) for part in parts])
     if reverse:
@@ -269,23 +225,23 @@ def while_loop(
     192
     """
     if _is_eager(init_val):
-        while _truth("while_loop", cond_fun(_own(init_val))):
-            init_val = body_fun(_own(init_val))
+        while _truth("while_loop", cond_fun(own_arrays(init_val))):
+            init_val = body_fun(own_arrays(init_val))
         return init_val
     with tracing():
-        carried, form = _carried("while_loop", init_val)
+        carried, form = carried_values("while_loop", init_val)
         start = next_serial()
-        inputs = _inputs(carried, form, _loop_names(cond_fun, 1)[0])
-        test, test_captured = trace_body(cond_fun, (_tensors(form, inputs),), inputs, "cond", start)
+        inputs = inputs_like(carried, form, _loop_names(cond_fun, 1)[0])
+        test, test_captured = trace_body(cond_fun, (tensors(form, inputs),), inputs, "cond", start)
         start = next_serial()
-        inputs = _inputs(carried, form, _loop_names(body_fun, 1)[0])
-        body, captured = trace_body(body_fun, (_tensors(form, inputs),), inputs, "body", start)
+        inputs = inputs_like(carried, form, _loop_names(body_fun, 1)[0])
+        body, captured = trace_body(body_fun, (tensors(form, inputs),), inputs, "body", start)
     if [v.type for v in test.outputs] != [TensorType((), mx.bool_)]:
         raise ControlFlowError(
             f"while_loop: the condition gives {[str(v.type) for v in test.outputs]}",
             hint="return one bool tensor without axes, such as qg.any(x > 0)",
         )
-    body = _check_stable("while_loop", form, carried, body, _out(body))
+    body = with_stable_carry("while_loop", form, carried, body, out_tree(body))
     node = Node(
         "while_loop",
         {
@@ -297,7 +253,7 @@ def while_loop(
         bodies=[test, body],
         origin=user_frame(),
     )
-    return _tensors(form, node.outputs)
+    return tensors(form, node.outputs)
 
 
 def cond(
@@ -314,22 +270,22 @@ def cond(
     2
     """
     if _is_eager(pred, operands):
-        return (true_fun if _truth("cond", pred) else false_fun)(*_own(operands))
+        return (true_fun if _truth("cond", pred) else false_fun)(*own_arrays(operands))
     with tracing():
         test = as_tensor(pred)
         if test.shape != () or test.dtype != mx.bool_:
             raise ControlFlowError(
                 f"cond: pred is {test.value.type}", hint="pred is one bool; use qg.any or x[0] > 0"
             )
-        values, form = _carried("cond", operands)
+        values, form = carried_values("cond", operands)
         graphs, captured = [], []
         for name, branch in (("true", true_fun), ("false", false_fun)):
             start = next_serial()
-            inputs = _inputs(values, form, "x")
-            graph, outer = trace_body(branch, _tensors(form, inputs), inputs, name, start)
+            inputs = inputs_like(values, form, "x")
+            graph, outer = trace_body(branch, tensors(form, inputs), inputs, name, start)
             graphs.append(graph)
             captured.append(tuple(outer))
-    graphs[1] = _like(graphs[0], graphs[1])
+    graphs[1] = with_same_results(graphs[0], graphs[1])
     node = Node(
         "cond",
         {
@@ -342,25 +298,4 @@ def cond(
         bodies=graphs,
         origin=user_frame(),
     )
-    return _tensors(_out(graphs[0]), node.outputs)
-
-
-def _like(true: Graph, false: Graph) -> Graph:
-    """The branch when false, its outputs in the order of the other's: they are matched by path."""
-    form = _out(true)
-    try:
-        places = form.places(_out(false), "result")
-    except Mismatch as error:
-        raise ControlFlowError(
-            f"cond: the branches return different trees: {form} when true, {_out(false)} when "
-            f"false: {error}",
-            hint="return the same form from both",
-        ) from None
-    outputs = [false.outputs[place] for place in places]
-    for path, a, b in zip(form.paths("result"), true.outputs, outputs, strict=True):
-        if a.type != b.type:
-            raise ControlFlowError(
-                f"cond: {path} is {a.type} when true and {b.type} when false",
-                hint="cast or reshape one of them",
-            )
-    return false.replace(outputs=outputs, out_tree=form)
+    return tensors(out_tree(graphs[0]), node.outputs)

@@ -57,7 +57,7 @@ def test_the_reference_names_what_there_is() -> None:
     for name in re.findall(r"^::: (\S+)", (DOCS / "reference.md").read_text(), re.M):
         module, _, attribute = name.rpartition(".")
         if name == "qgraph.tracing.control_flow" or name in (
-            "qgraph.quantization.checked",
+            "qgraph.quantization.calls",
             "qgraph.passes",
         ):
             module, attribute = name, "__doc__"

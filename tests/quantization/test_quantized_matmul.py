@@ -9,7 +9,7 @@ import pytest
 
 import qgraph as qg
 from qgraph.errors import QuantizationError
-from qgraph.quantization.checked import MODES
+from qgraph.quantization.modes import MODES
 from tests.support import reference
 from tests.support.arrays import to_numpy
 
