@@ -28,15 +28,17 @@ class Surface:
     daily: int
 
     def run(self, count: int, seed: int, seconds: float = float("inf")) -> int:
-        """Check `count` cases, or as many as there is time for; returns how many.
+        """Check `count` cases, or one and as many more as there is time for; returns how many.
 
         Raises:
             Exception: of the smallest case that fails, which is printed.
         """
-        end, done = time.monotonic() + seconds, 0
+        end, done = float("inf"), 0
 
         def check(case: Any) -> None:
-            nonlocal done
+            nonlocal end, done
+            if not done:  # making what the first case is drawn from is not counted
+                end = time.monotonic() + seconds
             if time.monotonic() < end:
                 done += 1
                 self.check(case)
