@@ -14,6 +14,8 @@ Rewrites:
     3. `gather_qmm`: `packed_gather`.
     4. with a budget, weights that are worth it are kept dense: those first that gain most a byte.
     5. casts of its scales from half precision: kernels on the host read them as they are stored.
+    6. on Hopper GPUs `tiled` also where MLX's own is a little faster alone, and for small products:
+       `form-grid-regions` joins such products to one launch.
 Leaves alone:
     1. products for which MLX's own kernel is best, small ones, or those about which nothing is
        known.
@@ -43,6 +45,8 @@ from qgraph.ir.graph import Graph, Node, Value
 from qgraph.kernels import Problem, candidates, kernel, plain
 from qgraph.kernels.base import HALF
 from qgraph.kernels.choice.tuner import Choice, choose
+from qgraph.kernels.cuda.arch import capability
+from qgraph.kernels.matmul.tiled import Tiled
 from qgraph.kernels.progress import progress
 from qgraph.rewrite.ledger import Entry, record
 from qgraph.rewrite.rewriter import Visit, rewrite
@@ -55,6 +59,8 @@ from .shared.products import indices_of, is_open, parts_of
 _NAME = "choose-kernel"
 LEAVING_US = 50.0
 """Waiting for the inputs of a kernel that runs from the host and starting again, microseconds."""
+JOINED_US = 5.0
+"""What a product saves that a region on CUDA holds, beside others: a launch, microseconds."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ class ChooseKernel:
         exact: only kernels that give the same bits as MLX's own.
         tune: measure what no cache holds; takes seconds a shape.
         min_flops: work below which MLX's own stays: such products take microseconds, and lie
-            outside of what tables were measured on; by default 2e5 on CPUs and 4e6 on GPUs.
+            outside of what tables were measured on; by default 2e5 on CPUs, 4e6 on GPUs and nothing
+            where regions hold products.
         gain: how much faster than MLX's own a kernel must be to be taken.
     """
 
@@ -114,7 +121,7 @@ class ChooseKernel:
 
     def _products(self, graph: Graph, target: Target) -> list[Product]:
         fixed = fixed_values(graph)
-        least = (2e5 if target.is_cpu else 4e6) if self.min_flops is None else self.min_flops
+        least = _least_flops(target) if self.min_flops is None else self.min_flops
         found = []
         for _, node in graph.walk(regions=False):
             if is_open(node, fixed):
@@ -165,13 +172,38 @@ class ChooseKernel:
         ]
         pick = partial(choose, problem, budget=budget, exact=self.exact, tune=self.tune)
         best = pick(names=names)
+        if not self.exact and _joins(problem):
+            best = _preferring(Tiled.name, best)
         if not kernel(best.kernel).host:
             return Picked(best, best)
         return Picked(best, pick(names=[name for name in names if not kernel(name).host]))
 
     def _gains(self, problem: Problem, choice: Choice) -> bool:
         own = dict(choice.others).get(plain(problem))
+        if own is not None and choice.kernel == Tiled.name and _joins(problem):
+            own += JOINED_US
         return own is None or own >= self.gain * choice.estimate_us
+
+
+def _joins(where: Problem | Target) -> bool:
+    """Do regions hold products there that are carried out in tiles?"""
+    return where.backend == "cuda" and capability(where.arch) == 90
+
+
+def _preferring(name: str, best: Choice) -> Choice:
+    """The kernel of that name in place of the best one, if a launch makes up for its time."""
+    us = dict(best.others).get(name)
+    if us is None or us > best.estimate_us + JOINED_US:
+        return best
+    others = {**dict(best.others), best.kernel: best.estimate_us}
+    del others[name]
+    return Choice(name, best.source, us, tuple(sorted(others.items(), key=lambda item: item[1])))
+
+
+def _least_flops(target: Target) -> float:
+    if target.is_cpu:
+        return 2e5
+    return 0.0 if _joins(target) else 4e6
 
 
 def _problem(node: Node, target: Target) -> Problem:

@@ -14,7 +14,8 @@ Leaves alone:
     3. stretches without a product, or of nothing but one.
     4. rows that do not fit in a block's shared memory: eight of 14336 columns do not, four do.
     5. nodes with a stream of their own.
-    6. other targets, and GPUs older than Hopper, for which weights are not laid out in tiles.
+    6. heads as rows of their own: all rows of a region are those of its products.
+    7. other targets, and GPUs older than Hopper, for which weights are not laid out in tiles.
 
 Runs after kernels are chosen, as it is their layout that it reads.
 """
@@ -28,7 +29,7 @@ from qgraph.ir.graph import Graph, Node
 from qgraph.rewrite.ledger import Entry, record
 from qgraph.runtime.regions.cuda.region import KERNEL, multiprocessors
 from qgraph.runtime.regions.cuda.source import written
-from qgraph.runtime.regions.cuda.stages import refusal, translate
+from qgraph.runtime.regions.cuda.stages import refusal, rows_of, translate
 from qgraph.runtime.regions.unknown import Unknown
 from qgraph.target import Target, as_target
 
@@ -51,10 +52,17 @@ class FormGridRegions:
         if target.backend != "cuda":
             return graph
 
+        rows = {rows_of(n.output) for _, n in graph.walk() if n.op == "packed_matmul"}
+
+        def refused(node: Node) -> str | None:
+            if any(rows_of(value) not in rows for value in node.outputs if value.ndim):
+                return "its rows are not those of products"
+            return refusal(node)
+
         def pays(graph: Graph, nodes: Sequence[Node]) -> bool:
             return _pays(graph, nodes, target)
 
-        return formed(graph, refusal, pays, _NAME, KERNEL)
+        return formed(graph, refused, pays, _NAME, KERNEL)
 
 
 def _pays(graph: Graph, nodes: Sequence[Node], target: Target) -> bool:

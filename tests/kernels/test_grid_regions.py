@@ -283,3 +283,29 @@ def test_a_norm_of_a_norm_and_uneven_splits(tmp_path: Path) -> None:
     wanted = np.maximum(normed(h) @ b.T, 0) * 2 + h, y[:, :128] * 0.5
     assert results is not None
     assert max(map(error, results, wanted)) < 0.02
+
+
+def test_heads_end_no_region_and_gelu_goes_into_it(tmp_path: Path) -> None:
+    """Near miss 6: norms of heads have other rows than the products beside them."""
+    first, second = linear(192, 64), linear(64, 64)
+    norm = mx.random.uniform(0.5, 1.5, (32,)).astype(mx.bfloat16)
+
+    def fn(x: Any) -> Any:
+        wide, narrow = qg.split(qg.quantized_matmul(x, *first), [128], axis=-1)
+        heads = qg.fast.rms_norm(qg.reshape(wide, (4, 32)), norm, 1e-5)
+        gelu = 0.5 * narrow * (1 + qg.tanh(0.8 * (narrow + 0.045 * narrow**3)))
+        return heads, qg.quantized_matmul(gelu, *second)
+
+    plan = planned(fn, qg.spec((1, 64), mx.bfloat16))
+    (region,) = regions(plan.graph)
+    assert "power" in [n.op for n in region.bodies[0].nodes]
+    assert "fast.rms_norm" in [n.op for n in plan.graph.nodes]
+    x = mx.random.normal((1, 64)).astype(mx.bfloat16)
+    results = OnCpu(region.bodies[0], tmp_path, BLOCKS)(given(plan, region, [x]))
+    a, b = (to_numpy(mx.dequantize(*w, group_size=64, bits=4, dtype=mx.float32))
+            for w in (first, second))  # fmt: skip
+    y = to_numpy(x) @ a.T
+    narrow = y[:, 128:]
+    gelu = 0.5 * narrow * (1 + np.tanh(0.8 * (narrow + 0.045 * narrow**3)))
+    assert results is not None
+    assert max(map(error, results, (y[:, :128], gelu @ b.T))) < 0.02

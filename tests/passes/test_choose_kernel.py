@@ -12,6 +12,8 @@ import qgraph as qg
 from qgraph.kernels import Problem, kernel
 from qgraph.kernels.choice.tuner import Choice
 from qgraph.kernels.cpu.library import missing
+from qgraph.kernels.matmul.tiled import Tiled
+from qgraph.kernels.matmul.untiled import Untiled
 from qgraph.passes import (
     ChooseKernel,
     EliminateCommonSubexpressions,
@@ -185,6 +187,22 @@ def test_small_products_are_left_to_mlx() -> None:
 
     assert kernels(64) == []
     assert kernels(2048) == (["simd"] if missing() is None else [])
+
+
+@pytest.mark.parametrize(("arch", "joined"), [("sm_80", 0), ("sm_90a", 2)])
+def test_regions_take_small_products(
+    arch: str, joined: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 6: on Hopper GPUs a launch makes up for what `tiled` takes longer alone."""
+    monkeypatch.setattr(Tiled, "run", lambda self, *given: Untiled().run(*given))
+    gpu = Target(mx.Device(mx.gpu, 0), "cuda", arch, 2)
+    weights = [mx.quantize(mx.random.normal((n, 512)).astype(mx.bfloat16)) for n in (64, 1024)]
+    with mx.stream(mx.cpu):
+        graph = qg.trace(
+            lambda x: [qg.quantized_matmul(x, *w) for w in weights], qg.spec((1, 512), mx.bfloat16)
+        )
+        after = ChooseKernel(gpu)(graph)
+    assert [n.kernel for n in after.nodes if n.op == "packed_matmul"] == ["tiled"] * joined
 
 
 def test_leaves_alone(monkeypatch: pytest.MonkeyPatch) -> None:

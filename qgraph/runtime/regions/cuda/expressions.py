@@ -95,6 +95,7 @@ OPERATIONS: Mapping[str, str] = {
     "sigmoid": "1.0f / (1.0f + expf(-{0}))",
     "tanh": "tanhf({0})",
     "erf": "erff({0})",
+    "power": "powf({0}, {1})",
     "astype": "{0}",
 }
 """Elementwise operations of floats, each rounded to its dtype afterwards."""
