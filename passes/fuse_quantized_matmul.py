@@ -58,12 +58,9 @@ class FuseQuantizedMatmul:
 def _fuse(node: Node) -> Sequence[Value] | None:
     if node.op == "gather_mm":
         return _fuse_gather(node)
-    products = list(as_contraction(node))
-    if not products:
-        _explain(node)
-        return None
     misses: list[tuple[str, WeightView | None]] = []
-    for product in products:
+    product = None
+    for product in as_contraction(node):
         weight = resolve(product.weight.value)
         if weight is None or _is_activation(product, weight):
             continue
@@ -77,6 +74,8 @@ def _fuse(node: Node) -> Sequence[Value] | None:
             continue
         _note(node, "fused", "", weight, _case(product, weight, node.output.dtype))
         return [result.value]
+    if product is None:
+        _explain(node)
     for why, near in misses:
         _note(node, "refused", f"not fused: {why}", near)
     return None

@@ -22,6 +22,7 @@ import mlx.core as mx
 from qgraph.importer.expansions import expansion
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.loops import constants_behind
+from qgraph.ir.ops import OPS
 from qgraph.quantization.modes import MODES
 from qgraph.types import TensorType
 
@@ -70,12 +71,15 @@ def _formats(w: Value) -> Iterator[Settings]:
 
 
 def _downstream(graph: Graph, value: Value) -> list[Node]:
-    """Nodes that depend on `value`, nearest first, no more than an expansion may have."""
+    """Nodes that depend on `value`, nearest first, no more than an expansion may have.
+
+    What takes packed weights, such as `dequantize` itself, stands in no expansion.
+    """
     found: dict[Node, None] = {}
     pending = [value]
     while pending and len(found) < _LARGEST:
         for node in graph.users.get(pending.pop(0), ()):
-            if node not in found and not node.bodies:
+            if node not in found and not node.bodies and OPS[node.op].kind != "quantization":
                 found[node] = None
                 pending.extend(node.outputs)
     return list(found)

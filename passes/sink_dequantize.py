@@ -13,7 +13,7 @@ Leaves alone:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,10 +132,10 @@ def _is_needed_dense(graph: Graph, source: Node) -> bool:
 
 
 def _fuses(product: Node) -> bool:
-    weights = [p.weight.value for p in as_contraction(product)]
+    weights: Iterable[Value] = (p.weight.value for p in as_contraction(product))
     if product.op == "gather_mm":
         weights = [product.operand("b")]
-    found = [w for w in map(resolve, weights) if isinstance(w, WeightView)]
+    found = (w for w in map(resolve, weights) if isinstance(w, WeightView))
     return any(not isinstance(as_operand(w), str) for w in found)
 
 

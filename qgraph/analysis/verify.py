@@ -84,7 +84,7 @@ def _is_stream(stream: object) -> bool:
 
 def _check_place(graph: Graph, node: Node, known: dict[Value, str]) -> None:
     """What a node reads, in this graph and at this point."""
-    if node.stage not in get_args(Stage):
+    if node.stage not in _ORDER:
         _fail(graph, node, f"has stage {node.stage!r}, which is none of {get_args(Stage)}")
     for value in node.inputs:
         if value not in known:

@@ -61,7 +61,7 @@ def _rewrite(graph: Graph, visitor: Callable[[Graph], Visit], maker: Maker) -> G
     skip = len(done)
     changed = False
     for node in graph.nodes:
-        new = node.with_inputs(replace)
+        new = node.with_inputs(replace) if replace else node
         if node.bodies and node.op != REGION:
             new = with_bodies(new, lambda body: _rewrite(body, visitor, maker))
         maker.origin = node.origin
