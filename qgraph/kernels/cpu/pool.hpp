@@ -3,17 +3,24 @@
 
 namespace qgraph {
 
-// Calls `lead(data)` here, and `help(data, number)` on up to `threads - 1` threads of the pool,
-// numbered from 1; returns when `lead` has, and every `help` that began.  A thread may come late,
-// or never: `lead` must not wait for one that has not announced itself.
-void together(void (*lead)(void*), void (*help)(void*, int number), void* data, int threads);
+class Pool;
 
-// Runs `count` tasks in any order.
-void for_each(void (*task)(void*, long), void* data, long count, int threads);
+// The pool's threads, lent to one caller: others work alone meanwhile.
+class Helpers {
+ public:
+  explicit Helpers(int threads);  // the caller is one of them
+  ~Helpers();
+  Helpers(const Helpers&) = delete;
+
+  // Calls `task(data, thread, number)` for the first `count` numbers in any order, here as thread 0
+  // and on whatever threads come; returns when all are done.
+  void each(void (*task)(void*, int thread, long number), void* data, long count);
+
+ private:
+  Pool* pool_;
+};
 
 // How many cores this process may use.
 int cores();
-
-void pause();
 
 }  // namespace qgraph

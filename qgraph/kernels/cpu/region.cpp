@@ -1,13 +1,9 @@
 // Regions: steps made ready, and the walk through them with the pool's threads.
 //
-// The caller alone walks.  It opens a phase by a ticket, one 64-bit word of the phase's number and
-// of the tasks that are left; threads take tasks by counting it down.  When none is left the caller
-// waits for the tasks that others have begun, not for threads: one that another process keeps from
-// its core, or that comes late, is not missed, and cannot take a task of a phase that is over.
+// The caller alone walks.  The steps of a phase are one job of the pool (pool.cpp), stage by stage.
 
 #include "region.h"
 
-#include <sched.h>
 #include <time.h>
 
 #include <atomic>
@@ -21,7 +17,6 @@ namespace qgraph {
 namespace {
 
 constexpr long kAlign = 64;
-constexpr uint64_t kClosed = ~(uint64_t)0;
 
 struct Step {
   Maker work;  // none: a jump
@@ -184,7 +179,8 @@ class Region {
 class Walk {
  public:
   Walk(const Region& region, char* room, int threads, void* const* pointers, int64_t* nanoseconds)
-      : region_(region),
+      : helpers_(threads),
+        region_(region),
         nanoseconds_(nanoseconds),
         threads_(threads),
         arena_(room),
@@ -200,7 +196,7 @@ class Walk {
         buffers_[thread * count + i] = address(region.buffers_[i], pointers, thread);
   }
 
-  void lead() {
+  void run() {
     long count = region_.steps_.size();
     for (long at = 0; at < count;) {
       const Step& step = region_.steps_[at];
@@ -217,23 +213,6 @@ class Walk {
       phase(at, end);
       if (nanoseconds_) nanoseconds_[at] += now() - begin;
       at = end;
-    }
-    ticket_.store(kClosed, std::memory_order_release);
-  }
-
-  void help(int thread) {
-    for (long waited = 0;;) {
-      uint64_t ticket = ticket_.load(std::memory_order_acquire);
-      if (ticket == kClosed) return;
-      if ((uint32_t)ticket == 0) {
-        ++waited < 20000 ? pause() : (void)sched_yield();
-        continue;
-      }
-      if (ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acquire)) {
-        task(thread, count_ - (uint32_t)ticket);
-        done_.fetch_add(1, std::memory_order_release);
-        waited = 0;
-      }
     }
   }
 
@@ -274,33 +253,13 @@ class Walk {
     for (long i = begin; i < end; i++)
       if (region_.steps_[i].work->stages() > stages) stages = region_.steps_[i].work->stages();
     for (stage_ = 0; stage_ < stages; stage_++) {
-      count_ = 0;
-      for (long i = begin; i < end; i++) count_ += tasks_of(region_.steps_[i]);
+      long count = 0;
+      for (long i = begin; i < end; i++) count += tasks_of(region_.steps_[i]);
       phase_number_++;
       if (stage_ == 0) first_ = phase_number_;
-      if (count_ > 0) work();
+      auto task = [](void* walk, int thread, long number) { ((Walk*)walk)->task(thread, number); };
+      helpers_.each(task, this, count);
     }
-  }
-
-  // The tasks of a stage, with whatever threads come.
-  void work() {
-    long own = 0, others;
-    done_.store(0, std::memory_order_relaxed);
-    uint64_t ticket = (uint64_t)phase_number_ << 32 | (uint32_t)count_;
-    if (count_ == 1) {
-      task(0, 0);
-      return;
-    }
-    ticket_.store(ticket, std::memory_order_release);
-    while ((uint32_t)ticket)
-      if (ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_relaxed)) {
-        task(0, count_ - (uint32_t)ticket);
-        own++;
-        ticket = ticket_.load(std::memory_order_relaxed);
-      }
-    others = count_ - own;
-    for (long i = 0; done_.load(std::memory_order_acquire) < others; i++)
-      i < 20000 ? pause() : (void)sched_yield();
   }
 
   void task(int thread, long number) {
@@ -337,6 +296,7 @@ class Walk {
     }
   }
 
+  Helpers helpers_;
   const Region& region_;
   int64_t* nanoseconds_;
   int threads_;
@@ -346,24 +306,17 @@ class Walk {
   std::vector<uint32_t> prepared_;  // of each thread and step: the last stage it prepared for
   std::vector<uint32_t> joined_;    // of each thread: the last phase in which it did its own steps
   uint32_t phase_number_ = 0;       // of stages
-  // Of the phase that is open; a thread reads them once it has taken a task.
-  long begin_ = 0, end_ = 0, count_ = 0;
+  // Of the stage that is open; a thread reads them once it has taken a task.
+  long begin_ = 0, end_ = 0;
   int stage_ = 0;
   uint32_t first_ = 0;  // the number of its first stage
-  alignas(64) std::atomic<uint64_t> ticket_{0};
-  alignas(64) std::atomic<long> done_{0};  // tasks that helpers have done
 };
 
 void Region::run(void* const* pointers, int threads, int64_t* nanoseconds) {
   int most = cores();
   threads = threads < 1 ? 1 : threads > most ? most : threads;
   Room room = rooms().take(memory(threads));
-  {
-    Walk walk(*this, room.memory.get(), threads, pointers, nanoseconds);
-    auto lead = [](void* w) { ((Walk*)w)->lead(); };
-    auto help = [](void* w, int thread) { ((Walk*)w)->help(thread); };
-    together(lead, help, &walk, threads);
-  }
+  Walk(*this, room.memory.get(), threads, pointers, nanoseconds).run();
   rooms().give_back(std::move(room));
 }
 
