@@ -2,13 +2,17 @@
 
 python -m benchmarks.kernels             what the shipped table and the cost model choose, checked
 python -m benchmarks.kernels --table F   measure the table that ships with the package
+
+On GPUs times are those of products that wait for one another, launches included.  Where the result
+is smaller than x, an elementwise operation stands between two and counts too.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +24,9 @@ from rich.table import Table
 
 from benchmarks.machine import describe, floors, save
 from qgraph.kernels import Problem, candidates
-from qgraph.kernels.choice.tuner import choose, measure
+from qgraph.kernels.choice.cost import CostTable
+from qgraph.kernels.choice.measuring import measure
+from qgraph.kernels.choice.tuner import choose, estimate
 from qgraph.target import Target, as_target
 from qgraph.types import DTYPES, SHORT_NAMES
 
@@ -31,7 +37,7 @@ MODES = {
     "nvfp4": ("nvfp4", 4, 16),
     "mxfp8": ("mxfp8", 8, 32),
 }
-ROWS = [1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 512, 2048]
+ROWS = [1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 2048]
 SIZES = {
     "cpu": ["576x576", "2048x2048", "4096x4096"],
     "cuda": ["2048x2048", "4096x4096", "14336x4096", "4096x14336", "151936x896", "1536x4096"],
@@ -40,6 +46,9 @@ ODD_SIZES = ["1500x4096", "4x4096", "2048x2080"]
 """N not a multiple of 8, N below 8 (MLX issue 4498), K not a multiple of 64."""
 EXPERTS = {"cpu": ["8x1024x2048"], "cuda": ["8x14336x4096"]}
 """Experts, N and K of a `gather_qmm` whose rows go to experts at random (MLX issue 4339)."""
+
+NEAR_BEST, NEAR_MODEL = 1.05, 1.25
+"""How far from the best kernel a choice may be, and a kernel's model from what it takes."""
 
 UNLIMITED = 1 << 60
 KEYS = ("m", "n", "k", "mode", "bits", "transpose", "experts")
@@ -101,12 +110,20 @@ class Bench:
             "best_us": {name: round(1e6 * t.best, 1) for name, t in timings.items()},
             "spread": {name: round(t.spread, 3) for name, t in timings.items()},
             "extrapolated_us": {n: round(us, 1) for n, us in predicted.items() if n in names},
+            "model_us": _models(problem, timings),
             "floor_us": {
                 "bytes": round(1e6 * problem.moved_bytes / bandwidth, 1),
                 "operations": round(1e6 * problem.flops / rate, 1),
             },
             "chosen": _decisions(problem),
         }
+
+
+def _models(problem: Problem, names: Iterable[str]) -> dict[str, float]:
+    """Microseconds by the models that kernels have, where nothing was measured."""
+    nothing = CostTable({"backend": problem.backend, "cores": problem.cores}, {}, {})
+    found = {name: estimate(name, problem, nothing) for name in names}
+    return {name: round(us, 1) for name, us in found.items() if us is not None}
 
 
 def _decisions(problem: Problem) -> dict[str, list[str]]:
@@ -130,7 +147,9 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
     table = Table(title="quantized matmul, ratios of one run", title_justify="left")
     for heading in ("problem", "chosen", "by"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("µs", "plain / it", "it / best", "best", "dense", "bytes", "operations"):
+    for heading in (
+        "µs", "plain / it", "it / best", "best", "model / it", "dense", "bytes", "operations"
+    ):  # fmt: skip
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row))
@@ -139,6 +158,29 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
         "it / best: over the fastest kernel without extra memory; dense: the best with any budget; "
         "bytes, operations: floors in µs; ~ extrapolated by rows, not run"
     )
+    for line in verdicts(rows):
+        console.print(line)
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    """How many choices are near the best kernel, and how many times near the kernels' models."""
+    every = [(row["problem"], summary(row)) for row in rows]
+    regrets = [(s["regret"], f"{s['chosen']} for {problem}") for problem, s in every]
+    misses = [
+        (max(model / row["us"][name], row["us"][name] / model), f"{name} for {row['problem']}")
+        for row in rows
+        for name, model in row["model_us"].items()
+    ]
+    return [
+        _verdict("chosen kernel over the best", regrets, NEAR_BEST),
+        *([_verdict("model and measurement apart", misses, NEAR_MODEL)] if misses else []),
+    ]
+
+
+def _verdict(what: str, found: list[tuple[float, str]], limit: float) -> str:
+    worst = ", ".join(f"{ratio:.2f} {name}" for ratio, name in sorted(found, reverse=True)[:3])
+    within = sum(ratio <= limit for ratio, _ in found)
+    return f"{what}: {within} of {len(found)} within {limit}; farthest {worst}"
 
 
 def summary(row: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +198,7 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
         "extrapolated": plain in row["extrapolated_us"],
         "regret": everything[chosen] / us[best],
         "best": best,
+        "model": row["model_us"].get(chosen, math.nan) / everything[chosen],
         "dense_us": min(us.values()),
     }
 
@@ -170,6 +213,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{'~' if s['extrapolated'] else ''}{s['gain']:.1f}",
         f"{s['regret']:.2f}",
         s["best"],
+        "" if math.isnan(s["model"]) else f"{s['model']:.2f}",
         f"{s['dense_us']:.0f}",
         f"{row['floor_us']['bytes']:.0f}",
         f"{row['floor_us']['operations']:.0f}",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qgraph.kernels import EXACT, Problem, candidates, carry_out, kernel
-from qgraph.kernels.choice.tuner import random_operands
+from qgraph.kernels.choice.measuring import random_operands
 from qgraph.kernels.streams import Streams
 from qgraph.target import as_target
 

@@ -11,7 +11,7 @@ import pytest
 from qgraph import kernels
 from qgraph.ir import OPS
 from qgraph.kernels import EXACT, Problem, candidates, carry_out, kernel, names_to_try, refusal
-from qgraph.kernels.choice.tuner import random_operands
+from qgraph.kernels.choice.measuring import random_operands
 from qgraph.kernels.cpu.library import missing
 from qgraph.kernels.matmul import host_blas
 from qgraph.kernels.matmul.formats import as_numpy, decode, scale_values

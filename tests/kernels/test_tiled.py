@@ -11,7 +11,8 @@ import pytest
 
 import qgraph as qg
 from qgraph.kernels import Problem, kernel
-from qgraph.kernels.choice.tuner import Choice, random_operands
+from qgraph.kernels.choice.measuring import random_operands
+from qgraph.kernels.choice.tuner import Choice
 from qgraph.kernels.matmul.tiled_blocks import BLOCKS, block
 from qgraph.kernels.streams import Streams
 from qgraph.passes import ChooseKernel, HoistQuantize, choose_kernel

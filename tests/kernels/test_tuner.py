@@ -10,7 +10,8 @@ import pytest
 from qgraph.kernels import Problem, candidates, kernel
 from qgraph.kernels.choice.cache import Cache, _digest, device_key
 from qgraph.kernels.choice.cost import CostTable, problem_key
-from qgraph.kernels.choice.tuner import choose, estimate, measure
+from qgraph.kernels.choice.measuring import measure
+from qgraph.kernels.choice.tuner import choose, estimate
 from qgraph.target import as_target
 
 CPU = as_target("cpu")

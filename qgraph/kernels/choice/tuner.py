@@ -8,22 +8,13 @@ now ("measured"); the shipped table, where it holds this very problem ("table");
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import mlx.core as mx
-
-from ...target import Target, as_target
-from ...timing import Timing, interleaved
 from .. import Problem, candidates, kernel
-from ..compiled import Compiled
 from .cache import Cache
 from .cost import CostTable, table_for
-
-HOPELESS = 6.0
-"""A candidate this many times slower than the best in its warm-up is not run again."""
+from .measuring import measure
 
 
 @dataclass(frozen=True)
@@ -118,94 +109,3 @@ def _known(found: Mapping[str, float | None]) -> dict[str, float]:
 def _best(found: Mapping[str, float], source: str) -> Choice:
     first, *others = sorted(found.items(), key=lambda item: item[1])
     return Choice(first[0], source, first[1], tuple(others))
-
-
-def random_operands(problem: Problem, seed: int = 0) -> tuple[mx.array, list[mx.array]]:
-    """x (m, k) and packed parts for a problem, of normal numbers, evaluated."""
-    key_x, key_w = mx.random.split(mx.random.key(seed))
-    shape: tuple[int, ...] = (problem.n, problem.k)
-    shape = shape if problem.transpose else shape[::-1]
-    if problem.experts:
-        shape = (problem.experts, *shape)
-    w_dtype = problem.scales_dtype if problem.mode == "affine" else problem.dtype
-    w = mx.random.normal(shape, key=key_w).astype(w_dtype)
-    parts = list(mx.quantize(w, **problem.settings))
-    x = mx.random.normal((problem.m, problem.k), key=key_x).astype(problem.dtype)
-    mx.eval(x, parts)
-    return x, parts
-
-
-def runs(
-    problem: Problem, names: Iterable[str], x: mx.array, parts: Sequence[mx.array], target: Target
-) -> dict[str, Callable[[], Any]]:
-    """For each kernel a function that carries out the product on x and waits for it.
-
-    On GPUs it does so `calls_at_once(problem)` times, each on a copy of x and of the weight: one
-    product is over before the next is sent, and a weight used again would be in the cache.
-    Each row of x goes to an expert drawn at random.
-    """
-    from ..streams import Streams
-
-    streams = Streams(target.device)
-    copies = [(x, list(parts))]
-    for _ in range(1, calls_at_once(problem)):
-        copies.append((x + 0, [part + 0 for part in parts]))
-    high = max(1, problem.experts)
-    experts = mx.random.randint(0, high, (problem.m,), mx.uint32, key=mx.random.key(7))
-    mx.eval(copies, experts)
-
-    def prepared(name: str) -> Callable[[], Any]:
-        chosen = kernel(name)
-        packed = [chosen.pack(own, problem) for _, own in copies]
-        mx.eval(packed)
-
-        def product(own: Sequence[mx.array]) -> Callable[[mx.array], mx.array]:
-            bound = chosen.bind(own, problem, streams)
-            return (lambda x: bound(x[:, None], None, experts)) if problem.experts else bound
-
-        products = [product(own) for own in packed]
-
-        def call(*xs: mx.array) -> list[mx.array]:
-            return [run(x) for run, x in zip(products, xs, strict=True)]
-
-        function = call if chosen.host else Compiled(call).call
-        return lambda: mx.eval(function(*(x for x, _ in copies)))
-
-    return {name: prepared(name) for name in names}
-
-
-def calls_at_once(problem: Problem) -> int:
-    """Products in one run of what `runs` gives."""
-    if problem.backend == "cpu":
-        return 1
-    return 20 if problem.m <= 128 else 5
-
-
-def measure(
-    problem: Problem,
-    names: Sequence[str],
-    *,
-    repeats: int = 7,
-    warmup: int = 2,
-    target: Target | None = None,
-) -> dict[str, Timing]:
-    """Time kernels on random operands, in turn; each under `mx.compile` as in a program.
-
-    A kernel that MLX fails to run is left out, with a warning that says why.
-
-    Args:
-        target: where to run, by default MLX's default device.
-    """
-    target = target or as_target()
-    with mx.stream(mx.default_stream(target.device)):
-        x, parts = random_operands(problem)
-        functions = runs(problem, names, x, parts, target)
-        for name in list(functions):
-            try:
-                functions[name]()
-            except (RuntimeError, ValueError) as error:
-                warnings.warn(f"{name} fails for {problem}: {error}", stacklevel=2)
-                del functions[name]
-        timings = interleaved(functions, repeats, warmup, hopeless=HOPELESS)
-    calls = calls_at_once(problem)
-    return {name: Timing(tuple(s / calls for s in t.seconds)) for name, t in timings.items()}
