@@ -29,7 +29,8 @@ from .matmul.plain import Plain
 from .matmul.sharded import Sharded
 from .matmul.simd import Simd
 from .matmul.tensor_cores import TensorCores
-from .matmul.tiled import Tiled, TiledGather
+from .matmul.tiled import Tiled
+from .matmul.tiled_gather import TiledGather
 from .matmul.untiled import Untiled, UntiledGather
 
 KERNELS: tuple[type[Kernel], ...] = (

@@ -65,11 +65,9 @@ TOLERANCE = {mx.bfloat16: 3e-3, mx.float16: 6e-4}
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("cuda") / "tiled.so"
-    names = {"SOURCE": "tiled", "FORMATS": "tiled_formats"}
     subprocess.run(
         ["g++", "-std=c++17", "-O1", "-Wno-unknown-pragmas", "-shared", "-fPIC", "-o", path,
-         *(f'-D{key}="{ROOM / name}.cuh"' for key, name in names.items()),
-         HERE / "tiled_on_cpu.cpp"], check=True,
+         f"-I{ROOM}", HERE / "tiled_on_cpu.cpp"], check=True,
     )  # fmt: skip
     loaded = ctypes.CDLL(str(path))
     loaded.run.restype = ctypes.c_bool

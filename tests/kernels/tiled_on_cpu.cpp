@@ -111,8 +111,10 @@ void wait_for_copies() {
 }  // namespace tiled
 }  // namespace qgraph
 
-#include FORMATS
-#include SOURCE
+#include "tiled_formats.cuh"
+#include "tiled.cuh"
+#include "tiled_experts.cuh"
+#include "tiled_rows.cuh"
 
 namespace {
 

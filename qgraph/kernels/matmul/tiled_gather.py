@@ -1,0 +1,106 @@
+"""`group+tiled`: products by experts as `tiled` does them, all experts in one launch.
+
+Rows are sorted by expert on the GPU, and each is read and written where it lies; the source is
+`tiled_experts.cuh`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import mlx.core as mx
+
+from ..base import Machine, Packed, Problem, Streams
+from ..cuda.arch import capability
+from .gather import Gather, Indices, broadcast_indices
+from .tiled import CONTRACT, Tiled
+from .tiled_blocks import READ, START_US, Block, block, microseconds, tiles
+from .tiled_source import gathered_product, group_rows, template
+from .untiled import LAYOUT, UntiledGather, in_tiles
+
+SORT_US = 4.0
+"""Grouping rows by expert."""
+
+
+class TiledGather(Gather):
+    """All experts in one launch: rows sorted by expert, each read and written where it lies."""
+
+    name = "group+tiled"
+    backends = ("cuda",)
+    left_to_mlx = False
+    layout = LAYOUT
+    mlx_form = UntiledGather.name
+
+    def applies(self, problem: Problem) -> str | None:
+        return Tiled().applies(problem) or super().applies(problem)
+
+    def contract(self, problem: Problem) -> str:
+        return CONTRACT
+
+    def extra_bytes(self, problem: Problem) -> int:
+        return Tiled().extra_bytes(problem)
+
+    def estimate(self, problem: Problem, machine: Machine) -> float | None:
+        if (us := machine.measured(self.name, problem)) is not None:
+            return us
+        if capability(problem.arch) != 90:
+            return None
+        b = _gathered_block(problem)
+        # As many rows as if each portion were full.
+        rows = _portions(problem, b) * b.columns
+        steps = microseconds(b, problem.replace(m=rows, experts=0))
+        return SORT_US + max(START_US + problem.moved_bytes / READ, steps)
+
+    def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
+        return in_tiles(parts, problem)
+
+    def run(
+        self,
+        x: mx.array,
+        packed: Sequence[mx.array],
+        problem: Problem,
+        streams: Streams,
+        lhs: Indices = None,
+        rhs: Indices = None,
+    ) -> mx.array:
+        p, b, each = problem, _gathered_block(problem), x.shape[-2]
+        lhs, rhs = broadcast_indices(x, problem, lhs, rhs)
+        starts, in_x, in_y = _grouped_rows(lhs, rhs, each, p.experts)
+        y: mx.array = gathered_product(b.shared_memory(p))(
+            inputs=[x.reshape(-1, p.k), *packed, starts, in_x, in_y],
+            template=template(p, b),
+            grid=(_portions(p, b) * b.threads, -(-tiles(p.n) // b.rows), 1),
+            threadgroup=(b.threads, 1, 1),
+            output_shapes=[(p.m, p.n)],
+            output_dtypes=[p.dtype],
+        )[0]
+        return y.reshape(*rhs.shape, each, p.n)
+
+
+def _gathered_block(p: Problem) -> Block:
+    """For twice the rows that an expert has on average, as they are not spread evenly."""
+    return replace(block(p.replace(m=-(-2 * p.m // p.experts), experts=0)), parts=1)
+
+
+def _portions(p: Problem, b: Block) -> int:
+    """Into how many portions rows fall at most, where those of an expert begin a new one."""
+    return -(-p.m // b.columns) + min(p.m, p.experts)
+
+
+def _grouped_rows(lhs: mx.array, rhs: mx.array, each: int, experts: int) -> list[mx.array]:
+    """Where rows of each expert begin in the order of experts, and where rows lie in x and in y.
+
+    Args:
+        each: rows of a matrix of x.
+    """
+    rows = rhs.size * each
+    made: list[mx.array] = group_rows(4 * (experts + 1))(
+        inputs=[lhs.astype(mx.uint32).flatten(), rhs.astype(mx.uint32).flatten()],
+        template=[("EACH", each), ("EXPERTS", experts)],
+        grid=(1024, 1, 1),
+        threadgroup=(1024, 1, 1),
+        output_shapes=[(experts + 1,), (rows,), (rows,)],
+        output_dtypes=[mx.int32, mx.uint32, mx.uint32],
+    )
+    return made

@@ -1,0 +1,87 @@
+"""The CUDA sources of `tiled`, as the kernels that MLX compiles of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+
+from ..base import Problem
+from ..cuda.source import cuda_source
+from .tile_layout import TILE
+from .tiled_blocks import Block
+
+MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
+"""In the order of the source."""
+SOURCES = ("tiled_instructions", "tiled_formats", "tiled", "tiled_experts", "tiled_rows")
+
+_ARGUMENTS = "T, qgraph::tiled::Mode(MODE), BITS, GROUP, N, WN, WK, COLUMNS, DEPTH, STAGES"
+
+
+def template(p: Problem, b: Block) -> list[tuple[str, Any]]:
+    """What `product` and `gathered_product` are compiled for."""
+    return [
+        ("T", p.dtype),
+        ("MODE", MODES.index(p.mode)),
+        ("BITS", p.bits),
+        ("GROUP", p.group_size),
+        ("N", p.n if p.n % TILE else 0),
+        ("WN", b.rows),
+        ("WK", b.split),
+        ("COLUMNS", b.columns),
+        ("DEPTH", b.depth),
+        ("STAGES", b.stages),
+    ]
+
+
+@cache
+def product(shared_memory: int) -> Any:
+    call = f"product<{_ARGUMENTS}, PARTS>(x, w, scales, y, x_shape[0], x_shape[1], w_shape[0])"
+    return _kernel("tiled", ["x", "w", "scales"], ["y"], call, shared_memory)
+
+
+@cache
+def add_parts() -> Any:
+    call = "add_parts<T>(parts, y, parts_shape[0], size_t(parts_shape[1]) * parts_shape[2])"
+    return _kernel("add_parts", ["parts"], ["y"], call)
+
+
+@cache
+def gathered_product(shared_memory: int) -> Any:
+    inputs = ["x", "w", "scales", "starts", "in_x", "in_y"]
+    call = (
+        f"gathered_product<{_ARGUMENTS}>(x, w, scales, starts, {{in_x, in_y}}, y, x_shape[1], "
+        "w_shape[1], w_shape[0])"
+    )
+    return _kernel("tiled_gather", inputs, ["y"], call, shared_memory)
+
+
+@cache
+def group_rows(shared_memory: int) -> Any:
+    call = "group_rows(lhs, rhs, starts, in_x, in_y, rhs_shape[0], EACH, EXPERTS)"
+    return _kernel("group_rows", ["lhs", "rhs"], ["starts", "in_x", "in_y"], call, shared_memory)
+
+
+@cache
+def take_rows(affine: bool) -> Any:
+    outputs = ["w_rows", "s_rows", "b_rows"][: 2 + affine]
+    call = (
+        "take_rows<qgraph::tiled::Mode(MODE), BITS, GROUP>(w, scales, rows, w_rows, s_rows, "
+        f"{outputs[-1]}, N, K)"
+    )
+    return _kernel("take_rows", ["w", "scales", "rows"], outputs, call)
+
+
+def _kernel(
+    name: str, inputs: Sequence[str], outputs: Sequence[str], source: str, shared_memory: int = 0
+) -> Any:
+    return mx.fast.cuda_kernel(
+        name=f"qgraph_{name}",
+        input_names=list(inputs),
+        output_names=list(outputs),
+        header="".join(cuda_source("matmul", name) for name in SOURCES),
+        source=f"qgraph::tiled::{source};",
+        shared_memory=shared_memory,
+    )
