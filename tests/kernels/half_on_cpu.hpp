@@ -53,4 +53,3 @@ struct Float16 {
 };
 using __nv_bfloat16 = Float16<7, -126>;
 using __half = Float16<10, -14>;
-inline float __half2float(__half v) { return float(v); }

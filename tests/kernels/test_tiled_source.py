@@ -58,6 +58,7 @@ CASES = (
     Case("mxfp4", 4, 32, mx.bfloat16, 1, 1, 8, 3, 64, 224),
     Case("nvfp4", 4, 16, mx.float16, 1, 2, 8, 8, 64, 272),
     Case("mxfp8", 8, 32, mx.bfloat16, 1, 1, 8, 2, 64, 352),
+    Case("nvfp4", 4, 16, mx.bfloat16, 2, 1, 64, 41, 64, 272),
 )
 TOLERANCE = {mx.bfloat16: 3e-3, mx.float16: 6e-4}
 
@@ -135,6 +136,30 @@ def test_products(library: Any, which: int, late: bool) -> None:
         library.add(address(y), address(added), case.parts, added.size)
         y = added[None]
     assert relative(numbers(y[0], case.dtype), want) < TOLERANCE[case.dtype]
+
+
+@pytest.mark.parametrize("which", [i for i, c in enumerate(CASES) if c.mode != "affine"])
+def test_scales_that_are_no_numbers_or_nothing(library: Any, which: int) -> None:
+    case = CASES[which]
+    x, parts, _ = operands(case)
+    nan = 127 if case.mode == "nvfp4" else 255
+    parts[1][3, 0], parts[1][4, 1], parts[1][5, 0] = nan, 0, 1
+    settings: Any = {"group_size": case.group, "bits": case.bits, "mode": case.mode}
+    dense = to_numpy(mx.dequantize(*parts, **settings, dtype=mx.float32)).astype(np.float64)
+    w, scales = plain(tiled_weight(parts[0], case.bits)), plain(tiled_scales(parts[1:], case.group))
+    held, y = plain(x), np.zeros((case.m, case.n), np.uint16)
+    given = Given(
+        address(held), address(w), address(scales), address(y), None, None, None,
+        case.m, case.k, len(w), 0,
+    )  # fmt: skip
+    grid = (-(-case.m // case.columns), -(-len(w) // case.rows), 1)
+    assert library.run(given, which, 128 * case.rows * case.split, *grid, True)
+    with np.errstate(invalid="ignore"):
+        got, want = numbers(y, case.dtype), to_numpy(x).astype(np.float64) @ dense.T
+    assert np.isnan(want[:, 3]).all()
+    assert np.array_equal(np.isnan(got), np.isnan(want))
+    sane = ~np.isnan(want)
+    assert relative(got[sane], want[sane]) < TOLERANCE[case.dtype]
 
 
 def test_rows_at_any_address(library: Any) -> None:

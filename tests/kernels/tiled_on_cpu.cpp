@@ -162,6 +162,7 @@ void (*kernels[])() = {
     plain<B, B, MXFP4, 4, 32, 0, 1, 1, 8, 128, 3>,
     plain<H, H, NVFP4, 4, 16, 0, 1, 2, 8, 128, 3>,
     plain<B, B, MXFP8, 8, 32, 0, 1, 1, 8, 64, 3>,
+    plain<B, B, NVFP4, 4, 16, 0, 2, 1, 64, 64, 3>,
     experts,
 };
 

@@ -40,6 +40,16 @@ unsigned times(unsigned a, unsigned b) {
 }
 
 template <typename T>
+unsigned larger(unsigned a, unsigned b) {
+  unsigned d = 0;
+  for (int h = 0; h < 2; h++) {
+    const T x = number<T>(a, h), y = number<T>(b, h);
+    d |= unsigned((float(x) > float(y) ? x : y).bits) << 16 * h;
+  }
+  return d;
+}
+
+template <typename T>
 unsigned bits(T v) {
   return v.bits;
 }

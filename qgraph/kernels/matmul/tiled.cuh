@@ -52,9 +52,7 @@ struct Product {
   Order order;
   bool aligned;
 
-  // Where this thread's copies of the first stage begin, in 16 bytes, turn by turn.  Rows of x beyond
-  // the last give columns that are not written: few are not read, of many the last again.
-  static constexpr bool READ_ALL = COLUMNS > 32;
+  // Where this thread's copies of the first stage begin, in 16 bytes, turn by turn.
   unsigned x_from[X_TURNS], w_from[W_TURNS], s_from[S_TURNS];
   float c[COLUMNS / 2] = {};
 
@@ -81,7 +79,15 @@ struct Product {
     }
   }
 
-  // Copies a stage; WHOLE if all its columns are there, else zeros stand for the others.
+  // Rows of x beyond the last give columns that are not written, and are not read: if all blocks read
+  // the last again in their place, they would wait for one line of the cache.
+  static constexpr bool FEW = COLUMNS <= 32;  // so few that to look costs nothing
+
+  __device__ __forceinline__ bool whole(int stage) const {
+    return aligned && (stage + 1) * DEPTH <= k && (FEW || place.rows >= COLUMNS);
+  }
+
+  // Copies a stage; WHOLE if all is there, else zeros stand for columns beyond the last.
   template <bool WHOLE>
   __device__ __forceinline__ void copy(unsigned shared, int stage, int slot) const {
     const unsigned to = shared + threadIdx.x * 16;
@@ -111,7 +117,7 @@ struct Product {
     for (int t = 0; t < X_TURNS; t++) {
       const int i = t * THREADS + threadIdx.x;
       if (X_BYTES / 16 % THREADS != 0 && i >= X_BYTES / 16) break;
-      if (!READ_ALL && i / 8 % COLUMNS >= place.rows) continue;
+      if ((FEW || !WHOLE) && i / 8 % COLUMNS >= place.rows) continue;
       const bool inside = WHOLE || stage * DEPTH + i / 8 / COLUMNS * 64 + i % 8 * 8 < k;
       const T* from = inside ? x + size_t(x_from[t] + stage * (DEPTH / 8)) * 8 : x;
       if (WHOLE || aligned)
@@ -123,7 +129,7 @@ struct Product {
 
   __device__ __forceinline__ void fetch(unsigned shared, int stage, int slot, int last) const {
     if (stage < last) {
-      if (aligned && (stage + 1) * DEPTH <= k)
+      if (whole(stage))
         copy<true>(shared, stage, slot);
       else
         copy<false>(shared, stage, slot);

@@ -69,6 +69,36 @@ struct Scale {
   unsigned scale[2], higher[2], bias[2];
 };
 
+// Two scales of e4m3, each in the lower byte of its half of a word; times 2^94 in bfloat16.  Its bits
+// are those of a float with another exponent.
+template <typename T>
+__device__ __forceinline__ unsigned from_e4m3(unsigned two) {
+  constexpr int UP = Half<T>::bfloat ? 4 : 7;
+  constexpr unsigned BEYOND = 128u << UP;  // the bit that a NaN, all ones, and one more would set
+  const unsigned v = (two & 0x007f007f) << UP;
+  const unsigned nan = (v + (0x00010001u << UP)) & (BEYOND | BEYOND << 16);
+  const unsigned s = (v + nan * (0x8000 / BEYOND - 1)) | (two & 0x00800080) << 8;
+  if constexpr (Half<T>::bfloat) return times<T>(times<T>(s, 0x75007500), 0x75007500);  // 2^107
+  return times<T>(s, 0x5c005c00);  // 2^8
+}
+
+// The same of e8m0, an exponent: 0 is 2^-127, 255 not a number; times 2^94 in bfloat16, or 2^88.
+template <typename T, Mode MODE>
+__device__ __forceinline__ unsigned from_e8m0(unsigned two) {
+  if constexpr (Half<T>::bfloat) {
+    const unsigned s = larger<T>(two << 7, 0x00400040);
+    return Half<T>::fma(s, MODE == MXFP8 ? 0x6b806b80 : 0x6e806e80, times<T>(s, 0));
+  } else {
+    float v[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const unsigned byte = two >> 16 * r & 255;
+      v[r] = __uint_as_float(byte == 0 ? 1u << 22 : byte == 255 ? 0x7fc00000u : byte << 23);
+    }
+    return pair<T>(v[0], v[1]);
+  }
+}
+
 template <typename T, Mode MODE>
 __device__ __forceinline__ Scale read_scale(const char* from, int row) {
   Scale s;
@@ -85,20 +115,11 @@ __device__ __forceinline__ Scale read_scale(const char* from, int row) {
       }
     }
   } else {
-    const unsigned both = *reinterpret_cast<const unsigned short*>(from + row);
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      const unsigned byte = r ? both >> 8 : both & 255;
-      float value;
-      if constexpr (MODE == NVFP4) {  // e4m3, by way of a half with the same bits, 2^8 too small
-        const unsigned short half = (byte & 128) << 8 | (byte & 127) << 7;
-        value = 256.0f * __half2float(*reinterpret_cast<const __half*>(&half));
-      } else {  // e8m0: an exponent; 0 is 2^-127
-        value = __uint_as_float(byte == 0 ? 1u << 22 : byte == 255 ? 0x7fc00000u : byte << 23);
-      }
-      if constexpr (Half<T>::bfloat) value *= MODE == MXFP8 ? 0x1p88f : 0x1p94f;
-      s.scale[r] = pair<T>(value, value);
-    }
+    const unsigned bytes = *reinterpret_cast<const unsigned short*>(from + row);
+    const unsigned both = MODE == NVFP4 ? from_e4m3<T>(__byte_perm(bytes, 0, 0x4140))
+                                        : from_e8m0<T, MODE>(__byte_perm(bytes, 0, 0x4140));
+    s.scale[0] = __byte_perm(both, 0, 0x1010);
+    s.scale[1] = __byte_perm(both, 0, 0x3232);
   }
   return s;
 }

@@ -42,6 +42,15 @@ __device__ __forceinline__ unsigned times(unsigned a, unsigned b) {
   return Half<T>::fma(a, b, NEGATIVE_ZERO);
 }
 
+// The larger of two bfloat16, two by two.
+template <typename T>
+__device__ __forceinline__ unsigned larger(unsigned a, unsigned b) {
+  static_assert(Half<T>::bfloat, "asked of bfloat16 alone");
+  unsigned d;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
 template <typename T>
 __device__ __forceinline__ unsigned bits(T v) {
   return *reinterpret_cast<unsigned short*>(&v);
