@@ -6,6 +6,7 @@ from .choose_kernel import ChooseKernel
 from .eliminate_common_subexpressions import EliminateCommonSubexpressions
 from .eliminate_dead_code import EliminateDeadCode
 from .fold_constants import FoldConstants
+from .fold_scales import FoldScales
 from .form_grid_regions import FormGridRegions
 from .form_regions import FormRegions
 from .fuse_cache import FuseCache
@@ -35,6 +36,7 @@ __all__ = [
     "EliminateCommonSubexpressions",
     "EliminateDeadCode",
     "FoldConstants",
+    "FoldScales",
     "FormGridRegions",
     "FormRegions",
     "FuseCache",

@@ -125,7 +125,7 @@ def _numbers(value: Value, answer: Quantize, fitted: Mapping[str, Fitted]) -> Fi
     if value.node.op != "constant" or found.shape != value.shape:
         return "rounded, as its fit was for a constant of another shape"
     data = value.node.args["data"]
-    if not data.is_released and mark_of(data.array) != found.mark:
+    if not data.is_released and (data.mark or (lambda: mark_of(data.array)))() != found.mark:
         return "rounded, as its fit was for other numbers than the weight has now"
     return found
 

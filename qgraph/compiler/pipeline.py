@@ -108,9 +108,12 @@ def default_passes(
 
 
 def _quantizing(config: Quantize | None) -> list[Pass]:
-    from ..passes import EliminateDeadCode, QuantizeWeights
+    from ..passes import EliminateDeadCode, FoldScales, QuantizeWeights
 
-    return [] if config is None else [EliminateDeadCode(), QuantizeWeights(config)]
+    if config is None:
+        return []
+    folding = [FoldScales(config.folded)] if config.folded else []
+    return [EliminateDeadCode(), *folding, QuantizeWeights(config)]
 
 
 def _chosen(

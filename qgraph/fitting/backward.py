@@ -23,7 +23,6 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.ops import setting
 from ..runtime.interpret import Env
 from .attention import gradients as attention_gradients
-from .formats import as_numpy
 from .weights import PRODUCTS, Handle, Use, Walk, attends, live_ranges
 
 Heard = Callable[[Use, mx.array], None]
@@ -78,8 +77,10 @@ def _back(
     if handles and not node.bodies:
         (gradient,) = given
         assert gradient is not None
+        use = walk.use(node, env)
+        if use is not None:
+            heard(use, gradient)
         x = node.operand("x") if node.op in PRODUCTS else None
-        heard(Use(handles[0], node, None if x is None else env[x]), gradient)
         if node.op == "quantized_matmul" and x in active:
             at_x = walk.multiply(gradient, handles[0], not setting(node, "transpose"))
             _add(gradients, x, at_x)
@@ -130,8 +131,9 @@ def _probed(
     def listening(node: Node, handle: Handle, env: Env) -> Any:
         result = plain(node, handle, env)
         if isinstance(result, mx.array):
-            x = node.value("x")
-            uses.append(Use(handle, node, None if x is None else env[x]))
+            use = walk.use(node, env)
+            assert use is not None
+            uses.append(use)
             shapes.append(result)
         return result
 
@@ -223,8 +225,3 @@ def of_values(seed: int = 0) -> Callable[[mx.array], mx.array]:
         return mx.array(signs.astype(np.float32)).astype(result.dtype)
 
     return at
-
-
-def rows_of(gradient: mx.array) -> np.ndarray[Any, Any]:
-    """Gradients at a product, (rows, outputs)."""
-    return as_numpy(gradient).reshape(-1, gradient.shape[-1])

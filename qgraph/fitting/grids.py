@@ -103,14 +103,22 @@ def _refitted(groups: Array, importance: Array, grid: Grid, dtype: mx.Dtype) -> 
 
 def stored(grid: Grid, dtype: mx.Dtype) -> Grid:
     """The grid with affine scales and biases rounded to the dtype they are stored in."""
-    if dtype == mx.float32:
-        return Grid(grid.format, _away_from_zero(grid.scale), grid.bias)
-    scale, bias = (
-        mx.array(part).astype(dtype).astype(mx.float32) for part in (grid.scale, grid.bias)
-    )
-    if of(grid.scale) is np:
-        return Grid(grid.format, _away_from_zero(np.array(scale)), np.array(bias))
+    scale, bias = (as_stored(part, dtype) for part in (grid.scale, grid.bias))
     return Grid(grid.format, _away_from_zero(scale), bias)
+
+
+def as_stored(numbers: Array, dtype: mx.Dtype) -> Array:
+    """Numbers in float32, rounded to a dtype.
+
+    >>> as_stored(np.array([1.0001], np.float32), mx.float16).tolist()
+    [1.0]
+    """
+    if dtype == mx.float32:
+        return numbers
+    if of(numbers) is np and dtype == mx.float16:
+        return numbers.astype(np.float16).astype(np.float32)
+    rounded = mx.array(numbers).astype(dtype).astype(mx.float32)
+    return np.array(rounded) if of(numbers) is np else rounded
 
 
 def _away_from_zero(scale: Array) -> Array:

@@ -25,15 +25,15 @@ class Moments:
     def __init__(self, columns: int, *, full: bool) -> None:
         self.full = full and columns <= MOST_COLUMNS
         self._sum: np.ndarray[Any, Any] = np.zeros((columns,) * (2 if self.full else 1))
-        self._weight = 0.0
+        self.rows = 0
 
     def add(self, x: mx.array | np.ndarray[Any, Any], weights: np.ndarray | None = None) -> None:
         """Take in rows, (..., columns), each with what it weighs."""
         rows = (as_numpy(x) if isinstance(x, mx.array) else x).reshape(-1, len(self._sum))
         weighted = rows if weights is None else rows * weights.reshape(-1, 1)
         self._sum += weighted.T @ rows if self.full else (weighted * rows).sum(0)
-        self._weight += len(rows)
+        self.rows += len(rows)
 
     def mean(self) -> np.ndarray[Any, Any]:
         """The mean over rows: (columns, columns) if the moments are full, else (columns)."""
-        return self._sum / max(self._weight, 1.0)
+        return self._sum / max(self.rows, 1)

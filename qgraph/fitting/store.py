@@ -34,7 +34,7 @@ class Store:
         path = self._path(name)
         if path is None or not path.exists():
             return None
-        fitted, said = read_fitted(path)
+        fitted, said, _ = read_fitted(path)
         found = fitted.get(name)
         if found is None or said.get("methods") != list(methods):
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -156,11 +157,20 @@ class Handle:
 
 
 class Use(NamedTuple):
-    """A product or a lookup as it is carried out."""
+    """A product or a lookup as it is carried out.
+
+    Attributes:
+        x: what is multiplied; None for a lookup.
+        experts: of a product with a stack, for each matrix product which of x's and which of the
+            stack's matrices it takes.
+        stack: the shape of the stack in front of its matrices.
+    """
 
     handle: Handle
     node: Node
     x: mx.array | None
+    experts: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None = None
+    stack: tuple[int, ...] = ()
 
 
 @dataclass
@@ -200,6 +210,23 @@ class Walk:
         for view in handle.views:
             array = view(array)
         return array
+
+    def use(self, node: Node, env: Env) -> Use | None:
+        """The product or lookup that a node is, if it is one with a weight to fit."""
+        handle = next((env[v] for v in node.inputs if isinstance(env.get(v), Handle)), None)
+        if handle is None or not (node.op in PRODUCTS or node.op == "dequantize"):
+            return None
+        x = env[node.operand("x")] if node.op in PRODUCTS else None
+        if x is None or node.op != "gather_qmm":
+            return Use(handle, node, x)
+        outer = self.found.weights[handle.name].shape[len(handle.index or ()) : -2]
+        given = [node.value(name) for name in ("lhs_indices", "rhs_indices")]
+        left, right = (
+            np.arange(prod(shape)).reshape(shape) if value is None else np.array(env[value])
+            for value, shape in zip(given, (x.shape[:-2], outer), strict=True)
+        )
+        left, right = np.broadcast_arrays(left, right)
+        return Use(handle, node, x, (left.reshape(-1), right.reshape(-1)), outer)
 
     def on_host(self, handle: Handle) -> np.ndarray[Any, Any]:
         """The same in NumPy, float32, (rows, columns)."""
@@ -243,7 +270,9 @@ class _Interpreter(Interpreter):
         walk = self._walk
         if node.op in PRODUCTS or node.op == "dequantize":
             if walk.listener is not None:
-                walk.listener(Use(handle, node, args.get("x")))
+                use = walk.use(node, env)
+                assert use is not None
+                walk.listener(use)
             if node.op == "quantized_matmul":
                 return walk.multiply(args["x"], handle, args.get("transpose", True))
             w = walk.weight(handle)

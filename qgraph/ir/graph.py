@@ -229,14 +229,16 @@ class Data:
     Attributes:
         parts: axis and length of the parts that a rank of a mesh takes of it.
         again: reads the array again after it was released, if that can be done.
+        mark: what tells it from others without computing it, if that is known.
     """
 
-    __slots__ = ("_array", "again", "parts")
+    __slots__ = ("_array", "again", "mark", "parts")
 
     def __init__(self, array: mx.array) -> None:
         self._array: mx.array | None = array
         self.parts: set[tuple[int, int]] = set()
         self.again: Callable[[], mx.array] | None = None
+        self.mark: Callable[[], str] | None = None
 
     @property
     def array(self) -> mx.array:

@@ -15,7 +15,10 @@ from mlx_lm import utils
 
 from ..compiler.api import compile
 from ..errors import InputError
+from ..importer import from_mlx
+from ..ir.graph import Graph
 from ..origin import NOWHERE
+from ..passes import EliminateDeadCode, FoldScales
 from ..quantization.config import Quantize
 from ..quantization.fitted import Fitted
 from .load import load
@@ -89,6 +92,8 @@ def quantize(
         folder=out / "unfinished",
     )
     after = _perplexity(compile(network, measuring, quantize=found), measuring)
+    if found.folded:
+        network.load_weights(scaled_weights(from_mlx(network, measuring), found), strict=False)
     config["quantization"] = config["quantization_config"] = _BASE | pack(network, found)
     utils.save(out, model, network, tokenizer, config)
     shutil.rmtree(out / "unfinished", ignore_errors=True)
@@ -125,6 +130,19 @@ def pack(model: Any, config: Quantize) -> dict[str, dict[str, Any]]:
         if fitted.biases is not None:
             layer.biases = fitted.biases
     return chosen
+
+
+def scaled_weights(graph: Graph, config: Quantize) -> list[tuple[str, mx.array]]:
+    """The weights that a fit scaled and found no numbers for, such as those of norms, by name."""
+    folded = FoldScales(config.folded or {})(EliminateDeadCode()(graph))
+    before = {node.args["name"]: node for node in graph.constants()}
+    return [
+        (name, node.args["data"].array)
+        for node in folded.constants()
+        if (name := node.args["name"])
+        and node is not before[name]
+        and name not in (config.fitted or {})
+    ]
 
 
 def _pieces(tokenizer: Any, path: Path, length: int, most: int) -> list[mx.array]:

@@ -35,6 +35,8 @@ class Quantize:
             A weight that is both follows `embeddings`.
         fitted: the numbers that `fit` found, by weight; they count where the weight is still to
             have the bits, group size and mode that they are for.
+        folded: what `fit` divides the channels of some weights by, and multiplies those that read
+            them by, before they are quantized; by name of the weight that is divided.
 
     Raises:
         QuantizationError: bits or group size that the mode does not have.
@@ -54,6 +56,7 @@ class Quantize:
     embeddings: Any = None
     head: Any = None
     fitted: Mapping[str, Fitted] | None = field(default=None, compare=False, repr=False)
+    folded: Mapping[str, mx.array] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         group_size, bits = resolve("Quantize", self.group_size, self.bits, self.mode)
@@ -129,7 +132,8 @@ class Quantize:
             bytes: of all packed weights, instead of `bits`.
             methods: "scales" searches scales and biases with weighted error; "gptq" lets later
                 columns make up for the rounding of earlier ones; "sensitivity" gives each weight
-                the format that serves the result best, where it else is one for all.
+                the format that serves the result best, where it else is one for all; "awq" scales
+                columns by the size of their inputs, where the graph lets that be undone before.
             formats: what may be chosen, dicts of bits, group_size and mode; by default all there
                 are.
             where: which weights, as for `Quantize`, or another `Quantize`.
@@ -140,8 +144,9 @@ class Quantize:
         Raises:
             InputError: a budget below the smallest formats, data of differing shapes, or no data.
 
-        Sources: arXiv:2210.17323 (GPTQ); the choice of formats is a multiple-choice knapsack over
-        costs from the Fisher information.  On Linux CPUs products run in NumPy.
+        Sources: arXiv:2210.17323 (GPTQ), arXiv:2306.00978 (AWQ); the choice of formats is a
+        multiple-choice knapsack over costs from the Fisher information.  On Linux CPUs products run
+        in NumPy.
 
         >>> import mlx.core as mx, mlx.nn as nn
         >>> mx.random.seed(0)
@@ -161,14 +166,14 @@ class Quantize:
             QuantizationError: `where` is a function, which cannot be written.
         """
         path = Path(path)
-        write_fitted(path, self.fitted or {}, {"config": _as_json(self)})
+        write_fitted(path, self.fitted or {}, {"config": _as_json(self)}, self.folded or {})
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Quantize:
         """What `save` wrote."""
-        fitted, said = read_fitted(Path(path))
-        return replace(_from_json(said["config"]), fitted=fitted or None)
+        fitted, said, folded = read_fitted(Path(path))
+        return replace(_from_json(said["config"]), fitted=fitted or None, folded=folded or None)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -182,6 +187,8 @@ class Quantize:
             found.update(repr((name, one.settings, one.mark)).encode())
             for part in one.parts:
                 found.update(np.array(part.view(mx.uint8)).tobytes())
+        for name, factors in sorted((self.folded or {}).items()):
+            found.update(name.encode() + np.array(factors).tobytes())
         return found.hexdigest()
 
     def patterns(self) -> list[str]:

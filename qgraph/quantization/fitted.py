@@ -81,9 +81,16 @@ def mark_of(weight: mx.array) -> str:
     >>> mark_of(a) == mark_of(a + 0), mark_of(a) == mark_of(a + 1)
     (True, False)
     """
-    flat = weight.reshape(-1)
-    step = max(1, flat.size // _SAMPLES)
-    sample = np.array(flat[::step].astype(mx.float32))
-    return hashlib.blake2b(
-        repr(weight.shape).encode() + sample.tobytes(), digest_size=8
-    ).hexdigest()
+    picked = samples(weight.size)
+    return sampled_mark(weight.shape, weight.reshape(-1)[picked.start : picked.stop : picked.step])
+
+
+def samples(size: int) -> range:
+    """Which of so many numbers a mark looks at."""
+    return range(0, size, max(1, size // _SAMPLES))
+
+
+def sampled_mark(shape: tuple[int, ...], numbers: mx.array) -> str:
+    """The mark of a weight with these numbers at `samples`."""
+    sample = np.array(numbers.astype(mx.float32))
+    return hashlib.blake2b(repr(shape).encode() + sample.tobytes(), digest_size=8).hexdigest()

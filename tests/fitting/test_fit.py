@@ -33,16 +33,18 @@ def layer(rows: int = 24, columns: int = 128) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Model(nn.Module):
-    """An embedding that is the head as well, and two products between."""
+    """An embedding that is the head as well, and two products after a norm between."""
 
     def __init__(self, width: int = 64, vocab: int = 96) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocab, width)
+        self.norm = nn.RMSNorm(width)
+        self.norm.weight = mx.exp(1.5 * mx.random.normal((width,), key=mx.random.key(9)))
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def __call__(self, ids: mx.array) -> mx.array:
         h = self.embed(ids)
-        h = h + self.down(nn.silu(self.up(h)))
+        h = h + self.down(nn.silu(self.up(self.norm(h))))
         return self.embed.as_linear(h)
 
 
@@ -266,7 +268,11 @@ def test_gradients_and_inputs_in_loops() -> None:
     assert mx.abs(near - qg.compile(graph)(x)).max() < 0.2
 
 
-@pytest.mark.parametrize("methods", [(), ("scales",), ("gptq",), ("scales", "gptq", "sensitivity")])
+FITS = [(), ("scales",), ("gptq",), ("awq", "gptq"), ("scales", "gptq", "sensitivity"),
+        ("awq", "gptq", "sensitivity")]  # fmt: skip
+
+
+@pytest.mark.parametrize("methods", FITS)
 def test_a_budget_is_kept_and_what_was_fitted_is_what_runs(
     model: Model, methods: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -283,13 +289,18 @@ def test_a_budget_is_kept_and_what_was_fitted_is_what_runs(
     assert sum(one.nbytes for one in config.fitted.values()) <= total * 6 / 8
     notes = [e.reason for e in program.plan.ledger() if e.decision == "chosen"]
     assert sum("numbers by" in str(note) for note in notes) == 3
+    assert (config.folded is not None) == ("awq" in methods)
     dense = Model()
     dense.update(model.parameters())
     dense.load_weights([(n, one.dense()) for n, one in config.fitted.items()], strict=False)
+    for name, factors in (config.folded or {}).items():
+        assert name == "norm.weight"
+        dense.norm.weight = dense.norm.weight / factors
     assert mx.allclose(program(ids), dense(ids), atol=1e-4)
 
     again = qg.Quantize.load(config.save(tmp_path / "fitted.safetensors"))
     assert again == config
+    assert again.digest() == config.digest()
     assert mx.array_equal(qg.compile(model, ids, quantize=again)(ids), program(ids))
     loaded = qg.load(program.save(tmp_path / "program"))
     assert mx.array_equal(loaded(ids), program(ids))
@@ -367,8 +378,16 @@ def test_a_function_as_rule_is_not_saved(tmp_path: Path) -> None:
         qg.Quantize(where=lambda name, shape: True).save(tmp_path / "q.safetensors")
 
 
-def test_what_was_fitted_is_what_is_sharded_and_exported(model: Model, tmp_path: Path) -> None:
-    config = qg.Quantize.fit(model, data(), bits=5.5, result="logits")
+ALL = ("scales", "gptq", "sensitivity")
+SCALED = ("awq", "gptq", "sensitivity")
+
+
+@pytest.mark.parametrize("methods", [ALL, SCALED])
+def test_what_was_fitted_is_what_is_sharded_and_exported(
+    model: Model, tmp_path: Path, methods: tuple[str, ...]
+) -> None:
+    config = qg.Quantize.fit(model, data(), bits=5.5, result="logits", methods=methods)
+    assert (config.folded is not None) == ("awq" in methods)
     ids = data(1)[0]
     wanted = qg.compile(model, ids, quantize=config)(ids)
     spread = qg.compile(model, ids, quantize=config, mesh=qg.Mesh(2))
@@ -378,20 +397,29 @@ def test_what_was_fitted_is_what_is_sharded_and_exported(model: Model, tmp_path:
     assert mx.allclose(exported, wanted, atol=1e-4)
 
 
-def test_what_was_fitted_is_what_an_accelerated_model_gives() -> None:
+@pytest.mark.parametrize("methods", [ALL, SCALED])
+def test_what_was_fitted_is_what_an_accelerated_model_gives(methods: tuple[str, ...]) -> None:
     pytest.importorskip("mlx_lm")
     from qgraph.examples import smollm2_files as files
 
     toy = files.toy()
     model = files.mlx_lm_model(files.dequantized(toy.weights), toy.config)
+    for i, layer in enumerate(model.model.layers):
+        spread = mx.exp(mx.random.normal((64,), key=mx.random.key(i)))
+        layer.input_layernorm.weight = layer.post_attention_layernorm.weight = spread
     ids = [mx.random.randint(0, 256, (1, 16), key=mx.random.key(i)) for i in range(3)]
-    config = qg.Quantize.fit(model, ids, bits=6, result="logits")
+    config = qg.Quantize.fit(model, ids, bits=6, result="logits", methods=methods)
+    assert (config.folded is not None) == ("awq" in methods)
     wanted = qg.compile(model, ids[0], quantize=config)(ids[0])
     from mlx_lm.models.cache import make_prompt_cache
 
     fast = qg.lm.accelerate(model, quantize=config, background=False, keep=False)
     given = fast(ids[0], cache=make_prompt_cache(fast))
     assert mx.allclose(given, wanted, atol=1e-3)
+    # A token alone, on the cache that the prompt left: another program of the same model.
+    cache = make_prompt_cache(fast)
+    fast(ids[0][:, :-1], cache=cache)
+    assert mx.allclose(fast(ids[0][:, -1:], cache=cache), wanted[:, -1:], atol=2e-3)
 
 
 def test_what_is_kept_on_disk_knows_one_fit_from_another() -> None:
@@ -406,3 +434,89 @@ def test_what_is_kept_on_disk_knows_one_fit_from_another() -> None:
     assert repr(other) == repr(first)
     assert other.digest() != first.digest()
     assert replace(first).digest() == first.digest()
+
+
+def test_factors_of_another_graph_do_not_count(model: Model) -> None:
+    """Where a fold cannot be proven, weights are rounded as they are: the function is the same."""
+    config = qg.Quantize.fit(model, data(), bits=6, methods=("awq", "gptq"), formats=[{"bits": 5}])
+    assert config.folded is not None
+
+    class Other(Model):
+        def __call__(self, ids: mx.array) -> mx.array:
+            return super().__call__(ids) + self.norm(self.embed(ids)).sum()
+
+    other = Other()
+    other.update(model.parameters())
+    program = qg.compile(other, data(1)[0], quantize=config)
+    said = [str(e) for e in program.plan.ledger()]
+    assert any("its factors stay where they are: sum does not commute" in line for line in said)
+    assert any("up.weight" in line and "for other numbers" in line for line in said)
+
+
+class Experts(nn.Module):
+    """Each row goes to one of four experts, whose inputs differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = mx.random.normal((4, 64, 64), key=mx.random.key(1)) / 8
+
+    def __call__(self, x: mx.array, expert: mx.array) -> mx.array:
+        rows = mx.expand_dims(x, -2)
+        return mx.gather_mm(rows, self.up.swapaxes(-1, -2), rhs_indices=expert).squeeze(-2)
+
+
+def experts() -> tuple[Experts, list[tuple[mx.array, mx.array]]]:
+    """Each expert's inputs lie mostly in columns of its own; the last gets no row."""
+    batches = []
+    for i in range(4):
+        expert = mx.random.randint(0, 3, (48,), key=mx.random.key(i))
+        own = mx.arange(64)[None] // 16 == expert[:, None]
+        x = mx.random.normal((48, 64), key=mx.random.key(10 + i)) * mx.where(own, 4.0, 0.1)
+        batches.append((x, expert))
+    return Experts(), batches
+
+
+def test_experts_have_hessians_of_their_own() -> None:
+    from qgraph.fitting.statistics import Statistics
+
+    model, batches = experts()
+    graph = qg.from_mlx(model, *batches[0])
+    found = prepared(graph, qg.Quantize(bits=8, group_size=32))
+    (weight,) = found.weights.values()
+    statistics = Statistics(found, full=True)
+    uses: list[Any] = []
+    for x, expert in batches:
+        walk = Walk(found, listener=uses.append)
+        env = walk.start([x, expert])
+        for node in found.graph.nodes:
+            walk.run(node, env)
+    hessian = statistics.of(weight, uses)
+    x, expert = (np.concatenate([np.array(b[i], np.float64) for b in batches]) for i in range(2))
+    alone = [x[expert == e] for e in range(3)]
+    each = [rows.T @ rows / len(rows) for rows in alone]
+    everything = sum(each) / 3
+    for e, rows in enumerate(alone):
+        wanted = (len(rows) * each[e] + 16 * everything) / (len(rows) + 16)
+        np.testing.assert_allclose(hessian((weight.name, (e,))), wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(hessian((weight.name, (3,))), everything, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_fitted_each_on_its_rows_come_nearer() -> None:
+    model, batches = experts()
+    x, expert = batches[0]
+
+    def away(*methods: str) -> float:
+        config = qg.Quantize.fit(
+            model,
+            batches,
+            bits=4,
+            methods=methods,
+            scales=mx.float16,
+            formats=[{"bits": 3, "group_size": 32}],
+        )
+        program = qg.compile(model, x, expert, quantize=config)
+        return float(((program(x, expert) - model(x, expert)) ** 2).mean())
+
+    plain, compensated = away(), away("gptq")
+    assert compensated < 0.9 * plain
+    assert away("scales", "gptq", "sensitivity") < 0.8 * compensated

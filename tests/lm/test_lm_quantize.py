@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
 from qgraph.cli import app
@@ -92,6 +93,26 @@ def test_the_folder_is_mlx_lms_and_holds_the_fit(floats: Path) -> None:
     assert all(f"| {path}.weight |" in page for path in layers)
     assert (folder / "quantization.svg").read_text().count("<path") > 3
     assert not (folder / "unfinished").exists()
+
+
+def test_weights_of_norms_are_scaled_too(floats: Path) -> None:
+    """mlx-lm's model of the folder is what the program with the fit's factors is."""
+    import mlx_lm
+
+    weights: Any = mx.load(str(floats / "model.safetensors"))
+    for name in [n for n in weights if "layernorm" in n]:
+        weights[name] = mx.exp(1.5 * mx.random.normal(weights[name].shape, key=mx.random.key(3)))
+    mx.save_safetensors(str(floats / "model.safetensors"), weights, metadata={"format": "mlx"})
+    done = _run(floats, "--bits", "5", "--pieces", "2", "--methods", "awq")
+    assert done.exit_code == 0, done.output
+    model, tokenizer = mlx_lm.load(str(floats.parent / "packed"))
+    norms = {n: a for n, a in tree_flatten(model.parameters()) if "layernorm" in n}
+    assert any(not mx.allclose(norm, weights[name]) for name, norm in norms.items())
+    tokens = tokenizer.encode(TEXT)
+    last = mx.array([tokens[len(tokens) // 3 * 2 :][:64]])
+    said = re.search(r"([\d.]+) after", done.output)
+    assert said is not None
+    np.testing.assert_allclose(float(said[1]), _perplexity(model, last), rtol=2e-3)
 
 
 def _perplexity(model: Any, tokens: mx.array) -> float:
