@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,11 @@ class Plan(History):
     def ledger(self) -> list[Entry]:
         """Every decision about a quantize, a dequantize or a product, in order."""
         entries = [entry for step in self.steps for entry in step.entries]
-        return entries + unmentioned(self.source, self.graph, entries)
+        return [*entries, *unmentioned(self.source, self.graph, entries), *self.lowered]
+
+    def lowered_as(self, entries: Sequence[Entry]) -> Plan:
+        """The plan of a program that was made ready with these decisions."""
+        return replace(self, lowered=tuple(entries)) if entries else self
 
     def weights(self) -> list[PackedWeight]:
         """The weights that the pack and prepare steps quantize."""

@@ -88,7 +88,7 @@ class Program:
         types = [(v.shape, v.dtype) for v in signature.inputs]
         self._executables[signature.form, *types] = self._last = executable
         self._by_path[_path_key(signature.form, types)] = executable
-        self._plan = plan
+        self._plan = plan.lowered_as(executable.entries)
         if not executable.parameters and signature.form == plain_form(len(types)):
             self._plain[tuple(types)] = executable
         return executable

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..ir.graph import Graph
 from ..rewrite.history import History, PlanStep
-from ..rewrite.ledger import Entry
+from ..rewrite.ledger import LOWERING, Entry
 from .timeline import schedule_table
 
 _WORDS = ("pass", "what changed")
@@ -40,7 +40,8 @@ def packed_weights(graph: Graph) -> list[PackedWeight]:
 
 
 def report(history: History, ledger: Sequence[Entry], width: int = 100) -> str:
-    """The tables of a plan, and the weights that its ledger says could not be quantized."""
+    """The tables of a plan, and what its ledger says could not be done: weights that were not
+    quantized, regions that run by their bodies."""
     graph = history.graph
     tables = [_pass_table(history.steps, str(history.target))]
     if weights := packed_weights(graph):
@@ -49,6 +50,7 @@ def report(history: History, ledger: Sequence[Entry], width: int = 100) -> str:
         tables.append(schedule_table(graph, history.target))
     left = [e for e in ledger if e.made_by == "quantize-weights"]
     lines = [f"not quantized: {e.what}: {e.reason}" for e in left if e.decision == "refused"]
+    lines += [f"{e.op} at {e.origin}: {e.reason}" for e in ledger if e.made_by == LOWERING]
     return "\n".join([*(_render(table, width) for table in tables), *lines])
 
 

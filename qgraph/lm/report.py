@@ -44,8 +44,10 @@ class Report:
 
 
 def refusals(program: Program) -> Counter[str]:
-    """What the passes left alone in a program, and how often for which reason."""
-    entries = [] if program.plan is None else program.plan.ledger()
+    """What passes and lowering left alone in a program, and how often for which reason."""
+    assert program.executable is not None
+    made = [] if program.plan is None else program.plan.ledger()
+    entries = [*made, *program.executable.entries]
     return Counter(f"{e.what}: {e.reason}" for e in entries if e.decision == "refused")
 
 

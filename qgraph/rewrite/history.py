@@ -73,9 +73,11 @@ class History:
         source: as it was written.
         target: what it was made for.
         steps: every pass that ran.
+        lowered: what was decided when a program of it was made ready.
     """
 
     graph: Graph
     source: Graph
     target: Target
     steps: tuple[PlanStep, ...] = field(default=())
+    lowered: tuple[Entry, ...] = ()

@@ -88,6 +88,9 @@ class Entry:
         return f"{said}: {self.reason}" if self.reason else said
 
 
+LOWERING = "lowering"
+"""Who makes entries after all passes: the runtime, as it makes a program ready."""
+
 _active: ContextVar[list[Entry] | None] = ContextVar("ledger", default=None)
 
 

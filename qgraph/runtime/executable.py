@@ -14,6 +14,7 @@ from ..ir.graph import Graph
 from ..kernels.compiled import Compiled
 from ..kernels.streams import Streams
 from ..kernels.tracers import Tracers
+from ..rewrite.ledger import collecting
 from ..target import Target
 from ..tree import LEAF, Tree
 from .by_mlx import transformable
@@ -24,7 +25,11 @@ from .packing import PackCache, Progress, Release, Staged, pack
 
 
 class Executable:
-    """One specialisation: an optimized graph, packed and lowered for its input types."""
+    """One specialisation: an optimized graph, packed and lowered for its input types.
+
+    Attributes:
+        entries: for the ledger, what lowering decided.
+    """
 
     def __init__(
         self,
@@ -72,7 +77,8 @@ class Executable:
             inputs=[*self.prepared, *self.free],
             nodes=[n for n in graph.nodes if n.stage == "run" and n.op != "constant"],
         )
-        self.lowered = LoweredGraph(self.body, self.known, self.streams)
+        with collecting() as self.entries:
+            self.lowered = LoweredGraph(self.body, self.known, self.streams)
         take = _direct(self.lowered)
         self._take = transformable(take, self.body, self.known, device)
         self._compiled = _single(self.lowered) if self._take is take else None
@@ -174,10 +180,21 @@ def _direct(lowered: LoweredGraph) -> Callable[[list[mx.array]], list[mx.array]]
             return results
 
         return at_once
+    if all(step.gives_new for step in lowered.steps):
+        given = {*lowered.inputs, *lowered.known}
+        again = [i for i, v in enumerate(lowered.outputs) if v in given or v in lowered.outputs[:i]]
+
+        def apart(arrays: list[mx.array]) -> list[mx.array]:
+            results = lowered.take(arrays)
+            for i in again:
+                results[i] = copy(results[i])
+            return results
+
+        return apart
     kept = frozenset(map(id, lowered.constants()))
 
     def run(arrays: list[mx.array]) -> list[mx.array]:
-        taken = set(map(id, arrays))
+        taken = set(map(id, arrays))  # of arrays that are gone since: a copy more does no harm
         results = lowered.take(arrays)
         for i, array in enumerate(results):
             if id(array) in taken or id(array) in kept:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import mlx.core as mx
 
@@ -135,7 +135,13 @@ def _turns(graph: Graph, known: Mapping[Value, mx.array]) -> list[list[Node]]:
 
 @dataclass
 class Step:
-    """Something that reads and adds values of an environment."""
+    """Something that reads and adds values of an environment.
+
+    Attributes:
+        gives_new: is none of what it adds the very array that it read?
+    """
+
+    gives_new: ClassVar[bool] = True
 
     @property
     def reads(self) -> Sequence[Value]:
@@ -152,6 +158,10 @@ class Stretch(Step):
     needs: tuple[Value, ...]
     gives: tuple[Value, ...]
     function: Compiled | Uncompiled | InOrder
+
+    @property
+    def gives_new(self) -> bool:  # type: ignore[override]
+        return not isinstance(self.function, Uncompiled)
 
     @property
     def reads(self) -> Sequence[Value]:
@@ -233,6 +243,8 @@ class FromHost(Step):
 
 class HostLoop(FromHost):
     """A loop or a branch that Python drives, its bodies lowered."""
+
+    gives_new = False  # after no turn at all
 
     def __post_init__(self) -> None:
         self.bodies = [_body(body, self.known, self.streams) for body in bodies(self.node)]

@@ -123,9 +123,11 @@ def test_without_an_engine_the_body_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     x = mx.random.normal((4, 64), key=mx.random.key(2))
     wanted = qg.compile(graph, target="cpu", passes=[])(x)
     monkeypatch.setattr("qgraph.runtime.regions.run.missing", lambda: "no compiler")
-    found = qg.compile(graph, target="cpu", passes=[])(x)
-    for a, b in zip(found, wanted, strict=True):
+    program = qg.compile(graph, target="cpu", passes=[])
+    for a, b in zip(program(x), wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    assert str(program.plan.ledger()[-1]).endswith("it runs by its body: no compiler")
+    assert "it runs by its body: no compiler" in program.plan.report()
 
 
 def test_regions_dissolve() -> None:

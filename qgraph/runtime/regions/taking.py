@@ -9,32 +9,38 @@ from typing import Any
 
 import mlx.core as mx
 
+from ...kernels.compiled import Compiled
+
 
 def take_over(arrays: list[mx.array]) -> list[mx.array]:
     """Arrays of the same elements that nobody else holds; empties the list.
 
     MLX lends a buffer on where an operation is the last that reads it, and copies it otherwise.  So
-    it is asked to write one element, which then gets its value back: 8 microseconds an array, on a
+    it is asked to write one element, which then gets its value back: 5 microseconds an array, on a
     stream beside the default one's, which may be busy with what the caller waits for next.
 
     Args:
         arrays: row by row, held by the list alone where they may be written over.
     """
-    asked: list[mx.array] = []
-    firsts: list[bytes] = []
+    firsts = [ctypes.string_at(_address(array), array.itemsize) for array in arrays]
     with mx.stream(_beside()):
-        while arrays:
-            array = arrays.pop()
-            mine = copy(array)  # to write into `array` would be seen by who else holds it
-            del array
-            firsts.append(ctypes.string_at(_address(mine), mine.itemsize))
-            mine[(_FIRST,) * mine.ndim] = _zero(mine.dtype)
-            asked.append(mine)
-        mx.eval(asked)
-    for array, first in zip(asked, firsts, strict=True):
+        taken = list(_asked().call(*arrays))
+        arrays.clear()
+        mx.eval(taken)
+    for array, first in zip(taken, firsts, strict=True):
         ctypes.memmove(_address(array), first, len(first))
-    asked.reverse()
-    return asked
+    return taken
+
+
+@cache
+def _asked() -> Compiled:
+    return Compiled(lambda *arrays: [_written(array) for array in arrays])
+
+
+def _written(array: mx.array) -> mx.array:
+    mine = copy(array)  # to write into `array` would be seen by who else holds it
+    mine[(_FIRST,) * mine.ndim] = _zero(mine.dtype)
+    return mine
 
 
 _FIRST = slice(0, 1)

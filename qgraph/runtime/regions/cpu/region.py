@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +147,10 @@ class NativeRegion:
         self.translation = translate(body, fixed)
         self.threads = threads
         self._region = _made(self.translation)
-        self._results = [(r.pointer, r.type.dtype) for r in self.translation.results]
+        made = {r.pointer for r in self.translation.results if r.made} | self.translation.over
+        self._results = [
+            (r.pointer, r.type.dtype, r.pointer not in made) for r in self.translation.results
+        ]
         self._rooms = [_Room.of(r.type) for r in self.translation.results if r.made]
         types = {r.pointer: r.type for r in self.translation.results}
         over = [(i, _Room.of(types[i])) for i in sorted(self.translation.over)]
@@ -204,7 +208,10 @@ class NativeRegion:
             _copy(given[i], array)
             given[i] = array
         self._region.run([address(a) for a in given], self.threads, nanoseconds)
-        return [_as_array(given[pointer], dtype) for pointer, dtype in self._results]
+        return [
+            copy(given[pointer]) if came else _as_array(given[pointer], dtype)
+            for pointer, dtype, came in self._results
+        ]
 
     def _taken(self, inputs: list[mx.array]) -> list[mx.array]:
         """The large arrays among the inputs that are written over, in whose place nothing stays."""
