@@ -164,8 +164,10 @@ class Acceleration:
                 self._look_ahead(form, tokens, caches)
             return logits
         logits = first_run(program, model, tokens, caches, self._check)
-        if not program.checked:
+        if program.executable is None:
             self._said.ran_eagerly(program.reason)
+        elif not program.checked:
+            self._said.note("by the model itself where half precision parted it from a new program")
         keep(program, self._store, self._packed)
         return logits
 

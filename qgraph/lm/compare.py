@@ -26,10 +26,13 @@ class Difference:
     Attributes:
         where: the layer.
         size: of the difference, relative to what the model gives.
+        half: is it in half precision, where rounding decides now and then which experts a router
+            chooses?
     """
 
     where: str
     size: float
+    half: bool = False
 
     def __str__(self) -> str:
         return f"its results part from the model's at {self.where} (by {self.size:.1%})"
@@ -63,7 +66,7 @@ def compared(
             truth = exact[i][1]
             if _distance(a, truth) <= 1.2 * _distance(b, truth) + 0.01:
                 continue
-        return Difference(where, size)
+        return Difference(where, size, half)
     return None
 
 

@@ -29,6 +29,10 @@ from .store import Store
 Own = Callable[..., Any]
 """The call of a model's class, which runs without programs."""
 
+CHANCES = 3
+"""Where rounding decides which experts a router chooses, program and model part at some tokens,
+each as often nearer to float32 as the other; a program that is wrong parts at all of them."""
+
 
 @dataclass
 class Program:
@@ -38,6 +42,7 @@ class Program:
         executable: None where the model runs this itself.
         reason: why it does.
         checked: was it found to give what the model gives?
+        chances: how often it may still part from it in half precision before it is given up.
         kept: was it read from the disk?
         reference: what is compared in place of a program whose weights are quantized further.
     """
@@ -48,6 +53,7 @@ class Program:
     reason: str = ""
     seconds: float = 0.0
     checked: bool = False
+    chances: int = CHANCES
     kept: bool = False
     reference: Executable | None = None
     calls: int = 0

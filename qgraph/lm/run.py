@@ -52,7 +52,7 @@ def first_run(
     """The logits of a program's first call, compared with the model's.
 
     Where they part the model's own are given, the caches are the model's, and the program is no
-    more.
+    more; or it has another chance, in half precision.
     """
     assert program.executable is not None
     before = copy.deepcopy(caches.items)
@@ -66,7 +66,9 @@ def first_run(
     if difference is None:
         program.checked, program.reference = True, None
     else:
-        program.executable, program.reason = None, str(difference)
+        program.chances -= 1
+        if not difference.half or not program.chances:
+            program.executable, program.reason = None, str(difference)
         tried = Caches(before, caches.kinds)
         logits = check.own(model, tokens, cache=tried.items)
     for c, after in zip(caches.items, tried.items, strict=True):

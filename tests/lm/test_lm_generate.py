@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from qgraph.cli import app
 from qgraph.examples import checkpoint
 from qgraph.examples import smollm2_files as files
 from qgraph.lm.background import settled
+from qgraph.lm.check import Check
+from qgraph.lm.compare import Difference
 
 pytest.importorskip("mlx_lm.models.cache")
 pytest.importorskip("transformers")
@@ -338,6 +341,26 @@ def test_a_program_that_is_wrong_is_not_used(load: Load, monkeypatch: pytest.Mon
     with pytest.warns(UserWarning, match=r"part from the model's at layer 1"):
         assert tokens(fast) == expected
     assert any("layer 1" in why for why in fast.qgraph.eager)
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_rounding_gives_programs_another_chance(
+    always: bool, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router in half precision chooses otherwise at some tokens, a wrong program at all."""
+    model, fast = both(load)
+    parted = {1, 2}  # of the comparisons
+    compared = iter(range(1, 1000))
+
+    def difference(self: Check, *_: Any) -> Difference | None:
+        return Difference("layer 1", 0.1, half=True) if always or next(compared) in parted else None
+
+    monkeypatch.setattr(Check, "difference", difference)
+    with pytest.warns(UserWarning, match="part") if always else nullcontext():
+        assert tokens(fast) == tokens(model)
+    assert "half precision parted it from a new program" in fast.qgraph.report()
+    assert bool(fast.qgraph.eager) == always
+    assert any(p.checked for p in fast.qgraph.programs) != always
 
 
 def test_quantized_by_qgraph(load: Load) -> None:
