@@ -18,6 +18,7 @@ from rich.table import Table
 from ..compiler.pipeline import default_passes
 from ..compiler.program import Program
 from ..rewrite.history import Pass
+from ..runtime.lower import HostRegion
 from ..target import as_target
 from ..types import as_int
 
@@ -27,12 +28,17 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: how the model ran, and the tokens it gave."""
+    """A line of the table: how the model ran, and the tokens it gave.
+
+    Attributes:
+        phases: of the regions, the native calls that a token is then made of; None without any.
+    """
 
     title: str
     tokens_per_second: float
     weight_bytes: int
     tokens: list[int]
+    phases: int | None = None
 
 
 def main(
@@ -166,7 +172,14 @@ def decode(title: str, program: Program, state: tuple[Any, ...], steps: int) -> 
         carry, made = program(*carry)
         tokens += made.tolist()
     seconds = time.perf_counter() - start
-    return Row(title, 2 * steps / seconds, program.weight_bytes, tokens)
+    return Row(title, 2 * steps / seconds, program.weight_bytes, tokens, phases_of(program))
+
+
+def phases_of(program: Program) -> int | None:
+    """Phases of the regions that a program is made of, if there are any."""
+    made = [step for executable in program.executables for step in executable.lowered.steps]
+    regions = [step.native for step in made if isinstance(step, HostRegion)]
+    return sum(len(region.phases()) for region in regions) or None
 
 
 def mlx_lm(found: Any, ids: Sequence[int], count: int) -> Row:
@@ -191,10 +204,15 @@ def mlx_lm(found: Any, ids: Sequence[int], count: int) -> Row:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Rates, bytes, and whether the tokens are those of the first row."""
-    result = Table(title="decoding the same tokens", title_justify="left")
+    """Rates, bytes, phases, and whether the tokens are those of the first row."""
+    result = Table(
+        title="decoding the same tokens",
+        title_justify="left",
+        caption="phases: of the native call that a token is made in, a barrier after each",
+        caption_justify="left",
+    )
     result.add_column("", no_wrap=True)
-    for heading in ("tokens/s", "speed-up", "MiB", "same tokens"):
+    for heading in ("tokens/s", "faster", "MiB", "phases", "same"):
         result.add_column(heading, justify="right")
     for row in rows:
         result.add_row(
@@ -202,6 +220,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row.tokens_per_second:.2f}",
             f"{row.tokens_per_second / rows[0].tokens_per_second:.1f}x",
             f"{row.weight_bytes / MIB:.1f}",
+            "" if row.phases is None else str(row.phases),
             "yes" if row.tokens == rows[0].tokens else "no",
         )
     return result
