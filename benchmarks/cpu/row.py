@@ -18,6 +18,7 @@ class Row:
     Attributes:
         runs: what is timed, by who does it; "qgraph" is one of them.
         floor: seconds that the machine's rates allow, or None.
+        error: of the result, relative, where it is another than in float32; None elsewhere.
         unit: how many of a thing a run makes, such as tokens.
     """
 
@@ -25,6 +26,7 @@ class Row:
     runs: dict[str, Run]
     floor: float | None = None
     unit: int = 1
+    error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from .row import Rates, Row, Run, evaluated
 STEPS = 8
 
 
-def smollm2(kind: str, rates: Rates) -> Row:
-    """Tokens after a prompt, or a prompt of some tokens."""
+def smollm2(kind: str, rates: Rates, rounded: bool = False) -> Row:
+    """Tokens after a prompt, or a prompt of some tokens, its rows rounded to 8 bits or not."""
     from qgraph.examples import smollm2 as example
     from qgraph.examples import smollm2_files as files
 
@@ -28,18 +28,25 @@ def smollm2(kind: str, rates: Rates) -> Row:
         return _decode(model, theirs, found, nbytes, rates)
     count = int(kind.removeprefix("prompt-"))
     ids = [i * 7 % 4000 + 5 for i in range(count)]
-    program = qg.jit(model.prefill, target="cpu")
+    quantize = qg.Quantize(where={}, activations=8) if rounded else None
+    program = qg.jit(model.prefill, target="cpu", quantize=quantize)
     cache, tokens, length = model.empty_cache(), mx.array([ids]), mx.array(count, mx.int32)
     mx.eval(cache)
-    runs: dict[str, Run] = {
-        "qgraph": evaluated(program, tokens, length, cache),
-        "MLX": _mlx_prompt(theirs, ids),
-    }
+    runs: dict[str, Run] = {"qgraph": evaluated(program, tokens, length, cache)}
+    error = None
+    if rounded:
+        exact = qg.jit(model.prefill, target="cpu")(tokens, length, cache)[0]
+        error = (
+            mx.linalg.norm(program(tokens, length, cache)[0] - exact) / mx.linalg.norm(exact)
+        ).item()
+    else:
+        runs["MLX"] = _mlx_prompt(theirs, ids)
     runs["one core"] = on_one_core(runs["qgraph"])
     if (llama := llama_cpp()) is not None:
         runs["llama.cpp"] = lambda: (llama.reset(), llama.eval(ids))
     floor = 2 * count * _weights(found) / rates.flops
-    return Row(f"SmolLM2, prompt of {count}", runs, floor)
+    name = f"SmolLM2, prompt of {count}{', 8 bits' if rounded else ''}"
+    return Row(name, runs, floor, error=error)
 
 
 def _decode(model: Any, theirs: Any, found: Any, nbytes: int, rates: Rates) -> Row:

@@ -30,8 +30,9 @@ def default_passes(
     budget: int = 0,
     tune: Tune = "table",
     states: Sequence[tuple[int, int]] = (),
+    activations: int | None = None,
 ) -> list[Pass]:
-    """The passes that `optimize` runs, in order; arguments as there.
+    """The passes that `optimize` runs, in order; arguments as there, activations as `Quantize` has.
 
     Raising comes first, as it knows an expansion only as MLX wrote it; a layer norm is one of the
     RMS norms of what it has centred, so it is raised before them.
@@ -61,6 +62,7 @@ def default_passes(
         RaiseRmsNorm,
         RaiseRope,
         ReadPackedRows,
+        RoundActivations,
         Shard,
         Simplify,
         SinkDequantize,
@@ -90,6 +92,7 @@ def default_passes(
         Shard(target, states=tuple(states)),
         MergeMatmuls(target),
         Legalize(target),
+        *([RoundActivations()] if activations else []),
         ChooseAttention(target),
         *regions,
         FuseCache(target),
@@ -122,6 +125,7 @@ def _chosen(
     budget: int,
     tune: Tune,
     states: Sequence[tuple[int, int]],
+    activations: int | None,
 ) -> Sequence[Pass]:
     from ..passes import Shard
 
@@ -130,9 +134,16 @@ def _chosen(
     if not isinstance(budget, int | float) or budget < 0:
         raise InputError(f"budget={budget!r}", hint="give the bytes that dense copies may take")
     if passes is None:
-        return default_passes(target, budget=budget, tune=tune, states=states)
+        return default_passes(
+            target, budget=budget, tune=tune, states=states, activations=activations
+        )
     if target.mesh is not None and all(run.name != "shard" for run in passes):
         passes = [Shard(target, states=tuple(states)), *passes]
+    if activations:
+        raise InputError(
+            "Quantize(activations=8) belongs to the default passes",
+            hint="put RoundActivations() where the products of your own passes are fused",
+        )
     if budget or tune != "table":
         raise InputError(
             "budget and tune belong to the default passes",
@@ -239,7 +250,8 @@ def optimize(
     _refuse_tracers(graph)
     where = on_mesh(as_target(target), mesh)
     source = graph
-    runs = _chosen(passes, where, budget, tune, states)
+    activations = None if quantize is None else quantize.activations
+    runs = _chosen(passes, where, budget, tune, states, activations)
     checked: set[Node] = set()
     if check:
         verify(graph, checked)

@@ -33,6 +33,8 @@ class Quantize:
         embeddings: an answer for weights whose rows are looked up; None asks `where`.
         head: an answer for weights whose product is an output of the graph; None asks `where`.
             A weight that is both follows `embeddings`.
+        activations: 8 to round what the weights are multiplied by to 8 bits too, where a product
+            has rows enough to be faster so; see the pass `round-activations` for what it rounds.
         fitted: the numbers that `fit` found, by weight; they count where the weight is still to
             have the bits, group size and mode that they are for.
         folded: what `fit` divides the channels of some weights by, and multiplies those that read
@@ -55,6 +57,7 @@ class Quantize:
     where: str | Predicate | Mapping[str, Any] | None = None
     embeddings: Any = None
     head: Any = None
+    activations: int | None = None
     fitted: Mapping[str, Fitted] | None = field(default=None, compare=False, repr=False)
     folded: Mapping[str, mx.array] | None = field(default=None, compare=False, repr=False)
 
@@ -62,6 +65,8 @@ class Quantize:
         group_size, bits = resolve("Quantize", self.group_size, self.bits, self.mode)
         object.__setattr__(self, "group_size", group_size)
         object.__setattr__(self, "bits", bits)
+        if self.activations not in (None, 8):
+            raise _refusal("activations", self.activations, "give 8, or None to leave them")
         where = self.where
         if isinstance(where, Mapping):
             for pattern, answer in where.items():
@@ -267,7 +272,8 @@ def _as_json(config: Quantize) -> dict[str, Any]:
     if isinstance(where, Mapping):
         where = [[pattern, of(answer)] for pattern, answer in where.items()]
     sides = {"embeddings": of(config.embeddings), "head": of(config.head)}
-    return {**config.settings, "where": where, **sides}
+    said = {**config.settings, "where": where, **sides}
+    return said if config.activations is None else {**said, "activations": config.activations}
 
 
 def _from_json(said: Mapping[str, Any]) -> Quantize:

@@ -239,3 +239,39 @@ def test_mistakes_have_words() -> None:
         product(s, x, w, y, **change)
         with pytest.raises(RegionError, match=words):
             s.run()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_rows_that_are_rounded_first(bits: int, group: int, dtype: Any) -> None:
+    for m, n, k in ((1, 5, 128), (9, 33, 256), (70, 100, 384), (200, 64, 128)):
+        w, w2 = (Packed((n, k), "affine", bits, group) for _ in range(2))
+        x = as_dtype(RNG.standard_normal((m, k)) + RNG.standard_normal((m, 1)), dtype)
+        x[0, :40] = 0
+        parts = [np.array(p) for p in mx.quantize(mx.array(wide(x).astype(F32)), 32, 8)]
+        stands_for = reference.dequantize(*parts, bits=8, group_size=32)
+        s, y, gated = Steps(), np.zeros((m, n), F32), np.zeros((m, n), F32)
+        product(s, x, w, y, rounded=1)
+        a = product(s, x, w, gated, rounded=1, activation=h.SILU)
+        a.w2 = w2.weight(s)
+        s.steps.pop()
+        s.add(h.MATMUL, a)
+        s.run(2)
+        want = np.asarray(stands_for, np.float64) @ w.dense.T
+        check(y, want, 4)
+        check(gated, want / (1 + np.exp(-want)) * want, 8)
+
+
+def test_what_is_not_finite_stays_so_when_rounded() -> None:
+    x, w = np.ones((3, 64), F32), Packed((8, 64), "affine", 4, 32)
+    x[0, 3], x[1, 50] = np.nan, np.inf
+    y = run(x, w, 8, F32, rounded=1)
+    assert np.isnan(y[:2]).all()
+    assert np.isfinite(y[2]).all()
+
+
+def test_rounded_rows_want_their_kind_of_weight() -> None:
+    x, w = np.ones((4, 64), F32), Packed((8, 64), "affine", 5, 32)
+    with pytest.raises(RegionError, match="one affine weight of 4 or 8 bits"):
+        run(x, w, 8, F32, rounded=1)

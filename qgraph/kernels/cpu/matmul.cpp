@@ -33,6 +33,7 @@ class Checks {
     for (long i = 0; i < a_.batch_rank; i++) entries *= a_.batch[i];
     matrix("x", a_.x, a_.x_batch, a_.m, a_.k, a_.x_row, a_.x_column,
            given(a_.lhs) ? a_.x_matrices : 1, a_.x_stack);
+    if (a_.rounded) rounds();
     matrix("y", a_.y, a_.y_batch, a_.m, a_.n, a_.y_row, a_.y_column, 1, 0);
     same_as_y("times", a_.times, a_.times_batch, a_.times_row);
     same_as_y("add", a_.add, a_.add_batch, a_.add_row);
@@ -49,6 +50,12 @@ class Checks {
   }
 
  private:
+  void rounds() const {
+    if (a_.batch_rank || given(a_.lhs) || given(a_.rhs) || a_.k % 32 || a_.columns_first ||
+        a_.mode != QG_AFFINE || (a_.bits != 4 && a_.bits != 8))
+      throw Mistake("rounded x wants one affine weight of 4 or 8 bits");
+  }
+
   void numbers(const char* name, const qg_ref& ref, long entries, long matrices) const {
     if (!given(ref)) return;
     table_.one_of(name, ref, ref.dtype == QG_U32 || ref.dtype == QG_I32, "int32 or uint32");
@@ -121,6 +128,7 @@ Maker make_matmul(const Table& table, long at) {
   long entries = 1;
   for (long i = 0; i < a.batch_rank; i++) entries *= a.batch[i];
   if (a.m == 0 || a.n == 0 || entries == 0) return Maker(new Nothing);
+  if (a.rounded) return rounded_rows(a);
   if (a.m == 1 && given(a.rhs) && entries >= 2 * a.w_matrices && a.k > 0) return experts(a);
   if (a.m <= kFewRows && a.k > 0) {
     if (a.mode == QG_DENSE && (a.w_column == 1 || a.w_row == 1)) return few_rows_dense(a);

@@ -76,5 +76,8 @@ Maker few_rows(const qg_matmul& args);      // packed, each code used as it is r
 Maker few_rows_dense(const qg_matmul& args);  // a dense weight read as it is stored
 Maker panels(const qg_matmul& args);        // blocks of the weight made dense in the cache
 Maker experts(const qg_matmul& args);       // the same, rows gathered by matrix
+Maker rounded_rows(const qg_matmul& args);  // rows in bytes: codes times codes
+
+bool multiplies_bytes();  // has the processor an instruction for the last of them?
 
 }  // namespace qgraph

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "pool.hpp"
-#include "work.hpp"
+#include "products.hpp"
 
 namespace qgraph {
 namespace {
@@ -362,6 +362,8 @@ int64_t qgraph_region_memory(void* region, int threads) {
 }
 
 void qgraph_region_free(void* region) { delete (Region*)region; }
+
+int qgraph_multiplies_bytes(void) { return qgraph::multiplies_bytes(); }
 
 const char* qgraph_instructions(void) {
 #if defined(__AVX512F__) && defined(__AVX512BW__)

@@ -14,7 +14,7 @@
 #define QGRAPH_REGION_H
 #include <stdint.h>
 
-#define QG_VERSION 1
+#define QG_VERSION 2
 #define QG_RANK 8
 
 /* ---- Buffers and operands ------------------------------------------------------------------- */
@@ -144,6 +144,8 @@ typedef struct {
   qg_weight w, w2;
   int64_t mode, bits, group;
   int64_t columns_first; /* 1: a packed w is (k, n), its groups along n: mx's transpose=False */
+  int64_t rounded; /* 1: x is first rounded to affine codes of 8 bits in groups of 32 along k; for an
+                      affine w of 4 or 8 bits whose groups run along k, without batches */
   int64_t m, n, k;
   int64_t x_row, x_column, y_row, y_column;
   int64_t w_row, w_column; /* of a dense w: from n to n + 1, from k to k + 1 */
@@ -313,6 +315,9 @@ void qgraph_region_free(void* region);
 
 /* What this library was built for: "avx512", "avx2", "neon" or "generic". */
 const char* qgraph_instructions(void);
+
+/* 1 if the processor multiplies bytes by bytes, so that a product with x in codes is fast. */
+int qgraph_multiplies_bytes(void);
 
 #ifdef __cplusplus
 }

@@ -129,6 +129,12 @@ def _functions() -> Any:
     return functions
 
 
+@cache
+def multiplies_bytes() -> bool:
+    """Has the processor an instruction for it, so that products of codes by codes are fast?"""
+    return bool(_functions().qgraph_multiplies_bytes())
+
+
 def instructions() -> str:
     """What the engine was built for: "avx512", "avx2", "neon" or "generic"."""
     return str(_functions().qgraph_instructions().decode())

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ....ir.graph import Graph, Node, Value
 from ....ir.ops import setting
+from ....kernels.cpu.region import multiplies_bytes
 from .activations import activation
 
 ABSORBED: Final = "absorbed"
@@ -20,6 +21,14 @@ class TakenRows:
 
     node: Node
     rows: list[Node]
+
+
+@dataclass
+class Rounded:
+    """`dequantize(quantize(x))` that only products read, which round for themselves."""
+
+    node: Node
+    quantize: Node
 
 
 @dataclass
@@ -43,7 +52,7 @@ class Followed:
     add: Value | None = None
 
 
-Pattern = TakenRows | Followed
+Pattern = TakenRows | Rounded | Followed
 
 _PRODUCTS = ("quantized_matmul", "matmul", "addmm")
 
@@ -55,6 +64,9 @@ def find(body: Graph, uses: Mapping[Value, int]) -> dict[Node, Pattern | str]:
         if node.op == "dequantize" and (rows := _taken_rows(node, uses)):
             found[node] = TakenRows(node, rows)
             found.update(dict.fromkeys(rows, ABSORBED))
+        elif node.op == "dequantize" and (made := _rounding(node, body, uses)):
+            found[node] = Rounded(node, made)
+            found[made] = ABSORBED
         elif node.op in _PRODUCTS and node not in found:
             product = _followed(node, body, uses, found)
             if product is not None:
@@ -86,6 +98,30 @@ def _taken_rows(node: Node, uses: Mapping[Value, int]) -> list[Node] | None:
         for row in rows
     )
     return rows if alike else None
+
+
+def _rounding(node: Node, body: Graph, uses: Mapping[Value, int]) -> Node | None:
+    """The `quantize` of 8 bits in groups of 32 behind a `dequantize`, if all that reads it is
+    products of packed weights that know such rows."""
+    made = node.operand("w").node
+    settings = ("affine", 8, 32)
+    if made.op != "quantize" or any(_packing(each) != settings for each in (node, made)):
+        return None
+    parts, readers = made.outputs, body.users.get(node.output, ())
+    alone = node.inputs == parts and all(uses.get(part) == 1 for part in parts)
+    known = 0 < uses.get(node.output, 0) == len(readers) and all(
+        reader.op == "quantized_matmul"
+        and reader.operand("x") is node.output
+        and reader.operand("w").ndim == 2
+        and setting(reader, "transpose")
+        and _packing(reader)[:2] in (("affine", 4), ("affine", 8))
+        for reader in readers
+    )
+    return made if alone and known and multiplies_bytes() else None
+
+
+def _packing(node: Node) -> tuple[Any, ...]:
+    return setting(node, "mode"), setting(node, "bits"), setting(node, "group_size")
 
 
 def _is_plain(node: Node) -> bool:

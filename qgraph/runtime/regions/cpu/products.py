@@ -60,14 +60,15 @@ def quantized_args(t: Translator, node: Node) -> tuple[Any, list[Array]]:
     w = node.operand("w")
     if w.ndim != 2:
         raise Unknown("a batch of packed weights")
-    x = left_operand(t, node.operand("x"), node)
+    before = t.before_rounding.get(node.operand("x"))
+    x = left_operand(t, before or node.operand("x"), node)
     packed, reads = weight(t, parts, node)
     columns_first = not setting(node, "transpose")
     wide = w.shape[1] * 32 // bits
     n, k = (wide, w.shape[0]) if columns_first else (w.shape[0], wide)
     args = plain_product(x, n, k)
     fill(args, w=packed, mode=MODES[mode], bits=bits, group=group,
-         columns_first=int(columns_first))  # fmt: skip
+         columns_first=int(columns_first), rounded=int(before is not None))  # fmt: skip
     return args, [x, *reads]
 
 

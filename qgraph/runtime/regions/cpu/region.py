@@ -18,7 +18,7 @@ from ..arrays import Array, Buffer
 from ..memory import Plan, plan
 from ..steps import Jump, Schedule, scheduled
 from ..taking import take_over
-from . import attention, convolution, indexing, loops, moves, products, rows  # noqa: F401  (they fill the table of kinds)
+from . import attention, convolution, indexing, loops, moves, products, rounding, rows  # noqa: F401  (they fill the table of kinds)
 from .refs import DTYPES, h, ref
 from .translate import Table, Translator, address, encoded, row_by_row
 

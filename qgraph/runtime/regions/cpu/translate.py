@@ -112,6 +112,7 @@ class Translator:
         table: buffers.
         work: the steps and loops made so far.
         places: values that lie in memory.
+        before_rounding: of rounded values that only products read, which round for themselves.
         mine: inputs that the body may write over.
     """
 
@@ -127,6 +128,7 @@ class Translator:
         self.table = table
         self.work: list[Work] = []
         self.places: dict[Value, Array] = dict(given)
+        self.before_rounding: dict[Value, Value] = {}
         self._pending: dict[Value, tuple[Chain, int]] = {}
         self._chains: list[Chain] = []
         self._uses = _uses(body)
@@ -198,8 +200,14 @@ class Translator:
         outside = [
             v for arg in tensors.values() for v in (arg if isinstance(arg, tuple) else (arg,))
         ]
+        if [v.type for v in graph.outputs] != [v.type for v in node.outputs]:
+            raise unknown
+        self.written_out(node, graph, outside)
+
+    def written_out(self, node: Node, graph: Graph, given: Sequence[Value]) -> None:
+        """A node by a graph that computes the same of the values given."""
         self.places.update(
-            (inner, self.array(outer)) for inner, outer in zip(graph.inputs, outside, strict=True)
+            (inner, self.array(outer)) for inner, outer in zip(graph.inputs, given, strict=True)
         )
         for inner in graph.nodes:
             for value in inner.outputs:  # of the last node of this kind
@@ -207,8 +215,6 @@ class Translator:
                 self._pending.pop(value, None)
             self.node(inner)
         for value, made in zip(node.outputs, graph.outputs, strict=True):
-            if made.type != value.type:
-                raise unknown
             self.places[value] = self.array(made)
 
     def uses(self, value: Value) -> int:
