@@ -248,10 +248,12 @@ def main(
     )
     rates = floors(target)
     found = []
-    columns = list(grid.problems(target))
-    for column in track(columns, "measuring", console=Console(stderr=True)):
+    progress = Console(stderr=True, soft_wrap=True)
+    for column in track(list(grid.problems(target)), "measuring", console=progress):
         bench = Bench(target, limit, repeats, rates, frozenset(only.split(",")) - {""})
-        found += [bench.row(problem) for problem in column]
+        for problem in column:
+            found.append(bench.row(problem))
+            progress.print(f"{problem}: {found[-1]['us']}", highlight=False)
     machine = {**describe(target), "bandwidth": rates[0], "rate": rates[1]}
     if table is None:
         path = save(f"{name}_{target.backend}", {"machine": machine, "rows": found})
