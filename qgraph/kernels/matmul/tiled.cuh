@@ -79,16 +79,10 @@ struct Product {
     }
   }
 
-  // Rows of x beyond the last give columns that are not written, and are not read: if all blocks read
-  // the last again in their place, they would wait for one line of the cache.
-  static constexpr bool FEW = COLUMNS <= 32;  // so few that to look costs nothing
-
-  __device__ __forceinline__ bool whole(int stage) const {
-    return aligned && (stage + 1) * DEPTH <= k && (FEW || place.rows >= COLUMNS);
-  }
-
-  // Copies a stage; WHOLE if all is there, else zeros stand for columns beyond the last.
-  template <bool WHOLE>
+  // Copies a stage.  WHOLE if all its columns are there, else zeros stand for the others.  FULL if all
+  // rows of x are: those beyond the last give columns that are not written, and are not read.  (If all
+  // blocks read the last again in their place, they wait for one line of the cache.)
+  template <bool WHOLE, bool FULL>
   __device__ __forceinline__ void copy(unsigned shared, int stage, int slot) const {
     const unsigned to = shared + threadIdx.x * 16;
     const int tile = stage * TILES, group = stage * DEPTH / GROUP;
@@ -117,7 +111,7 @@ struct Product {
     for (int t = 0; t < X_TURNS; t++) {
       const int i = t * THREADS + threadIdx.x;
       if (X_BYTES / 16 % THREADS != 0 && i >= X_BYTES / 16) break;
-      if ((FEW || !WHOLE) && i / 8 % COLUMNS >= place.rows) continue;
+      if (!FULL && i / 8 % COLUMNS >= place.rows) continue;
       const bool inside = WHOLE || stage * DEPTH + i / 8 / COLUMNS * 64 + i % 8 * 8 < k;
       const T* from = inside ? x + size_t(x_from[t] + stage * (DEPTH / 8)) * 8 : x;
       if (WHOLE || aligned)
@@ -129,10 +123,12 @@ struct Product {
 
   __device__ __forceinline__ void fetch(unsigned shared, int stage, int slot, int last) const {
     if (stage < last) {
-      if (whole(stage))
-        copy<true>(shared, stage, slot);
+      if (!aligned || (stage + 1) * DEPTH > k)
+        copy<false, false>(shared, stage, slot);
+      else if (COLUMNS > 32 && place.rows >= COLUMNS)
+        copy<true, true>(shared, stage, slot);
       else
-        copy<false>(shared, stage, slot);
+        copy<true, false>(shared, stage, slot);
     }
     commit_copies();
   }

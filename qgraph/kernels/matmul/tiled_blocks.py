@@ -1,7 +1,7 @@
 """How a product by `tiled` is cut up among blocks of threads, and what it takes then.
 
-The model was fitted to an H100 (Nsight Compute, caches flushed): 14336×4096, 4096×14336 and
-4096×4096 by 4 bits at 8 to 2048 rows, within a tenth.
+The model was fitted to an H100, to kernels that wait for one another in a CUDA graph, each on
+another weight: eight sizes from 2048×2048 to 28672×4096, 1 to 2048 rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Block:
         columns: rows of x.
         depth: columns of the weight in a stage.
         stages: in shared memory.
-        step_us: what 64 columns of the weight take.
+        step_us: what 64 columns of an affine weight take.
         parts: blocks that share the columns of the weight.
     """
 
@@ -62,14 +62,20 @@ BLOCKS = (
     Block(1, 2, 8, 256, 6, 0.098),
     Block(1, 4, 8, 512, 6, 0.078),
     Block(2, 2, 16, 256, 5, 0.15),
+    Block(1, 2, 16, 256, 6, 0.108),
     Block(1, 4, 16, 512, 5, 0.094),
+    Block(1, 2, 32, 256, 4, 0.125),
     Block(2, 2, 32, 256, 4, 0.20),
     Block(2, 1, 64, 128, 4, 0.30),
+    Block(2, 1, 96, 128, 4, 0.40),
     Block(2, 1, 128, 128, 4, 0.43),
+    Block(4, 1, 128, 64, 5, 0.76),
     Block(2, 1, 192, 64, 6, 0.59),
     Block(2, 1, 256, 64, 5, 0.75),
 )
-"""Those that were fastest for some size on an H100, of some 40."""
+"""Those that were fastest for some size on an H100, of some 100; of equals the first is taken."""
+DECODING_US = {"affine": 0.0, "mxfp8": 0.02, "mxfp4": 0.03, "nvfp4": 0.045}
+"""What 64 by 64 numbers take longer to decode than affine ones."""
 PARTS = (1, 2, 3, 4, 6, 8)
 START_US = 4.0
 RAMP_US = 2.0
@@ -78,7 +84,7 @@ OVERLAP = 0.8
 """Of the time of blocks one after the other, where two share a multiprocessor."""
 READ, CACHED = 2.8e6, 6.3e6
 """Bytes a microsecond: of what is read once, and of what blocks read again from the cache."""
-PARTS_US = 4.0
+PARTS_US = 2.5
 SUMMED = 1.0e7
 """To add parts up: the launch, and their bytes a microsecond, written and read in the cache."""
 
@@ -103,7 +109,8 @@ def microseconds(b: Block, p: Problem) -> float:
     rounds = -(-blocks // SMS)
     together = max(1, shared_memory(p.arch) // b.shared_memory(p))
     overlap = OVERLAP if min(rounds, together) > 1 else 1.0
-    work = rounds * overlap * b.step_us * -(-p.k // (TILE * b.parts))
+    step = b.step_us + b.rows * DECODING_US[p.mode]
+    work = rounds * overlap * step * -(-p.k // (TILE * b.parts))
     again = b.count(p) * (b.rows * TILE * p.bits // 8 + 2 * b.columns) * p.k / CACHED
     added = 0.0 if b.parts == 1 else PARTS_US + 8 * b.parts * p.m * p.n / SUMMED
     ramps = START_US + RAMP_US * ((rounds - 1) // together)
