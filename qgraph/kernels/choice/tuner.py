@@ -60,6 +60,7 @@ def choose(
         cache: of measurements; by default the user's.
         table: by default the one shipped for the target.
 
+    >>> import mlx.core as mx
     >>> choose(Problem(1, 64, 64, mx.float32, "affine", 4, 64), exact=True, names=["qmm"]).kernel
     'qmm'
     """
@@ -90,6 +91,7 @@ def choose(
 def bucket(problem: Problem) -> Problem:
     """The problem whose measurements stand for this one's.
 
+    >>> import mlx.core as mx
     >>> [bucket(Problem(m, 64, 64, mx.float32, "affine", 4, 64)).m for m in (3, 16, 37, 512)]
     [3, 16, 64, 512]
     """
