@@ -52,9 +52,9 @@ def lazy_weights(config: files.Config, dtype: mx.Dtype) -> files.Weights:
     matrices, norms = files.parts(config)
     weights = {f"{name}.weight": mx.ones(config.hidden, dtype) for name in norms}
     for number, (name, (n, k)) in enumerate(matrices.items()):
-        low, high, size = mx.random.split(mx.random.key(number), 3)
-        words = [mx.random.randint(0, 1 << 16, (n, k // 8), mx.uint32, key) for key in (low, high)]
-        weights[f"{name}.weight"] = words[0] | words[1] << 16
+        word, size = mx.random.split(mx.random.key(number))
+        halves = mx.random.randint(0, 1 << 16, (n, k // 4), mx.uint16, key=word)
+        weights[f"{name}.weight"] = halves.view(mx.uint32)
         shape = (n, k // config.group_size)
         scales = mx.random.uniform(0.5, 1.5, shape, key=size) * (0.2 * k**-0.5)
         weights[f"{name}.scales"] = scales.astype(dtype)
@@ -111,11 +111,11 @@ class Rank:
         return seconds[2:]
 
 
-def rank_main(model: str, part: str, prompt: int, ranks: int) -> None:
+def rank_main(config: files.Config, part: str, prompt: int, ranks: int) -> None:
     """One process; rank 0 prints what it measured."""
     mesh = qg.Mesh.of(mx.distributed.init()) if ranks > 1 else qg.Mesh(1)
     start = time.perf_counter()
-    rank = Rank(MODELS[model], part, prompt, mesh)
+    rank = Rank(config, part, prompt, mesh)
     made = time.perf_counter() - start
     held, peak = mx.get_active_memory(), mx.get_peak_memory()
     seconds = rank.measure(ROUNDS[part])
@@ -130,12 +130,15 @@ def rank_main(model: str, part: str, prompt: int, ranks: int) -> None:
         print("measured", json.dumps(found), flush=True)
 
 
-def launch(model: str, part: str, prompt: int, ranks: int, device: str) -> dict[str, float]:
+def launch(
+    model: str, layers: int, part: str, prompt: int, ranks: int, device: str
+) -> dict[str, float]:
     """Run as many processes as ranks, and what rank 0 measured."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = [sys.executable, "-m", "benchmarks.mesh", "--one-of", str(ranks), "--model", model]
     command += ["--part", part, "--prompt", str(prompt), "--device", device]
+    command += ["--layers", str(layers)]
     with tempfile.TemporaryDirectory() as folder:
         hosts = Path(folder, "hosts.json")
         hosts.write_text(json.dumps([[f"127.0.0.1:{port + i}"] for i in range(ranks)]))
@@ -163,19 +166,21 @@ def main(
     ranks: Annotated[int, typer.Option(help="How many to compare with one.")] = 2,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt, and in the cache.")] = 128,
     part: Annotated[str, typer.Option(help="prompt, token or both.")] = "both",
+    layers: Annotated[int, typer.Option(help="So many; by default the model's.")] = 0,
     one_of: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Measure one device and several in one run."""
     mx.set_default_device(mx.cpu if device == "cpu" else mx.gpu)
+    config = replace(MODELS[model], layers=layers or MODELS[model].layers)
     if one_of:
-        rank_main(model, part, prompt, one_of)
+        rank_main(config, part, prompt, one_of)
         return
     table = Table(
         "part", "ranks", "ms", "times one", "held MB", "of one", "peak MB", "collectives", "made s"
     )
     for each in PARTS if part == "both" else (part,):
-        one = launch(model, each, prompt, 1, device)
-        several = launch(model, each, prompt, ranks, device)
+        one = launch(model, config.layers, each, prompt, 1, device)
+        several = launch(model, config.layers, each, prompt, ranks, device)
         for count, found in ((1, one), (ranks, several)):
             table.add_row(
                 each, str(count), f"{found['ms']:.2f}", f"{one['ms'] / found['ms']:.2f}",
@@ -185,7 +190,8 @@ def main(
             )  # fmt: skip
     console = Console(width=100)
     about = describe(as_target(device))
-    console.print(f"{model}, 4 bits, {prompt} tokens, {about['device'] or about['arch']}")
+    where = about["device"] or about["arch"]
+    console.print(f"{model}, {config.layers} layers, 4 bits, {prompt} tokens, {where}")
     console.print(table)
 
 

@@ -8,6 +8,9 @@ Rewrites:
     1. products whose weight is laid out in tiles, of up to eight rows, with RMS norms, splits and
        elementwise operations: those that wait for nothing else become one `region`, those that wait
        for others (an attention) the next.
+    2. on a mesh of GPUs with a process each, sums over the ranks of what a product gives: a barrier
+       of the region is then one of all ranks.  Where they reach no memory of each other, the body
+       runs.
 Leaves alone:
     1. what the pack and prepare steps compute.
     2. other ops, weights in other layouts, and more rows; the ledger names what a region ends at.
@@ -27,9 +30,10 @@ from dataclasses import dataclass
 
 from qgraph.ir.graph import Graph, Node
 from qgraph.rewrite.ledger import Entry, record
+from qgraph.runtime.regions.cuda.peers import may_connect
 from qgraph.runtime.regions.cuda.region import KERNEL, multiprocessors
 from qgraph.runtime.regions.cuda.source import written
-from qgraph.runtime.regions.cuda.stages import refusal, rows_of, translate
+from qgraph.runtime.regions.cuda.stages import SUM, refusal, rows_of, translate
 from qgraph.runtime.regions.unknown import Unknown
 from qgraph.target import Target, as_target
 
@@ -57,6 +61,8 @@ class FormGridRegions:
         def refused(node: Node) -> str | None:
             if any(rows_of(value) not in rows for value in node.outputs if value.ndim):
                 return "its rows are not those of products"
+            if node.op == SUM and not may_connect(target.mesh):
+                return "the ranks of this mesh share no memory"
             return refusal(node)
 
         def pays(graph: Graph, nodes: Sequence[Node]) -> bool:
@@ -72,8 +78,9 @@ def _pays(graph: Graph, nodes: Sequence[Node], target: Target) -> bool:
     if all(node.op != "packed_matmul" for node in nodes):
         return False
     (body,) = region_of(graph, nodes, {}, _NAME).bodies
+    ranks = 1 if target.mesh is None else target.mesh.size
     try:
-        written(translate(body), multiprocessors(), target.arch)
+        written(translate(body), multiprocessors(), target.arch, ranks)
     except Unknown as error:
         record(Entry.of(nodes[0], _NAME, "refused", str(error), types=()))
         return False

@@ -20,11 +20,13 @@ class Streams:
     Args:
         device: that the program runs on.
         group: the ranks that its collectives talk to; None where there is but one.
+        peers: the memory that their GPUs share, for kernels that talk; None where they do not.
     """
 
-    def __init__(self, device: mx.Device, group: Any = None) -> None:
+    def __init__(self, device: mx.Device, group: Any = None, peers: Any = None) -> None:
         self.device = device
         self.group = group
+        self.peers = peers
         self._streams: list[Any] = []
 
     def resolve(self, stream: Any) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..analysis.meshes import Part, for_mesh, keeping_parts, note_parts
+from ..analysis.meshes import Part, for_mesh, is_collective, keeping_parts, note_parts
 from ..ir.graph import Graph
+from ..ir.loops import REGION
 from ..kernels.compiled import Compiled
 from ..kernels.streams import Streams
 from ..kernels.tracers import Tracers
@@ -22,6 +23,7 @@ from .interpret import Env, Interpreter
 from .lower import LoweredGraph, Stretch
 from .mesh import watch
 from .packing import PackCache, Progress, Release, Staged, pack
+from .regions.cuda.peers import connect
 
 
 class Executable:
@@ -59,7 +61,9 @@ class Executable:
             note_parts(graph)
         self.graph = graph = for_mesh(graph, target.mesh)
         self.target = target
-        self.streams = Streams(device, None if target.mesh is None else target.mesh.group)
+        group = None if target.mesh is None else target.mesh.group
+        peers = connect(target.mesh) if _has_sums(graph) else None
+        self.streams = Streams(device, group, peers)
         self.on_device = _device_context(device)
         with self.on_device():
             self.known = pack(graph, self.streams, release=release, cache=cache, progress=progress)
@@ -144,6 +148,12 @@ class Executable:
                     if last_reader[value] is node and value not in self.prepared:
                         env.pop(value, None)
         return [env[v] for v in self.prepared]
+
+
+def _has_sums(graph: Graph) -> bool:
+    """Does a region of it take sums over the ranks of a mesh?"""
+    regions = [node for _, node in graph.walk() if node.op == REGION]
+    return any(is_collective(node) for region in regions for node in region.bodies[0].nodes)
 
 
 def _result_form(graph: Graph) -> Tree:

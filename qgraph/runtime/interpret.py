@@ -103,26 +103,35 @@ class Interpreter:
 
         Those that depend on nothing of one another MLX might evaluate in any.
         """
-        x = args.get("x")
-        if x is not None and self._last_collective:
-            (args["x"],) = mx.depends([x], self._last_collective)
+        if "x" in args:
+            args["x"] = self._after_the_last_collective(args["x"])
         result: mx.array = op.call(args, group=self._streams.group)
         self._last_collective = [result]
         return result
+
+    def _after_the_last_collective(self, array: mx.array) -> mx.array:
+        if not self._last_collective:
+            return array
+        (array,) = mx.depends([array], self._last_collective)
+        return array
 
     def _launch(self, node: Node, env: Env) -> None:
         """A region, after the one before it."""
         assert self.order is not None
         (body,) = node.bodies
         if body not in self._grids:
-            self._grids[body] = GridRegion.on(body, self._streams.device)
+            self._grids[body] = GridRegion.on(body, self._streams.device, self._streams.peers)
         grid = self._grids[body]
         if grid is None:  # a plan of another GPU
             self._unroll(node, env)
             return
         counters, last = self.order
+        if talks := any(OPS[n.op].kind == "collective" for n in body.nodes):
+            last = self._after_the_last_collective(last)
         given = [env[v] for v in node.args["invariants"]]
         results, last = grid(given, counters, last)
+        if talks:
+            self._last_collective = [last]
         self.order = counters, last
         env.update(zip(node.outputs, results, strict=True))
 

@@ -33,7 +33,7 @@ inline void prepare(int blocks, int threads, int bytes, bool copy_late) {
   fragments.assign(blocks * threads, {});
 }
 
-inline char* block_memory() { return memories[blockIdx.x].get(); }
+inline char* block_memory() { return memories[blockIdx.x + gridDim.x * blockIdx.y].get(); }
 
 inline unsigned add_released(unsigned* to, unsigned number) {
   const unsigned before = *to;
@@ -44,6 +44,9 @@ inline unsigned load_acquired(const unsigned* from) {
   let_others();
   return *from;
 }
+inline unsigned add_released_to_all(unsigned* to, unsigned number) { return add_released(to, number); }
+inline void store_released_to_all(unsigned* to, unsigned number) { *to = number; }
+inline unsigned load_acquired_of_all(const unsigned* from) { return load_acquired(from); }
 inline void give_up() { std::abort(); }
 
 inline uint4 load_shared_16(const void* from) {

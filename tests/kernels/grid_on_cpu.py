@@ -14,6 +14,7 @@ import numpy as np
 import qgraph
 from qgraph.ir.graph import Graph
 from qgraph.runtime.regions.cuda.expressions import TYPES
+from qgraph.runtime.regions.cuda.peers import HALF, HEADER
 from qgraph.runtime.regions.cuda.source import THREADS, written
 from qgraph.runtime.regions.cuda.stages import translate
 
@@ -25,17 +26,18 @@ MAIN = """
 #include "{room}/matmul/tiled_formats.cuh"
 {phases}
 
-void** given;
+void** all;
 
 void kernel_of_region() {{
+void** given = all + blockIdx.y * {count};  // of this rank
 {arguments}
 {text}
 }}
 
-extern "C" bool run(void** arrays, int blocks, bool backwards, bool late) {{
-  given = arrays;
-  qgraph::phases::prepare(blocks, {threads}, {bytes}, late);
-  return launch(kernel_of_region, {{blocks, 1, 1}}, {threads}, blocks, backwards);
+extern "C" bool run(void** arrays, int blocks, int ranks, bool backwards, bool late) {{
+  all = arrays;
+  qgraph::phases::prepare(blocks * ranks, {threads}, {bytes}, late);
+  return launch(kernel_of_region, {{blocks, ranks, 1}}, {threads}, blocks * ranks, backwards);
 }}
 """
 
@@ -45,27 +47,35 @@ class OnCpu:
 
     Args:
         change: what a test does to all of the source first.
+        ranks: GPUs of a mesh, whose blocks all run at the same time.
 
     Raises:
         Unknown: the back end cannot hold the body.
     """
 
     def __init__(
-        self, body: Graph, folder: Path, blocks: int, change: Callable[[str], str] = str
+        self,
+        body: Graph,
+        folder: Path,
+        blocks: int,
+        change: Callable[[str], str] = str,
+        ranks: int = 1,
     ) -> None:
-        self.body, self.blocks = body, blocks
+        self.body, self.blocks, self.ranks = body, blocks, ranks
         self.stages = translate(body)
-        self.source = written(self.stages, blocks, "sm_90")
+        self.source = written(self.stages, blocks, "sm_90", ranks)
         types = {name: value.dtype for value, name in self.stages.inputs.items()}
         types |= {name: dtype for name, (_, dtype) in self.stages.arrays.items()}
         lines = []
         for i, name in enumerate((*self.source.inputs, *self.source.outputs)):
             const = "const " * (name in self.source.inputs)
-            type = f"{const}{TYPES[types.get(name, mx.uint32)]}*"
+            other = mx.uint64 if name == "places" else mx.uint32
+            type = f"{const}{TYPES[types.get(name, other)]}*"
             lines.append(f"[[maybe_unused]] auto {name} = static_cast<{type}>(given[{i}]);")
         text = MAIN.format(
-            room=ROOM, phases=(ROOM / "cuda" / "phases.cuh").read_text(),
-            arguments="\n".join(lines), text=self.source.text,
+            room=ROOM, phases="".join((ROOM / "cuda" / f"{name}.cuh").read_text()
+                                      for name in ("phases", "peers")),
+            arguments="\n".join(lines), text=self.source.text, count=len(lines),
             threads=THREADS, bytes=self.source.shared_memory,
         )  # fmt: skip
         (folder / "region.cpp").write_text(change(text))
@@ -76,23 +86,39 @@ class OnCpu:
         )  # fmt: skip
         self.run: Any = ctypes.CDLL(str(folder / "region.so")).run
 
+        self.memory = [aligned(np.zeros(HEADER + 2 * HALF, np.uint8)) for _ in range(ranks)]
+        """That all ranks reach, from call to call."""
+
     def __call__(
         self, inputs: Sequence[mx.array], *, backwards: bool = False, late: bool = False
     ) -> list[mx.array] | None:
         """The results; None if threads wait for ever.  `left` are then the barrier's counters."""
-        arrays = dict(zip(self.body.inputs, inputs, strict=True))
-        counters = np.zeros(64, np.uint32)
-        given = [_bits(arrays[value]) for value in self.stages.inputs]
-        made = [
-            np.full(shape, 0x7FC1 if dtype.size == 2 else 0x7FC00001,
-                    np.uint16 if dtype.size == 2 else np.uint32)
-            for shape, dtype in self.stages.arrays.values()
-        ]  # fmt: skip
-        pointers = [a.ctypes.data for a in (*given, counters, counters, *made, counters)]
-        fine = self.run((ctypes.c_void_p * len(pointers))(*pointers), self.blocks, backwards, late)
-        if not fine:
+        results = self.on_ranks([inputs], backwards=backwards, late=late)
+        return None if results is None else results[0]
+
+    def on_ranks(
+        self, inputs: Sequence[Sequence[mx.array]], *, backwards: bool = False, late: bool = False
+    ) -> list[list[mx.array]] | None:
+        """As a call, the inputs and the results of each rank."""
+        counters, made, pointers, kept = [], [], [], []
+        for rank, own in enumerate(inputs):
+            arrays = dict(zip(self.body.inputs, own, strict=True))
+            counters.append(np.zeros(64, np.uint32))
+            made.append([_nothing(*array) for array in self.stages.arrays.values()])
+            given = [_bits(arrays[value]) for value in self.stages.inputs]
+            if self.stages.addends:
+                places = [rank, HALF, *(m.ctypes.data for m in self.memory)]
+                given.append(np.array(places, np.uint64))
+            kept.append(given)
+            around = counters[-1], counters[-1], *made[-1], counters[-1]
+            pointers += [a.ctypes.data for a in (*given, *around)]
+        table = (ctypes.c_void_p * len(pointers))(*pointers)
+        if not self.run(table, self.blocks, self.ranks, backwards, late):
             return None
-        self.left = counters[:2].tolist()
+        self.left = sum(counters)[:2].tolist()
+        return [self._results(arrays) for arrays in made]
+
+    def _results(self, made: list[np.ndarray[Any, Any]]) -> list[mx.array]:
         found = {
             name: mx.array(array).view(dtype)
             for array, (name, (_, dtype)) in zip(made, self.stages.arrays.items(), strict=True)
@@ -100,11 +126,22 @@ class OnCpu:
         return [found[name] for name in self.stages.results]
 
 
+def _nothing(shape: tuple[int, ...], dtype: mx.Dtype) -> np.ndarray[Any, Any]:
+    """No numbers."""
+    half = dtype.size == 2
+    return np.full(shape, 0x7FC1 if half else 0x7FC00001, np.uint16 if half else np.uint32)
+
+
 def _bits(array: mx.array) -> np.ndarray[Any, Any]:
-    """In memory that begins where 16 bytes can be read."""
+    """Its bits, as unsigned integers."""
     sizes = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}
     bits = np.array(mx.contiguous(array).view(sizes[array.itemsize]))
-    room = np.empty(bits.nbytes + 64, np.uint8)
+    return aligned(np.ascontiguousarray(bits))
+
+
+def aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same where 16 bytes can be read."""
+    room = np.empty(array.nbytes + 64, np.uint8)
     start = -room.ctypes.data % 64
-    room[start : start + bits.nbytes] = np.ascontiguousarray(bits).reshape(-1).view(np.uint8)
-    return room[start : start + bits.nbytes].view(bits.dtype).reshape(bits.shape)
+    room[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+    return room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)

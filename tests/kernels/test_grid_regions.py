@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import qgraph as qg
+from qgraph.analysis.meshes import for_rank, is_collective
 from qgraph.compiler.pipeline import default_passes
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.loops import REGION
@@ -41,12 +42,13 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def planned(fn: Callable[..., Any], *specs: Any) -> qg.Plan:
+def planned(fn: Callable[..., Any], *specs: Any, mesh: qg.Mesh | None = None) -> qg.Plan:
+    target = replace(CUDA, mesh=mesh)
     passes = [
-        ChooseKernel(CUDA, min_flops=0) if p.name == "choose-kernel" else p
-        for p in default_passes(CUDA)
+        ChooseKernel(target, min_flops=0) if p.name == "choose-kernel" else p
+        for p in default_passes(target)
     ]
-    return qg.optimize(qg.trace(fn, *specs, name="f"), target=CUDA, passes=passes)
+    return qg.optimize(qg.trace(fn, *specs, name="f"), target=target, passes=passes)
 
 
 def regions(graph: Graph) -> list[Node]:
@@ -54,10 +56,10 @@ def regions(graph: Graph) -> list[Node]:
 
 
 def mlp(weights: list[Any], norm: mx.array, settings: dict[str, Any]) -> Callable[..., Any]:
-    """What stands between two attentions, small."""
+    """What stands between two attentions, small; of which each rank has some heads."""
 
     def fn(x: Any, h: Any) -> Any:
-        h = h + qg.quantized_matmul(x, *weights[0], **settings)
+        h = h + qg.quantized_matmul(qg.shard(x, -1), *weights[0], **settings)
         y = qg.quantized_matmul(qg.fast.rms_norm(h, norm, 1e-5), *weights[1], **settings)
         gate, up = qg.split(y, 2, axis=-1)
         h = h + qg.quantized_matmul(gate * qg.sigmoid(gate) * up, *weights[2], **settings)
@@ -89,7 +91,7 @@ class Case:
     def __str__(self) -> str:
         return f"{self.mode}{self.bits}-g{self.group}-{self.rows}x{self.hidden}"
 
-    def build(self) -> tuple[qg.Plan, list[mx.array], list[Any], Any]:
+    def build(self, mesh: qg.Mesh | None = None) -> tuple[qg.Plan, list[mx.array], list[Any], Any]:
         """The plan, packed inputs for its region's body, and float64's results."""
         sizes = [(self.hidden, self.inner), (4 * self.inner, self.hidden),
                  (self.hidden, 2 * self.inner)]  # fmt: skip
@@ -104,7 +106,7 @@ class Case:
         x = mx.random.normal((self.rows, self.inner)).astype(self.dtype)
         h = mx.random.normal((self.rows, self.hidden)).astype(self.dtype)
         specs = qg.spec(x.shape, x.dtype), qg.spec(h.shape, h.dtype)
-        plan = planned(mlp(packed, norm, settings), *specs)
+        plan = planned(mlp(packed, norm, settings), *specs, mesh=mesh)
         wanted = mlp_in_numpy(dense, to_numpy(norm), to_numpy(x), to_numpy(h))
         return plan, [x, h], wanted, norm
 
@@ -122,11 +124,11 @@ CASES = [
 ]
 
 
-def given(plan: qg.Plan, region: Node, inputs: list[mx.array]) -> list[mx.array]:
+def given(graph: Graph, region: Node, inputs: list[mx.array]) -> list[mx.array]:
     """Arrays for a region's inputs, weights packed."""
     streams = Streams(mx.Device(mx.cpu, 0))
-    env: dict[Any, mx.array] = dict(zip(plan.graph.inputs, inputs, strict=True))
-    for node in plan.graph.nodes:
+    env: dict[Any, mx.array] = dict(zip(graph.inputs, inputs, strict=True))
+    for node in graph.nodes:
         if node is region:
             break
         Interpreter(streams).run(node, env)
@@ -141,7 +143,7 @@ def error(made: mx.array, wanted: Any) -> float:
 def test_numbers(case: Case, tmp_path: Path) -> None:
     plan, inputs, wanted, _ = case.build()
     (region,) = regions(plan.graph)
-    arrays = given(plan, region, inputs)
+    arrays = given(plan.graph, region, inputs)
     native = OnCpu(region.bodies[0], tmp_path, BLOCKS)
     limit = 0.02 if case.dtype == mx.bfloat16 else 0.003
     for order in ORDERS:
@@ -156,7 +158,7 @@ def test_numbers(case: Case, tmp_path: Path) -> None:
 def test_any_number_of_blocks(blocks: int, tmp_path: Path) -> None:
     plan, inputs, wanted, _ = CASES[0].build()
     (region,) = regions(plan.graph)
-    results = OnCpu(region.bodies[0], tmp_path, blocks)(given(plan, region, inputs))
+    results = OnCpu(region.bodies[0], tmp_path, blocks)(given(plan.graph, region, inputs))
     assert results is not None
     assert max(map(error, results, wanted)) < 0.02
 
@@ -177,7 +179,7 @@ def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
     """In one of the orders: a number that is none, one that is wrong, a wait without an end."""
     plan, inputs, wanted, _ = CASES[0].build()
     (region,) = regions(plan.graph)
-    arrays = given(plan, region, inputs)
+    arrays = given(plan.graph, region, inputs)
 
     def planted(text: str) -> str:
         before, after = FAULTS[fault]
@@ -193,6 +195,65 @@ def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
             caught = True
             break
     assert caught
+
+
+# ---- Sums over the ranks of a mesh
+
+
+def on_mesh(ranks: int, folder: Path, change: Callable[[str], str] = str) -> tuple[Any, ...]:
+    """An MLP's region on several GPUs: its source, each rank's inputs, and float64's results."""
+    case = Case(mx.bfloat16, "affine", 4, 64, 2, hidden=256, inner=64 * ranks)
+    plan, inputs, wanted, _ = case.build(qg.Mesh(ranks, 0, "nccl"))
+    arrays = []
+    for rank in range(ranks):
+        graph = for_rank(plan.graph, rank)
+        (region,) = regions(graph)
+        arrays.append(given(graph, region, inputs))
+    assert sum(is_collective(node) for node in region.bodies[0].nodes) == 2
+    return OnCpu(region.bodies[0], folder, BLOCKS, change, ranks), arrays, wanted
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_sums_over_ranks(ranks: int, tmp_path: Path) -> None:
+    """All find the same, from launch to launch, whichever half of the memory it takes."""
+    native, arrays, wanted = on_mesh(ranks, tmp_path)
+    for order in (*ORDERS, *ORDERS):
+        results = native.on_ranks(arrays, **order)
+        assert results is not None
+        assert native.left == [0, 0]
+        for made, *others in zip(*results, strict=True):
+            assert all(mx.array_equal(made, other).item() for other in others)
+        assert max(map(error, results[0], wanted)) < 0.02
+
+
+FAULTS_OF_MESHES = {
+    "ranks that nobody waits for": ("peers.wait();", "__syncthreads();"),
+    "a rank that does not tell": ("to < RANKS; to++)\n      store", "to < 1; to++)\n      store"),
+    "blocks that nobody waits for": ("!= gridDim.x - 1) return;", "!= 0) return;"),
+    "addends in one place": ("+ size_t(rank) * bytes", ""),
+    "a count that is not set back": ("*count = 0;", ";"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_MESHES)
+def test_faults_on_meshes_are_caught(fault: str, tmp_path: Path) -> None:
+    before, after = FAULTS_OF_MESHES[fault]
+
+    def planted(text: str) -> str:
+        assert before in text
+        return text.replace(before, after)
+
+    native, arrays, wanted = on_mesh(2, tmp_path, planted)
+    found = [native.on_ranks(arrays, **order) for order in ORDERS]
+    assert not all(
+        results is not None and max(map(error, results[0], wanted)) < 0.02 for results in found
+    )
+
+
+def test_meshes_without_peers_have_no_such_sums() -> None:
+    """In one process nothing waits for another rank."""
+    plan, *_ = Case(mx.bfloat16, "affine", 4, 64, 2, inner=128).build(qg.Mesh(2, backend="nccl"))
+    assert not any(is_collective(n) for r in regions(plan.graph) for n in r.bodies[0].nodes)
 
 
 # ---- Which regions are formed
@@ -271,7 +332,7 @@ def test_a_norm_of_a_norm_and_uneven_splits(tmp_path: Path) -> None:
     plan = planned(fn, qg.spec((2, 64), mx.bfloat16))
     (region,) = regions(plan.graph)
     x = mx.random.normal((2, 64)).astype(mx.bfloat16)
-    results = OnCpu(region.bodies[0], tmp_path, BLOCKS)(given(plan, region, [x]))
+    results = OnCpu(region.bodies[0], tmp_path, BLOCKS)(given(plan.graph, region, [x]))
     a, b = (to_numpy(mx.dequantize(*w, group_size=64, bits=4, dtype=mx.float32))
             for w in (first, second))  # fmt: skip
 

@@ -30,11 +30,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def hosts(ranks: int, folder: Path) -> Path:
+    """A file that says where the ranks of a ring on this machine listen."""
+    found = folder / "hosts.json"
+    found.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(ranks)]))
+    return found
+
+
 def launch(scenario: str, ranks: int, folder: Path) -> list[tuple[int, str, str]]:
     """Exit status, output and errors of each rank.  `mlx.launch` would end all with the first."""
-    hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(ranks)]))
-    env = {**os.environ, "MLX_HOSTFILE": str(hosts), "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "MLX_HOSTFILE": str(hosts(ranks, folder)), "PYTHONPATH": str(ROOT)}
     if ranks > 2 or scenario in ("raises", "differ"):  # compilers of C++ would take the time
         env["MLX_DISABLE_COMPILE"] = "1"
     processes = [

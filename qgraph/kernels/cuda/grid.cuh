@@ -26,6 +26,24 @@ __device__ __forceinline__ unsigned load_acquired(const unsigned* from) {
   return v;
 }
 
+// The same, and between GPUs.
+__device__ __forceinline__ unsigned add_released_to_all(unsigned* to, unsigned number) {
+  unsigned before;
+  asm volatile("atom.add.acq_rel.sys.global.u32 %0, [%1], %2;"
+               : "=r"(before) : "l"(to), "r"(number) : "memory");
+  return before;
+}
+
+__device__ __forceinline__ void store_released_to_all(unsigned* to, unsigned number) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(to), "r"(number) : "memory");
+}
+
+__device__ __forceinline__ unsigned load_acquired_of_all(const unsigned* from) {
+  unsigned v;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+  return v;
+}
+
 __device__ __forceinline__ void give_up() { __trap(); }
 
 // 16, 4 or 2 bytes that any block may have written: of the cache that all share.

@@ -39,10 +39,11 @@ struct Grid {
     __syncthreads();
   }
 
-  // The last block to leave sets the counters back: none waits any more.
-  __device__ void leave() {
-    if (threadIdx.x == 0 && add_released(counters + 1, 1) == gridDim.x - 1)
-      counters[0] = 0, counters[1] = 0;
+  // The last block to leave sets the counters back: none waits any more.  True in one thread of it.
+  __device__ bool leave() {
+    if (threadIdx.x != 0 || add_released(counters + 1, 1) != gridDim.x - 1) return false;
+    counters[0] = 0, counters[1] = 0;
+    return true;
   }
 };
 

@@ -17,6 +17,7 @@ TYPES = {
     mx.bfloat16: "__nv_bfloat16",
     mx.float16: "__half",
     mx.float32: "float",
+    mx.uint64: "uint64_t",
     mx.uint32: "uint32_t",
     mx.uint8: "uint8_t",
 }
@@ -41,6 +42,19 @@ class Leaf:
     columns: int
     offset: int = 0
     after: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Summed(Leaf):
+    """The sum over a mesh of what every rank has put into the memory that all can reach.
+
+    Attributes:
+        at: bytes of a rank's addends that lie before this sum's.
+        nbytes: of a rank's addend.
+    """
+
+    at: int = 0
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, eq=False)

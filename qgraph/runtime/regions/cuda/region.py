@@ -14,6 +14,7 @@ from ....ir.graph import Graph
 from ....kernels.cuda.source import cuda_source
 from ....target import as_target
 from ..unknown import Unknown
+from .peers import PARTS, Peers
 from .source import THREADS, declared, written
 from .stages import translate
 
@@ -30,14 +31,18 @@ class GridRegion:
     Args:
         blocks: as many as the device holds at once.
         arch: its architecture.
+        peers: the memory that the ranks of a mesh share, for bodies with sums over them.
 
     Raises:
         Unknown: the body holds what this back end does not know.
     """
 
-    def __init__(self, body: Graph, blocks: int, arch: str) -> None:
+    def __init__(self, body: Graph, blocks: int, arch: str, peers: Peers | None = None) -> None:
         stages = translate(body)
-        source = written(stages, blocks, arch)
+        if stages.addends and peers is None:
+            raise Unknown("sums over ranks that reach no memory of each other")
+        source = written(stages, blocks, arch, 1 if peers is None else peers.ranks)
+        self._own = [peers.places] if stages.addends and peers is not None else []
         self.blocks = blocks
         self._source = source
         self._read = [body.inputs.index(value) for value in stages.inputs]
@@ -46,7 +51,7 @@ class GridRegion:
         self._shapes = [made[name][0] for name in source.outputs]
         self._dtypes = [made[name][1] for name in source.outputs]
         known = {name: value.dtype for value, name in stages.inputs.items()}
-        known |= {name: dtype for name, (_, dtype) in made.items()}
+        known |= {name: dtype for name, (_, dtype) in made.items()} | {"places": mx.uint64}
         name = "qgraph_region_" + hashlib.sha1(source.text.encode()).hexdigest()[:12]
         self._kernel = _kernel(
             name, source.inputs, source.outputs, source.text, source.shared_memory,
@@ -54,10 +59,10 @@ class GridRegion:
         )  # fmt: skip
 
     @staticmethod
-    def on(body: Graph, device: mx.Device) -> GridRegion | None:
-        """A region for the GPU of this process; None if it is too small for one."""
+    def on(body: Graph, device: mx.Device, peers: Peers | None = None) -> GridRegion | None:
+        """A region for the GPU of this process; None if it cannot be launched there."""
         try:
-            return GridRegion(body, multiprocessors(), as_target(device).arch)
+            return GridRegion(body, multiprocessors(), as_target(device).arch, peers)
         except Unknown:
             return None
 
@@ -70,7 +75,7 @@ class GridRegion:
             counters: of the barrier, all 0.
         """
         made = self._kernel(
-            inputs=[*(inputs[i] for i in self._read), counters, last],
+            inputs=[*(inputs[i] for i in self._read), *self._own, counters, last],
             grid=(self.blocks * THREADS, 1, 1),
             threadgroup=(THREADS, 1, 1),
             output_shapes=self._shapes,
@@ -88,13 +93,11 @@ def _kernel(
     shared: int,
     declaration: str,
 ) -> Any:
-    parts = [("matmul", "tiled_instructions"), ("matmul", "tiled_formats"), ("cuda", "grid"),
-             ("cuda", "phases")]  # fmt: skip
     return mx.fast.cuda_kernel(
         name=name,
         input_names=list(inputs),
         output_names=list(outputs),
-        header="".join(cuda_source(*part) for part in parts) + declaration,
+        header="".join(cuda_source(*part) for part in PARTS) + declaration,
         source=text,
         shared_memory=shared,
     )

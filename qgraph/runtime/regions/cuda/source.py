@@ -10,7 +10,18 @@ import mlx.core as mx
 from ....kernels.cuda.arch import shared_memory
 from ....kernels.matmul.tiled_source import MODES
 from ..unknown import Unknown
-from .expressions import TYPES, Expression, Leaf, Normed, Part, Text, in_order, literal
+from .expressions import (
+    TYPES,
+    Expression,
+    Leaf,
+    Normed,
+    Part,
+    Summed,
+    Text,
+    in_order,
+    literal,
+)
+from .peers import HALF
 from .stages import Phase, Row, Stages
 
 WARPS = 16
@@ -33,7 +44,8 @@ class Source:
 
     Attributes:
         inputs, outputs: names of its arguments.  `counters` are those of the barrier; `last` and
-            `done` are there so that launches wait for one another, and are not read.
+            `done` are there so that launches wait for one another, and are not read; `places` are
+            those of the memory that the ranks of a mesh share, where sums over them are taken.
         shared_memory: bytes.
     """
 
@@ -43,13 +55,15 @@ class Source:
     shared_memory: int
 
 
-def written(stages: Stages, blocks: int, arch: str) -> Source:
-    """The kernel of a region for so many blocks.
+def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
+    """The kernel of a region for so many blocks on each of so many ranks.
 
     Raises:
-        Unknown: its rows do not fit in shared memory.
+        Unknown: its rows do not fit in shared memory, or its sums in that of the ranks.
     """
     rows = stages.rows
+    if stages.addends * ranks > HALF:
+        raise Unknown(f"sums of {stages.addends} bytes over {ranks} ranks")
     wide = max(_row_bytes(phase.problem.k) for phase in stages.phases)
     fits = [_fits(phase, rows, blocks) for phase in stages.phases]
     sums = max(n * p.parts for n, p in zip(fits, stages.phases, strict=True)) * _sums(rows)
@@ -63,6 +77,7 @@ def written(stages: Stages, blocks: int, arch: str) -> Source:
         "using namespace qgraph::phases;",
         "char* memory = block_memory();",
         "Grid grid{const_cast<unsigned*>(counters)};",
+        *([f"Peers<{ranks}> peers(places);"] if stages.addends else []),
         "float* scratch = reinterpret_cast<float*>(memory);",
         f"float* sums = reinterpret_cast<float*>(memory + {scratch});",
         f"char* rows = memory + {scratch + sums};",
@@ -73,13 +88,16 @@ def written(stages: Stages, blocks: int, arch: str) -> Source:
         lines.append(f"{product} p{i}({phase.weight}, {phase.scales});")
     lines.append(f"ring.fill({_fetch(0, len(stages.phases))});")
     for i, phase in enumerate(stages.phases):
-        lines += _phase(stages, phase, i)
+        lines += _phase(stages, phase, i, ranks)
     late = [row for row in stages.written if row.phase >= len(stages.phases)]
     if late:
-        lines += ["grid.arrive();", "grid.wait();", *_rows_written(stages, late)]
-    lines.append("grid.leave();")
+        barrier = _barrier(stages.phases[-1])
+        lines += [f"{barrier}.arrive();", f"{barrier}.wait();"]
+        lines += _rows_written(stages, late, ranks)
+    lines.append("if (grid.leave()) peers.leave();" if stages.addends else "grid.leave();")
     size = scratch + sums + rows * wide + WARPS * slot * slots
-    inputs, outputs = (*stages.inputs.values(), "counters", "last"), (*stages.arrays, "done")
+    own = ("places", "counters", "last") if stages.addends else ("counters", "last")
+    inputs, outputs = (*stages.inputs.values(), *own), (*stages.arrays, "done")
     return Source("\n".join(lines), inputs, outputs, size)
 
 
@@ -126,26 +144,31 @@ def _product(phase: Phase, rows: int, fits: int) -> str:
     return f"Product<{TYPES[p.dtype]}, {mode}, {', '.join(map(str, numbers))}>"
 
 
-def _phase(stages: Stages, phase: Phase, i: int) -> Iterator[str]:
+def _barrier(before: Phase) -> str:
+    """What lies between a phase and the next: a barrier over the grid, or those of all ranks."""
+    return "peers" if before.is_summed else "grid"
+
+
+def _phase(stages: Stages, phase: Phase, i: int, ranks: int) -> Iterator[str]:
     p, x = phase.problem, f"x{i}"
     if i:
-        yield "grid.arrive();"
-    loader = _Loader(phase.x, p.k, stages.rows, i)
+        yield f"{_barrier(stages.phases[i - 1])}.arrive();"
+    loader = _Loader(phase.x, p.k, stages.rows, i, ranks)
     yield from loader.early()
     if i:
-        yield "grid.wait();"
-    yield from _rows_written(stages, [row for row in stages.written if row.phase == i])
+        yield f"{_barrier(stages.phases[i - 1])}.wait();"
+    yield from _rows_written(stages, [row for row in stages.written if row.phase == i], ranks)
     yield f"const Rows<{TYPES[p.dtype]}, {p.k}> {x}{{rows}};"
     yield from loader.rows(f"{x}.put(n, k, made);")
     yield f"{x}.fill<{stages.rows}>();"
     yield "__syncthreads();"
-    yield from _finished(phase, i, x, _fetch(i, len(stages.phases)))
+    yield from _finished(phase, i, x, _fetch(i, len(stages.phases)), ranks)
 
 
-def _rows_written(stages: Stages, rows: Sequence[Row]) -> Iterator[str]:
+def _rows_written(stages: Stages, rows: Sequence[Row], ranks: int) -> Iterator[str]:
     """Written by the last block, which has the least to do."""
     for row in rows:
-        loader = _Loader(row.expression, row.columns, stages.rows, f"_{row.into}")
+        loader = _Loader(row.expression, row.columns, stages.rows, f"_{row.into}", ranks)
         yield "if (blockIdx.x == gridDim.x - 1) {"
         yield from loader.early()
         yield from loader.rows(f"store_8({row.into} + n * {row.columns} + k, made);")
@@ -167,6 +190,7 @@ class _Loader:
     columns: int
     count: int
     number: int | str
+    ranks: int
     names: dict[Leaf, str] = field(default_factory=dict)
 
     @property
@@ -218,7 +242,7 @@ class _Loader:
         text = Text(leaf, norms)
         result = text.write(e)
         fetched = [
-            f"const Eight {name} = load_8({x.name} + n * {x.columns} + {x.offset} + k);"
+            f"const Eight {name} = {_read(x, 'k', self.ranks, eight=True)};"
             for x, name in loads.items()
         ]
         inside = [*text.lines, f"{into} = {result};", *more]
@@ -240,23 +264,36 @@ class _Loader:
         ]
 
 
-# ---- What becomes of sums
+def _read(x: Leaf, column: str, ranks: int, *, eight: bool = False) -> str:
+    """Reads a number of row n, or eight from there on, that another block may have written."""
+    place = f"n * {x.columns} + {x.offset} + {column}"
+    if isinstance(x, Summed):
+        name = "sum_8" if eight else "sum"
+        return f"peers.{name}<{TYPES[x.dtype]}>({x.at * ranks}, {x.nbytes}, {place})"
+    return f"load_8({x.name} + {place})" if eight else f"float(load_shared({x.name} + {place}))"
 
 
-def _finished(phase: Phase, i: int, x: str, fetch: str) -> Iterator[str]:
+# ---- What becomes of a product's sums
+
+
+def _finished(phase: Phase, i: int, x: str, fetch: str, ranks: int) -> Iterator[str]:
     """Leaves are fetched before the sums are there."""
     leaves: dict[Leaf, str] = {}
 
     def leaf(e: Leaf | Part) -> str:
         if isinstance(e, Part):
             return f"rounded<{TYPES[e.dtype]}>(y[{e.part}])"
-        return f"given.v[{list(leaves).index(e)}]" if e in leaves else _new(leaves, e)
+        leaves.setdefault(e, _read(e, "j", ranks))
+        return f"given.v[{list(leaves).index(e)}]"
 
     text = Text(leaf)
     stores = []
-    for name, dtype, e in phase.writes:
-        result = text.write(e)
-        stores.append(f"{name}[n * {phase.width} + j] = {TYPES[dtype]}({result});")
+    for into, e in phase.writes:
+        made, place = f"{TYPES[into.dtype]}({text.write(e)})", f"n * {phase.width} + j"
+        if isinstance(into, Summed):
+            stores.append(f"peers.put({into.at * ranks}, {into.nbytes}, {place}, {made});")
+        else:
+            stores.append(f"{into.name}[{place}] = {made};")
     fetched = ", ".join(leaves.values()) or "0.0f"
     count = max(1, len(leaves))
     yield f"p{i}.run({x}, sums, ring, {fetch},"
@@ -264,11 +301,6 @@ def _finished(phase: Phase, i: int, x: str, fetch: str) -> Iterator[str]:
     yield f"  [&](int n, int j, const float (&y)[{phase.parts}], const Few<{count}>& given) {{"
     yield from ("    " + line for line in (*text.lines, *stores))
     yield "  });"
-
-
-def _new(leaves: dict[Leaf, str], e: Leaf) -> str:
-    leaves[e] = f"float(load_shared({e.name} + n * {e.columns} + {e.offset} + j))"
-    return f"given.v[{len(leaves) - 1}]"
 
 
 def declared(name: str, source: Source, dtypes: Callable[[str], mx.Dtype]) -> str:

@@ -9,7 +9,7 @@ rows into its shared memory.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
@@ -27,6 +27,7 @@ from .expressions import (
     Normed,
     Number,
     Part,
+    Summed,
     after,
     is_rowwise,
     phase_of,
@@ -34,6 +35,9 @@ from .expressions import (
 
 ROWS = 8
 """Up to which the tensor cores' time is the same: 8 columns of their result are computed anyway."""
+
+
+SUM = "distributed.all_sum"
 
 
 @dataclass
@@ -59,7 +63,7 @@ class Phase:
         x: its rows.
         weight, scales: names of the packed weight's parts.
         parts: into how many parts of equal width its result is split.
-        writes: what is written of it: name and expression, of `width` columns.
+        writes: what is written of it, of `width` columns: to where, and the expression.
     """
 
     problem: Problem
@@ -67,11 +71,16 @@ class Phase:
     weight: str
     scales: str
     parts: int
-    writes: list[tuple[str, mx.Dtype, Expression]] = field(default_factory=list)
+    writes: list[tuple[Leaf, Expression]] = field(default_factory=list)
 
     @property
     def width(self) -> int:
         return self.problem.n // self.parts
+
+    @property
+    def is_summed(self) -> bool:
+        """Does a sum over the ranks of a mesh wait for it?"""
+        return any(isinstance(into, Summed) for into, _ in self.writes)
 
 
 @dataclass
@@ -85,6 +94,7 @@ class Stages:
         results: names of the arrays for the body's results.
         arrays: all that is written, by name: shape and dtype.
         written: rows that are no product's.
+        addends: bytes that a rank adds to sums over the mesh.
     """
 
     rows: int
@@ -93,6 +103,7 @@ class Stages:
     results: list[str]
     arrays: dict[str, tuple[tuple[int, ...], mx.Dtype]]
     written: list[Row]
+    addends: int = 0
 
 
 def refusal(node: Node) -> str | None:
@@ -129,6 +140,9 @@ def _check(node: Node) -> None:
         axis = setting(node, "axis")
         if axis % node.inputs[0].ndim != node.inputs[0].ndim - 1:
             raise Unknown("a split along another axis than the last")
+    elif node.op == SUM:
+        if node.inputs[0].node.op != "packed_matmul":
+            raise Unknown("a sum over the mesh of what no product gives")
     elif node.op not in OPERATIONS and node.op != "reshape":
         raise Unknown(f"there is no phase for {node.op}")
     for value in node.outputs:
@@ -169,6 +183,7 @@ class _Translator:
         self.known: dict[Value, Expression] = {}
         self.stored: dict[Value, Leaf] = {}
         self.written: list[Row] = []
+        self.addends = 0
 
     def run(self) -> Stages:
         for node in self.body.nodes:
@@ -184,12 +199,16 @@ class _Translator:
                 self._split(node)
             elif node.op == "reshape":
                 self.known[node.output] = self._reshaped(node)
+            elif node.op == SUM:
+                self.known[node.output] = self._summed(node)
             elif node.op == "fast.rms_norm":
                 self.known[node.output] = self._normed(node)
             else:
                 self.known[node.output] = self._applied(node)
         results = [self._result(value) for value in self.body.outputs]
-        return Stages(self.rows, self.inputs, self.phases, results, self.arrays, self.written)
+        return Stages(
+            self.rows, self.inputs, self.phases, results, self.arrays, self.written, self.addends
+        )
 
     # ---- Values ---------------------------------------------------------------------------------
 
@@ -224,8 +243,8 @@ class _Translator:
             phase = phase_of(self.known[value])
             name = f"out{len(self.arrays)}"
             self.arrays[name] = value.shape, value.dtype
-            self.phases[phase].writes.append((name, value.dtype, self.known[value]))
             self.stored[value] = Leaf(name, value.dtype, value.shape[-1], after=phase)
+            self.phases[phase].writes.append((self.stored[value], self.known[value]))
         return self.stored[value]
 
     def _result(self, value: Value) -> str:
@@ -259,6 +278,17 @@ class _Translator:
         for i, value in enumerate(split.outputs):
             self.known[value] = Part(phase, i, value.dtype)
 
+    def _summed(self, node: Node) -> Expression:
+        """What the product gives is put where all ranks find it, as the product is finished."""
+        addend = node.inputs[0]
+        if addend not in self.known:
+            raise Unknown("a sum over the mesh of what comes from outside")
+        e, nbytes = self.known[addend], addend.type.nbytes
+        sum = Summed("", addend.dtype, addend.shape[-1], 0, phase_of(e), self.addends, nbytes)
+        self.phases[phase_of(e)].writes.append((sum, e))
+        self.addends += nbytes
+        return sum
+
     def _parts(self, node: Node) -> int:
         """Into how many parts a product's result is split, where nothing else reads it."""
         readers = self.body.users.get(node.output, ())
@@ -280,7 +310,7 @@ class _Translator:
             raise Unknown("a split of what is in no memory")
         offset = e.offset
         for value in node.outputs:
-            self.known[value] = Leaf(e.name, e.dtype, e.columns, offset, e.after)
+            self.known[value] = replace(e, offset=offset)
             offset += value.shape[-1]
 
     def _reshaped(self, node: Node) -> Expression:
