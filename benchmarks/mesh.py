@@ -12,6 +12,7 @@ and the making of one weight.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -51,12 +52,15 @@ def lazy_weights(config: files.Config, dtype: mx.Dtype) -> files.Weights:
     """Packed weights of 4 bits that are computed when they are first read."""
     matrices, norms = files.parts(config)
     weights = {f"{name}.weight": mx.ones(config.hidden, dtype) for name in norms}
+    key = mx.random.key(0)
     for number, (name, (n, k)) in enumerate(matrices.items()):
-        word, size = mx.random.split(mx.random.key(number))
-        halves = mx.random.randint(0, 1 << 16, (n, k // 4), mx.uint16, key=word)
-        weights[f"{name}.weight"] = halves.view(mx.uint32)
-        shape = (n, k // config.group_size)
-        scales = mx.random.uniform(0.5, 1.5, shape, key=size) * (0.2 * k**-0.5)
+        rows, groups = math.gcd(n, 256), k // config.group_size
+        # The same random rows again and again, each time with other bits turned.
+        turned = mx.arange(n // rows, dtype=mx.uint32)[:, None, None] * 0x9E3779B1 + number
+        some = mx.random.randint(0, 1 << 16, (rows, k // 4), mx.uint16, key=key).view(mx.uint32)
+        weights[f"{name}.weight"] = (some ^ turned).reshape(n, k // 8)
+        scales = mx.random.uniform(0.5, 1.5, (rows, groups), key=key) * (0.2 * k**-0.5)
+        scales = mx.broadcast_to(scales, (n // rows, rows, groups)).reshape(n, groups)
         weights[f"{name}.scales"] = scales.astype(dtype)
         weights[f"{name}.biases"] = (-7.5 * scales).astype(dtype)
     return weights

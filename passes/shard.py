@@ -36,7 +36,8 @@ from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.target import Target, as_target
 
 from .shared.columns import cut_products
-from .shared.spreading import Spreading, finished
+from .shared.spread_loops import finished
+from .shared.spreading import Spreading
 
 _NAME = "shard"
 
@@ -71,7 +72,7 @@ class Shard:
         search = Search(graph, Costs(target, self.held, weights), fixed_values(graph))
         free = [graph.inputs[i] for i, _ in self.states]
         chosen = search.assign(graph, free, {j: n for n, (_, j) in enumerate(self.states)})
-        spread = Spreading(graph, chosen, search)
+        spread = Spreading(graph, chosen, search, self.name)
         outputs = spread.run()
         if all(new is old for new, old in zip(outputs, graph.outputs, strict=True)):
             _tell_of_weights(written, written, search, target.mesh.size)

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def llama(length: int, hidden: int = 2048) -> Llama:
+def llama(length: int, hidden: int = 2048, vocab: int = 2048) -> Llama:
     config = files.Config(
         layers=2, hidden=hidden, ffn=2 * hidden, heads=hidden // 128, kv_heads=4, head_dim=128,
-        vocab=2048, rms_eps=1e-5, rope_base=1e4, context=length, bos_id=0, eos_id=-1,
+        vocab=vocab, rms_eps=1e-5, rope_base=1e4, context=length, bos_id=0, eos_id=-1,
         rope_traditional=False, group_size=64,
     )  # fmt: skip
     weights = {

@@ -60,7 +60,7 @@ def _argmax(node: Node, units: Units) -> Iterator[Strategy]:
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
         worst = float("inf") if least else -float("inf")
-        found = Tensor(emit.filled_beyond(x, local[0], place, worst))
+        found = Tensor(emit.padding.filled(x, local[0], place, worst))
         return [_largest(emit, -found if least else found, axis, size, node)]
 
     others = (REPLICATED,) * (len(node.inputs) - 1)
@@ -72,9 +72,9 @@ def _largest(emit: Any, x: Tensor, axis: int, size: int, node: Node) -> Value:
     """The number of the largest element along the split axis; the first of several."""
     here = apply("argmax", (x,), {"axis": axis, "keepdims": True})
     most = apply("take_along_axis", (x, here), {"axis": axis}).astype(mx.float32)
-    number = (here.astype(mx.int32) + emit.first_row(size)).astype(mx.float32)
+    number = (here.astype(mx.int32) + emit.rank.first_row(size)).astype(mx.float32)
     sent = apply("stack", ([most, number], 0))
-    every = Tensor(emit.gathered(sent.value, node))  # (ranks, 2, …)
+    every = Tensor(emit.collectives.gathered(sent.value, node))  # (ranks, 2, …)
     rank = apply("argmax", (every[:, 0],), {"axis": 0, "keepdims": True})
     found = apply("take_along_axis", (every[:, 1], rank), {"axis": 0})[0]
     if found.shape != node.output.shape:
@@ -98,7 +98,7 @@ def _categorical(node: Node, units: Units) -> Iterator[Strategy]:
         key = Tensor(local[1])
         noise = apply("random.gumbel", (), {"shape": x.shape, "dtype": x.dtype, "key": key})
         noisy = Tensor(local[0]) + Tensor(emit.part_of(noise.value, place))
-        found = Tensor(emit.filled_beyond(x, noisy.value, place, -float("inf")))
+        found = Tensor(emit.padding.filled(x, noisy.value, place, -float("inf")))
         return [_largest(emit, found, axis, size, node)]
 
     talk = (("all_gather", 8 * units.ranks * node.output.type.size),)
@@ -113,10 +113,10 @@ def _extreme(node: Node, units: Units) -> Iterator[Strategy]:
     worst = -float("inf") if node.op == "max" else float("inf")
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
-        given = Tensor(emit.filled_beyond(x, local[0], place, worst))
+        given = Tensor(emit.padding.filled(x, local[0], place, worst))
         keep = bool(setting(node, "keepdims"))
         most = apply(node.op, (given,), {"axis": axis, "keepdims": keep})
-        return [emit.talk(f"all_{node.op}", most.value, node)]
+        return [emit.collectives.within(f"all_{node.op}", most.value, node)]
 
     talk = (("all_max", node.output.type.nbytes),)
     yield Strategy((place,), (REPLICATED,), 1 / units.ranks, build=build, talks=talk)
@@ -130,7 +130,7 @@ def _mean(node: Node, units: Units) -> Iterator[Strategy]:
     axis, place = found
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
-        given = Tensor(emit.filled_beyond(x, local[0], place, 0.0))
+        given = Tensor(emit.padding.filled(x, local[0], place, 0.0))
         keep = bool(setting(node, "keepdims"))
         total = apply("sum", (given,), {"axis": axis, "keepdims": keep})
         return [(total / x.shape[axis]).value]
@@ -147,9 +147,9 @@ def _rms_norm(node: Node, units: Units) -> Iterator[Strategy]:
     rows = x.type.size // x.shape[-1]
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
-        wide = Tensor(emit.filled_beyond(x, local[0], place, 0.0)).astype(mx.float32)
+        wide = Tensor(emit.padding.filled(x, local[0], place, 0.0)).astype(mx.float32)
         squares = apply("sum", (apply("square", (wide,)),), {"axis": -1, "keepdims": True})
-        total = Tensor(emit.talk("all_sum", squares.value, node))
+        total = Tensor(emit.collectives.within("all_sum", squares.value, node))
         scaled = wide * apply("rsqrt", (total / x.shape[-1] + node.args["eps"],))
         result = scaled.astype(x.dtype)
         if weight:
