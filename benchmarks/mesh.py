@@ -102,7 +102,7 @@ class Rank:
         result, *self.cache = self.program.take(given)
         self.given[0] = result.astype(mx.int32) if self.given[0].size == 1 else self.given[0]
         # The next round is prepared while this one runs, as mlx-lm does.
-        mx.async_eval(result)  # type: ignore[no-untyped-call]
+        mx.async_eval(result, self.cache)  # type: ignore[no-untyped-call]
         mx.eval(self.last)
         self.last = result
 
