@@ -12,8 +12,15 @@ import qgraph as qg
 from qgraph.analysis.estimate import estimate
 from qgraph.kernels.attention.cached_attention import Heads, Rope, cached_attention
 from qgraph.kernels.attention.form import as_position
-from qgraph.passes import ChooseAttention, EliminateDeadCode, FoldConstants, FuseCache, MergeViews
-from qgraph.target import Target
+from qgraph.passes import (
+    ChooseAttention,
+    EliminateDeadCode,
+    FoldConstants,
+    FuseCache,
+    MergeViews,
+    Shard,
+)
+from qgraph.target import Target, as_target, on_mesh
 from tests.support.arrays import to_numpy
 
 LENGTH, DIM, HEADS, KV = 12, 64, 4, 2
@@ -65,6 +72,17 @@ def plan(fn: Any, batch: int = 1) -> qg.Plan:
 
 def ops(graph: qg.Graph) -> list[str]:
     return [n.op for _, n in graph.walk() if n.op not in ("constant", "reshape")]
+
+
+def test_on_a_mesh_a_rank_has_its_heads() -> None:
+    """Case 1: what joins the parts of a cache for the caller reads it, and nothing else does."""
+    passes = [Shard(on_mesh(as_target("cpu"), qg.Mesh(2)), states=((1, 1), (2, 2))), *PASSES]
+    w = mx.random.normal((WIDTH, 64), key=mx.random.key(3))
+    fn = lambda x, *given: step()(x @ w.T, *given)  # noqa: E731
+    given = mx.ones((1, 1, 64)), *operands()[1:], mx.array(5)
+    graph = qg.optimize(qg.trace(fn, *given), passes=passes, target="cpu").graph
+    (node,) = [n for n in graph.nodes if n.op == "cached_attention"]
+    assert [v.shape for v in node.outputs[1:]] == [(1, KV // 2, LENGTH, DIM)] * 2
 
 
 def rotate(x: Any, position: int, *, dims: int, traditional: bool, scale: float,
