@@ -10,7 +10,8 @@ Rewrites:
     3. so do views and splits before them: it reads heads from the product of Q, K and V.
 Leaves alone:
     1. caches of which something reads the updates besides this attention and the caller or next
-       turn (on a mesh, what joins a rank's part for them), and updates of more than a token, of some heads, in another dtype or at two positions.
+       turn (on a mesh, what joins a rank's part for them), and updates of more than a token, of
+       some heads, in another dtype or at two positions.
     2. nodes with a stream of their own.
     3. other targets than CUDA, for which the kernel is written.
 """

@@ -362,7 +362,7 @@ def test_heads_end_no_region_and_gelu_goes_into_it(tmp_path: Path) -> None:
     assert "power" in [n.op for n in region.bodies[0].nodes]
     assert "fast.rms_norm" in [n.op for n in plan.graph.nodes]
     x = mx.random.normal((1, 64)).astype(mx.bfloat16)
-    results = OnCpu(region.bodies[0], tmp_path, BLOCKS)(given(plan, region, [x]))
+    results = OnCpu(region.bodies[0], tmp_path, BLOCKS)(given(plan.graph, region, [x]))
     a, b = (to_numpy(mx.dequantize(*w, group_size=64, bits=4, dtype=mx.float32))
             for w in (first, second))  # fmt: skip
     y = to_numpy(x) @ a.T
