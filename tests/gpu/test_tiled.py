@@ -95,6 +95,24 @@ def test_experts(experts: int, rows: int, each: int) -> None:
     assert error(y, want) < ROUNDED[mx.bfloat16]
 
 
+def test_experts_of_one_token() -> None:
+    """A row by eight experts, of which it is the only one."""
+    p = make(8, 200, 512, mx.bfloat16, ("affine", 4, 64)).replace(experts=40)
+    x, parts = random_operands(p)
+    rhs = np.random.default_rng(1).permutation(40)[:8]
+    with mx.stream(mx.cpu):
+        scales = [s.astype(mx.float32) for s in parts[1:]]
+        w = np.array(mx.dequantize(parts[0], *scales, **p.settings), np.float64)
+        dense = np.array(x[:1].astype(mx.float32), np.float64)
+    chosen = kernel("group+tiled")
+    packed = chosen.pack(parts, p)
+    rows, experts = mx.zeros((1, 8), mx.uint32), mx.array(rhs[None], mx.uint32)
+    y = chosen.run(x[:1, None][None], packed, p, Streams(GPU), rows, experts)
+    want = dense @ w.swapaxes(-1, -2)[rhs]
+    assert y.shape == (1, 8, 1, p.n)
+    assert error(y[0], want) < ROUNDED[mx.bfloat16]
+
+
 @by_format
 def test_rows_are_taken_as_they_were(form: tuple[str, int, int]) -> None:
     p = make(1, 300, 4096, mx.bfloat16, form)

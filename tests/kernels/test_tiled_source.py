@@ -196,6 +196,21 @@ def test_rows_of_experts_are_read_and_written_where_they_lie(library: Any, exper
     assert relative(numbers(y, case.dtype), want) < 3e-3
 
 
+def test_few_rows_need_no_grouping(library: Any) -> None:
+    case = Case("affine", 8, 64, mx.bfloat16, 2, 2, 16, m=6, n=70, k=320)
+    x, parts, dense = operands(case, 5)
+    in_x, rhs = np.array([3, 3, 0, 5, 1, 2], np.uint32), np.array([4, 0, 2, 2, 4, 1], np.uint32)
+    w, scales = plain(tiled_weight(parts[0], 8)), plain(tiled_scales(parts[1:], 64))
+    held, y = plain(x), np.zeros((case.m, case.n), np.uint16)
+    given = Given(
+        *map(address, (held, w, scales, y)), None, address(in_x), address(rhs), case.m, case.k,
+        w.shape[1], 5,
+    )  # fmt: skip
+    assert library.run(given, len(CASES) + 1, 512, case.m, 1, 1, True)
+    want = np.einsum("rk,rnk->rn", to_numpy(x).astype(np.float64)[in_x], dense[rhs])
+    assert relative(numbers(y, case.dtype), want) < 3e-3
+
+
 @pytest.mark.parametrize("each", [1, 3])
 @pytest.mark.parametrize(("experts", "matrices"), [(1, 5), (8, 300), (70, 64)])
 def test_rows_are_grouped_by_expert(library: Any, experts: int, matrices: int, each: int) -> None:

@@ -1,13 +1,14 @@
 """`group+tiled`: products by experts as `tiled` does them, all experts in one launch.
 
-Rows are sorted by expert on the GPU, and each is read and written where it lies; the source is
-`tiled_experts.cuh`.
+Rows are sorted by expert on the GPU, and each is read and written where it lies; few rows, such as
+those of one token, have blocks of their own.  The source is `tiled_experts.cuh`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import mlx.core as mx
 
@@ -16,11 +17,14 @@ from ..cuda.arch import capability
 from .gather import Gather, Indices, broadcast_indices
 from .tiled import CONTRACT, Tiled
 from .tiled_blocks import READ, START_US, Block, block, microseconds, tiles
-from .tiled_source import gathered_product, group_rows, template
+from .tiled_source import gathered_product, gathered_rows, group_rows, template
 from .untiled import LAYOUT, UntiledGather, in_tiles
 
 SORT_US = 4.0
 """Grouping rows by expert."""
+FEW = 16
+"""Rows up to which none are grouped: the experts of a token all differ, and a launch takes the host
+longer than two blocks take to read one weight."""
 
 
 class TiledGather(Gather):
@@ -50,7 +54,8 @@ class TiledGather(Gather):
         # As many rows as if each portion were full.
         rows = _portions(problem, b) * b.columns
         steps = microseconds(b, problem.replace(m=rows, experts=0))
-        return SORT_US + max(START_US + problem.moved_bytes / READ, steps)
+        sort = SORT_US if problem.m > FEW else 0.0
+        return sort + max(START_US + problem.moved_bytes / READ, steps)
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
         return in_tiles(parts, problem)
@@ -66,11 +71,17 @@ class TiledGather(Gather):
     ) -> mx.array:
         p, b, each = problem, _gathered_block(problem), x.shape[-2]
         lhs, rhs = broadcast_indices(x, problem, lhs, rhs)
-        starts, in_x, in_y = _grouped_rows(lhs, rhs, each, p.experts)
-        y: mx.array = gathered_product(b.shared_memory(p))(
-            inputs=[x.reshape(-1, p.k), *packed, starts, in_x, in_y],
+        if each == 1 and p.m <= FEW:
+            product, portions = gathered_rows(b.shared_memory(p)), p.m
+            in_x = _zeros(p.m) if x.size == p.k else lhs.astype(mx.uint32).flatten()
+            order = [rhs.astype(mx.uint32).flatten(), in_x]
+        else:
+            product, portions = gathered_product(b.shared_memory(p)), _portions(p, b)
+            order = _grouped_rows(lhs, rhs, each, p.experts)
+        y: mx.array = product(
+            inputs=[x.reshape(-1, p.k), *packed, *order],
             template=template(p, b),
-            grid=(_portions(p, b) * b.threads, -(-tiles(p.n) // b.rows), 1),
+            grid=(portions * b.threads, -(-tiles(p.n) // b.rows), 1),
             threadgroup=(b.threads, 1, 1),
             output_shapes=[(p.m, p.n)],
             output_dtypes=[p.dtype],
@@ -86,6 +97,14 @@ def _gathered_block(p: Problem) -> Block:
 def _portions(p: Problem, b: Block) -> int:
     """Into how many portions rows fall at most, where those of an expert begin a new one."""
     return -(-p.m // b.columns) + min(p.m, p.experts)
+
+
+@cache
+def _zeros(count: int) -> mx.array:
+    """Where rows lie in an x of one row: no launch that spreads the index of it."""
+    zeros = mx.zeros((count,), mx.uint32)
+    mx.eval(zeros)
+    return zeros
 
 
 def _grouped_rows(lhs: mx.array, rhs: mx.array, each: int, experts: int) -> list[mx.array]:

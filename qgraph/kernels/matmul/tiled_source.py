@@ -59,6 +59,13 @@ def gathered_product(shared_memory: int) -> Any:
 
 
 @cache
+def gathered_rows(shared_memory: int) -> Any:
+    call = f"gathered_rows<{_ARGUMENTS}>(x, w, scales, rhs, in_x, y, x_shape[1], w_shape[1])"
+    inputs = ["x", "w", "scales", "rhs", "in_x"]
+    return _kernel("tiled_gather_rows", inputs, ["y"], call, shared_memory)
+
+
+@cache
 def group_rows(shared_memory: int) -> Any:
     call = "group_rows(lhs, rhs, starts, in_x, in_y, rhs_shape[0], EACH, EXPERTS)"
     return _kernel("group_rows", ["lhs", "rhs"], ["starts", "in_x", "in_y"], call, shared_memory)
