@@ -1,6 +1,7 @@
 """`qgraph serve` beside mlx-lm's own server: the same answers, two connections at once, streaming.
 
-QGRAPH_REQUESTS=2000 asks an hour's worth.
+QGRAPH_REQUESTS=2000 python -m pytest -s tests/lm/test_lm_server.py asks an hour's worth, and prints
+what the server holds after half of them and after all.
 """
 
 from __future__ import annotations
@@ -107,4 +108,6 @@ def test_the_same_answers_on_two_connections(tmp_path: Path) -> None:
         found += list(two.map(lambda i: ask(ours, i), range(half, REQUESTS)))
         assert found == expected
         assert len(set(expected)) > 5
-        assert resident(pid) < before + 100
+        after = resident(pid)
+        print(f"{REQUESTS} requests: {before} MiB after half of them, {after} after all")
+        assert after < before + 100
