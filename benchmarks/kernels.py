@@ -165,7 +165,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     """How many choices are near the best kernel, and how many times near the kernels' models."""
     every = [(row["problem"], summary(row)) for row in rows]
-    regrets = [(s["regret"], f"{s['chosen']} for {problem}") for problem, s in every]
+    regrets = [(s["regret"], f"{s['chosen']} for {problem}") for problem, s in every if s["us"] > 0]
     misses = [
         (max(model / row["us"][name], row["us"][name] / model), f"{name} for {row['problem']}")
         for row in rows
@@ -184,28 +184,32 @@ def _verdict(what: str, found: list[tuple[float, str]], limit: float) -> str:
 
 
 def summary(row: dict[str, Any]) -> dict[str, Any]:
-    """Of one row: the chosen kernel's time, plain's over it, and its own over the best one's."""
+    """Of one row: the chosen kernel's time, plain's over it, and its own over the best one's.
+
+    NaN where one of them was not measured.
+    """
     us: dict[str, float] = row["us"]
     everything = {**us, **row["extrapolated_us"]}
     chosen, source = row["chosen"]["packed"]
     best = min((name for name in us if "dense" not in name), key=us.__getitem__)
     plain = "gather_qmm" if row["experts"] else "qmm"
+    its = everything.get(chosen, math.nan)
     return {
         "chosen": chosen,
         "source": source,
-        "us": everything[chosen],
-        "gain": everything[plain] / everything[chosen],
+        "us": its,
+        "gain": everything.get(plain, math.nan) / its,
         "extrapolated": plain in row["extrapolated_us"],
-        "regret": everything[chosen] / us[best],
+        "regret": its / us[best],
         "best": best,
-        "model": row["model_us"].get(chosen, math.nan) / everything[chosen],
+        "model": row["model_us"].get(chosen, math.nan) / its,
         "dense_us": min(us.values()),
     }
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     s = summary(row)
-    return [
+    cells = [
         row["problem"],
         s["chosen"],
         s["source"],
@@ -213,11 +217,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{'~' if s['extrapolated'] else ''}{s['gain']:.1f}",
         f"{s['regret']:.2f}",
         s["best"],
-        "" if math.isnan(s["model"]) else f"{s['model']:.2f}",
+        f"{s['model']:.2f}",
         f"{s['dense_us']:.0f}",
         f"{row['floor_us']['bytes']:.0f}",
         f"{row['floor_us']['operations']:.0f}",
     ]
+    return [cell.replace("nan", "") for cell in cells]
 
 
 def main(
@@ -234,7 +239,7 @@ def main(
     repeats: int = 5,
     limit: Annotated[float, typer.Option(help="seconds one call may take")] = 1.0,
     table: Annotated[Path | None, typer.Option(help="add to this table of the package")] = None,
-    only: Annotated[str, typer.Option(help="for a table: the kernels to measure anew")] = "",
+    only: Annotated[str, typer.Option(help="the kernels to measure, by commas")] = "",
     name: Annotated[str, typer.Option(help="of the file of results")] = "kernels",
 ) -> None:
     """Measure the kernels and what qgraph chooses among them."""
