@@ -66,6 +66,9 @@ class Rounded:
         part = slice(group, group + 1)
         return Grid(self.form, self.scales[:, part], self.biases[:, part])
 
+    def in_numpy(self) -> Rounded:
+        return Rounded(self.form, *map(np.array, (self.places, self.scales, self.biases)))
+
     def values(self) -> Array:
         """The dense weight."""
         rows, columns = self.places.shape
@@ -130,10 +133,10 @@ def refined(w: Array, h: Array, rounded: Rounded, dtype: mx.Dtype, rounds: int =
     """The same weight nearer to w under the Hessian: scales by least squares, then codes again.
 
     Args:
-        w: (rows, columns), NumPy's.
-        h: the damped Hessian of the columns.
+        w: (rows, columns), NumPy's or MLX's.
+        h: the damped Hessian of the columns, float32.
     """
-    h = h.astype(np.float32)
+    lib = of(w)
     least = error(w, h, rounded)
     for _ in range(rounds):
         found = _codes_again(w, h, _scales_again(w, h, rounded, dtype))
@@ -144,11 +147,11 @@ def refined(w: Array, h: Array, rounded: Rounded, dtype: mx.Dtype, rounds: int =
         pick = better[:, None]
         rounded = Rounded(
             rounded.form,
-            np.where(pick, found.places, rounded.places),
-            np.where(pick, found.scales, rounded.scales),
-            np.where(pick, found.biases, rounded.biases),
+            lib.where(pick, found.places, rounded.places),
+            lib.where(pick, found.scales, rounded.scales),
+            lib.where(pick, found.biases, rounded.biases),
         )
-        least = np.minimum(now, least)
+        least = lib.minimum(now, least)
     return rounded
 
 
@@ -160,37 +163,42 @@ def error(w: Array, h: Array, rounded: Rounded) -> Array:
 
 def _scales_again(w: Array, h: Array, rounded: Rounded, dtype: mx.Dtype) -> Rounded:
     """Scales and biases that fit the codes best, row by row, a small system of equations each."""
-    form = rounded.form
+    form, lib = rounded.form, of(w)
     if form.mode != "affine":
         return rounded
     rows, columns = w.shape
     size, count = form.group_size, columns // form.group_size
-    codes = np.ascontiguousarray(rounded.places, np.float32)
     middle = (form.levels + 1) / 2  # codes about zero: scale and bias hang together less
-    codes = codes - middle
-    system = np.empty((rows, 2 * count, 2 * count), np.float32)
-    right = np.empty((rows, 2 * count), np.float32)
-    wanted = w @ h
+    codes = lib.asarray(rounded.places, lib.float32) - middle
+
+    def by_group(x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], count, size).sum(-1)
+
+    scale_scale, scale_bias, bias_bias = [], [], []
     for a in range(count):
         own = slice(a * size, (a + 1) * size)
-        right[:, a] = (codes[:, own] * wanted[:, own]).sum(1)
-        right[:, count + a] = wanted[:, own].sum(1)
-        for b in range(a, count):
-            other = slice(b * size, (b + 1) * size)
-            block = h[own, other]
-            left = codes[:, own] @ block
-            system[:, a, b] = system[:, b, a] = (left * codes[:, other]).sum(1)
-            system[:, a, count + b] = system[:, count + b, a] = left.sum(1)
-            system[:, count + a, b] = system[:, b, count + a] = codes[:, other] @ block.sum(0)
-            system[:, count + a, count + b] = system[:, count + b, count + a] = block.sum()
+        left = codes[:, own] @ h[own]
+        scale_scale.append(by_group(left * codes))
+        scale_bias.append(by_group(left))
+        bias_bias.append(by_group(h[own].sum(0)))
+        if lib is mx:
+            mx.eval(scale_scale[-1], scale_bias[-1], bias_bias[-1])
+    system = np.empty((rows, 2 * count, 2 * count), np.float32)
+    system[:, :count, :count] = np.stack(list(map(np.asarray, scale_scale)), 1)
+    system[:, :count, count:] = np.stack(list(map(np.asarray, scale_bias)), 1)
+    system[:, count:, :count] = system[:, :count, count:].swapaxes(1, 2)
+    system[:, count:, count:] = np.stack(list(map(np.asarray, bias_bias)))
+    wanted = w @ h
+    right = np.concatenate([np.asarray(by_group(each)) for each in (codes * wanted, wanted)], 1)
     diagonal = np.einsum("rii->ri", system)
-    now = np.concatenate([rounded.scales, rounded.biases + middle * rounded.scales], 1)
+    scales, biases = np.asarray(rounded.scales), np.asarray(rounded.biases)
+    now = np.concatenate([scales, biases + middle * scales], 1)
     right += 1e-4 * diagonal * now  # near what it was, where the codes say nothing
     diagonal *= 1 + 1e-4
     diagonal += 1e-20
     found = np.linalg.solve(system, right[..., None])[..., 0].astype(np.float32)
     scales, biases = found[:, :count], found[:, count:] - middle * found[:, :count]
-    grid = stored(Grid(form, scales, biases), dtype)
+    grid = stored(Grid(form, lib.asarray(scales), lib.asarray(biases)), dtype)
     return Rounded(form, rounded.places, grid.scale, grid.bias)
 
 
@@ -211,7 +219,8 @@ def _codes_again(w: Array, h: Array, rounded: Rounded, block: int = 64) -> Round
             grid = Grid(form, scales[group], biases[group])
             place = grid.places(values[j] + own[j - start] / diagonal[j])
             step = grid.at(place) - values[j]
-            own[j - start + 1 :] -= h[j + 1 : stop, j, None] * step
+            if j + 1 < stop:
+                own[j - start + 1 :] -= h[j + 1 : stop, j, None] * step
             moved.append(step)
             places.append(place)
         if stop < w.shape[1]:

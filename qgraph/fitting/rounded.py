@@ -34,7 +34,7 @@ def fitted(
         h = hessian(key)
         for start in range(0, len(w), _ROWS):
             some = w[start : start + _ROWS]
-            rounded, how = _rounded(some, h, form, dtype, methods)
+            rounded, how = on_grid(some, h, form, dtype, methods)
             parts.append(packed(rounded.places, rounded.scales, rounded.biases, form, dtype))
             away += float(error(some, h, rounded).sum())
             whole += float(((some @ h) * some).sum())
@@ -51,13 +51,22 @@ def fitted(
     return Fitted(words, scales, biases, *settings, mark, how, share, cost, prices)
 
 
-def _rounded(
+def on_grid(
     w: Array, h: Array, form: Format, dtype: mx.Dtype, methods: Sequence[str]
 ) -> tuple[Rounded, str]:
+    """A matrix in a format, and the name of the method; on MLX's default device if it is a GPU.
+
+    Args:
+        w: (rows, columns), float32.
+        h: the Hessian of its columns, float64.
+    """
     search = "scales" in methods
     if "gptq" in methods and np.count_nonzero(h - np.diag(np.diag(h))):
         h = damped(h)
-        rounded = gptq(w, factor(h), form, dtype, search=search)
-        return (refined(w, h, rounded, dtype) if search else rounded), "gptq"
+        upper, hessian = factor(h), h.astype(np.float32)
+        if mx.default_device() != mx.cpu:
+            w, upper, hessian = map(mx.array, (w, upper, hessian))
+        rounded = gptq(w, upper, form, dtype, search=search)
+        return (refined(w, hessian, rounded, dtype) if search else rounded).in_numpy(), "gptq"
     importance = np.diag(damped(h)).astype(np.float32) if search else None
     return nearest(w, form, dtype, importance), "scales" if search else "rounding"
