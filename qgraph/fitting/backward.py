@@ -23,7 +23,8 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.ops import setting
 from ..runtime.interpret import Env
 from .attention import gradients as attention_gradients
-from .weights import PRODUCTS, Handle, Use, Walk, attends, live_ranges
+from .walk import Handle, Use, Walk, attends, live_ranges
+from .weights import PRODUCTS
 
 Heard = Callable[[Use, mx.array], None]
 """Called with a use of a weight and the gradient at its result."""

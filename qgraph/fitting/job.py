@@ -30,7 +30,8 @@ from .prices import chosen, prices
 from .rounded import fitted
 from .statistics import Array, Hessian, Statistics
 from .store import Store
-from .weights import PRODUCTS, Use, Walk, Weight, prepared
+from .walk import Use, Walk
+from .weights import PRODUCTS, Weight, prepared
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Job:
             found = scalings(EliminateDeadCode()(self.graph), list(weights))
             self.scalings = {name: one for one in found for name in one.ends}
         late = [w for w in weights.values() if not w.waits]
-        if not ({"sensitivity", "awq"} & {*self.methods} or late):
+        if not ({"sensitivity", "awq"} & {*self.methods} or (late and self.methods)):
             return
         self._layers(self._learn_at, "trying formats", self.statistics.take_in)
         if "sensitivity" in self.methods:
@@ -151,8 +152,10 @@ class Job:
 
     def _fit_all(self) -> None:
         for weight in self.found.weights.values():
-            if not weight.waits:
+            if not weight.waits or not self.methods:  # plain rounding needs no data
                 self._fit(weight, self.statistics.kept(weight))
+        if not self.methods:
+            return
         self._layers(self._fit_at, "fitting weights", None)
 
     def _fit_at(self, uses: list[Use]) -> None:

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from ..ir.graph import Node
 from ..runtime.interpret import Env
-from .weights import Handle, Walk, live_ranges
+from .walk import Handle, Walk, live_ranges
 
 
 def run_layers(

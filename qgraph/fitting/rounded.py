@@ -63,10 +63,11 @@ def on_grid(
     search = "scales" in methods
     if "gptq" in methods and np.count_nonzero(h - np.diag(np.diag(h))):
         h = damped(h)
-        upper, hessian = factor(h), h.astype(np.float32)
+        arrays: Any = w, factor(h), h.astype(np.float32)
         if mx.default_device() != mx.cpu:
-            w, upper, hessian = map(mx.array, (w, upper, hessian))
-        rounded = gptq(w, upper, form, dtype, search=search)
-        return (refined(w, hessian, rounded, dtype) if search else rounded).in_numpy(), "gptq"
+            arrays = map(mx.array, arrays)
+        here, upper, hessian = arrays
+        rounded = gptq(here, upper, form, dtype, search=search)
+        return (refined(here, hessian, rounded, dtype) if search else rounded).in_numpy(), "gptq"
     importance = np.diag(damped(h)).astype(np.float32) if search else None
     return nearest(w, form, dtype, importance), "scales" if search else "rounding"

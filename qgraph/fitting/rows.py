@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from .formats import as_numpy
-from .weights import Use
+from .walk import Use
 
 Array = np.ndarray[Any, Any]
 Index = tuple[int, ...]

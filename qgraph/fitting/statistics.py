@@ -17,7 +17,8 @@ from .backward import backward, of_logits, of_values
 from .formats import as_numpy
 from .moments import Moments
 from .rows import Index, of_each_matrix
-from .weights import Prepared, Use, Walk, Weight
+from .walk import Use, Walk
+from .weights import Prepared, Weight
 
 Array = np.ndarray[Any, Any]
 Key = tuple[str, Index]

@@ -1,0 +1,1 @@
+"""How good models are at a number of bytes: `python -m benchmarks.quality`."""

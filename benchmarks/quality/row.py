@@ -1,0 +1,40 @@
+"""What a row is, and the methods of `Quantize.fit` that have rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "scales": ("scales",),
+    "gptq": ("gptq",),
+    "awq": ("awq",),
+    "sensitivity": ("sensitivity",),
+    "default": ("scales", "gptq", "sensitivity"),
+    "all": ("scales", "awq", "gptq", "sensitivity"),
+}
+
+
+class Task(ABC):
+    """A model, data to fit on, and a measure on data that was not.
+
+    Attributes:
+        title, measure: what the table says.
+        bits: the budgets, bits a number.
+        others: methods that are not ours.
+    """
+
+    title: str
+    measure: ClassVar[str]
+    bits: ClassVar[Sequence[float]]
+    others: ClassVar[Sequence[str]] = ()
+
+    @abstractmethod
+    def __init__(self, tokens: int) -> None:
+        """Read the model and the data."""
+
+    @abstractmethod
+    def row(self, bits: float, method: str) -> dict[str, Any] | None:
+        """Bytes, the measure's value, and its gap to the float model's; None: no such choice."""
