@@ -22,7 +22,7 @@ def quantize(
         int | None, typer.Option("--bytes", help="Of all packed weights, instead of --bits.")
     ] = None,
     methods: Annotated[
-        str, typer.Option(help="What to use, with commas between.")
+        str, typer.Option(help="Of scales, gptq, sensitivity and awq, with commas between.")
     ] = "scales,gptq,sensitivity",
     length: Annotated[int, typer.Option(min=2, help="Tokens of a piece of text.")] = 512,
     pieces: Annotated[int, typer.Option(min=1, help="How many pieces to fit on, at most.")] = 8,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from glob import escape
 
 import mlx.core as mx
+import numpy as np
 
 from ..ir.graph import Graph, Node
 from ..kernels.progress import progress as said
@@ -49,7 +50,8 @@ class Job:
 
     def run(self, bits: float | None, size: int | None) -> Quantize:
         """Fit all weights under a budget of bits for each number, or of bytes for all."""
-        self.found = prepared(EliminateDeadCode()(self.graph), self.config)
+        self.graph = EliminateDeadCode()(self.graph)
+        self.found = prepared(self.graph, self.config)
         weights = self.found.weights
         total = sum(w.source.type.size for w in weights.values())
         budget = int(size if size is not None else total * (bits or 0) / 8)
@@ -77,7 +79,7 @@ class Job:
         if "sensitivity" in self.methods:
             self.statistics.listen(self.batches, self.result)
         if "awq" in self.methods:
-            found = scalings(EliminateDeadCode()(self.graph), list(weights))
+            found = scalings(self.graph, list(weights))
             self.scalings = {name: one for one in found for name in one.ends}
         late = [w for w in weights.values() if not w.waits]
         if not ({"sensitivity", "awq"} & {*self.methods} or (late and self.methods)):
@@ -145,18 +147,22 @@ class Job:
         found = {s.source: s.factors for s in self.scalings.values() if s.factors is not None}
         factors = {name: mx.array(each) for name, each in found.items()}
         if factors:
-            graph = FoldScales(factors)(EliminateDeadCode()(self.graph))
-            self.found = prepared(graph, self.config)
+            self.found = prepared(FoldScales(factors)(self.graph), self.config)
             self.statistics.on(self.found)
         return factors
 
     def _fit_all(self) -> None:
         for weight in self.found.weights.values():
             if not weight.waits or not self.methods:  # plain rounding needs no data
-                self._fit(weight, self.statistics.kept(weight))
+                self._fit(weight, self._kept(weight))
         if not self.methods:
             return
         self._layers(self._fit_at, "fitting weights", None)
+
+    def _kept(self, weight: Weight) -> Hessian:
+        """Of inputs from before factors moved, as they are since."""
+        hessian, factors = self.statistics.kept(weight), self._factors(weight)
+        return hessian if factors is None else lambda key: hessian(key) / np.outer(factors, factors)
 
     def _fit_at(self, uses: list[Use]) -> None:
         weight = self.found.weights[uses[0].handle.name]

@@ -472,6 +472,39 @@ def test_factors_of_another_graph_do_not_count(model: Model) -> None:
     assert any("up.weight" in line and "for other numbers" in line for line in said)
 
 
+def test_what_is_fitted_before_sees_inputs_as_factors_leave_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A weight that two products read is fitted on what the float graph gave it."""
+    from qgraph.fitting.job import Job
+
+    norm = mx.exp(1.5 * mx.random.normal((64,), key=mx.random.key(9)))
+    up, once = (mx.random.normal((64, 64), key=mx.random.key(i)) / 8 for i in (1, 4))
+
+    def fn(x: Any) -> Any:
+        y = qg.fast.rms_norm(x, norm, 1e-5)
+        return (y @ once.T + y @ up.T).sum(axis=0) + qg.tanh(y[:4] @ up.T).sum(axis=0)
+
+    x = mx.random.normal((256, 64), key=mx.random.key(2))
+    seen: dict[str, np.ndarray] = {}
+    plain = Job._fit
+
+    def fit(self: Job, weight: Any, hessian: Any) -> None:
+        seen[weight.name] = hessian((weight.name, ()))
+        plain(self, weight, hessian)
+
+    monkeypatch.setattr(Job, "_fit", fit)
+    config = qg.Quantize.fit(
+        qg.trace(fn, x), [x], bits=4, methods=("awq", "gptq"), formats=[{"bits": 3}]
+    )
+    assert config.folded is not None
+    rows = np.array(x, np.float64)
+    y = rows / np.sqrt((rows**2).mean(-1, keepdims=True) + 1e-5)
+    y = y * np.array(norm) / np.array(config.folded["norm"])
+    y = np.concatenate([y, y[:4]])
+    np.testing.assert_allclose(seen["up"], y.T @ y / len(y), rtol=1e-3, atol=1e-3)
+
+
 class Experts(nn.Module):
     """Each row goes to one of four experts, whose inputs differ."""
 
