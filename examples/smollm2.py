@@ -20,7 +20,7 @@ import qgraph as qg
 from qgraph.examples import smollm2_files as files
 
 Cache = list[tuple[Any, Any]]
-"""For each layer keys and values, (1, kv_heads, length, head_dim)."""
+"""For each layer keys and values, (batch, kv_heads, length, head_dim)."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Llama:
 
         def heads(part: str, count: int) -> Any:
             y = self.linear(f"{name}.{part}_proj", x)
-            return y.reshape(1, -1, count, c.head_dim).transpose(0, 2, 1, 3)
+            return y.reshape(x.shape[0], -1, count, c.head_dim).transpose(0, 2, 1, 3)
 
         def rope(y: Any) -> Any:
             return qg.fast.rope(y, c.head_dim, traditional=c.rope_traditional, base=c.rope_base,
@@ -82,7 +82,7 @@ class Llama:
         )
         keys, values = (k, v) if isinstance(mask, str) else after
         y = qg.fast.scaled_dot_product_attention(q, keys, values, scale=c.head_dim**-0.5, mask=mask)
-        y = y.transpose(0, 2, 1, 3).reshape(1, -1, c.heads * c.head_dim)
+        y = y.transpose(0, 2, 1, 3).reshape(x.shape[0], -1, c.heads * c.head_dim)
         return self.linear(f"{name}.o_proj", y), after
 
     def mlp(self, name: str, x: Any) -> Any:
@@ -91,7 +91,7 @@ class Llama:
                            * self.linear(f"{name}.up_proj", x))  # fmt: skip
 
     def forward(self, tokens: Any, cache: Cache, position: Any = None) -> tuple[Any, Cache]:
-        """The last layer's output (1, count, hidden) for `tokens` (1, count), and the cache after.
+        """The last layer's output (batch, count, hidden) of `tokens` (batch, count), and the cache.
 
         `position`, int32 without axes, is where the first of the tokens stands; without it they
         are the first, and see nothing but one another.
@@ -118,9 +118,9 @@ class Llama:
         """For each position of h (..., hidden) the scores of all tokens, (..., vocab)."""
         return self.linear("model.embed_tokens" if self.config.tied else "lm_head", h)
 
-    def empty_cache(self) -> Cache:
+    def empty_cache(self, batch: int = 1) -> Cache:
         c = self.config
-        shape = (1, c.kv_heads, self.length, c.head_dim)
+        shape = (batch, c.kv_heads, self.length, c.head_dim)
         return [(mx.zeros(shape, self.dtype), mx.zeros(shape, self.dtype)) for _ in range(c.layers)]
 
     def prefill(self, tokens: Any, count: Any, cache: Cache) -> tuple[Any, Cache]:
@@ -131,14 +131,16 @@ class Llama:
     def decode(self, steps: int, temperature: float = 0.0) -> Callable[..., Any]:
         """The decode loop for `steps` tokens: (token, position, key, cache) in and out.
 
-        Greedy at temperature 0, else sampled with the key that is carried along.
+        The token has no axes, or one of the batch.  Greedy at temperature 0, else sampled with the
+        key that is carried along.
         """
 
         def loop(token: Any, position: Any, key: Any, cache: Cache) -> Any:
             def step(carry: Any, _: Any) -> Any:
                 token, position, key, cache = carry
-                h, cache = self.forward(token.reshape(1, 1), cache, position)
-                token, key = choose(self.logits(h)[0, -1], key, temperature)
+                h, cache = self.forward(token.reshape(-1, 1), cache, position)
+                logits = self.logits(h).reshape(*token.shape, -1)
+                token, key = choose(logits, key, temperature)
                 return (token, position + 1, key, cache), token
 
             return qg.scan(step, (token, position, key, cache), length=steps)
@@ -147,9 +149,9 @@ class Llama:
 
 
 def choose(logits: Any, key: Any, temperature: float) -> tuple[Any, Any]:
-    """The next token, int32 without axes, and the key for the one after."""
+    """The next token for logits (..., vocab), int32, and the key for the one after."""
     if temperature == 0:
-        return qg.argmax(logits).astype(mx.int32), key
+        return qg.argmax(logits, axis=-1).astype(mx.int32), key
     now, later = qg.split(qg.random.split(key), 2)
     token = qg.random.categorical(logits / temperature, key=now.reshape(2))
     return token.astype(mx.int32), later.reshape(2)
