@@ -9,16 +9,6 @@ namespace qgraph {
 template <typename A, typename B>
 constexpr bool SAME = std::is_same_v<A, B>;
 
-template <typename T>
-unsigned bits(T v) {
-  return v.bits;
-}
-
-template <typename T>
-unsigned pair(float low, float high) {
-  return bits(T(low)) | bits(T(high)) << 16;
-}
-
 inline unsigned lower(unsigned a, unsigned b) { return __byte_perm(a, b, 0x5410); }
 inline unsigned upper(unsigned a, unsigned b) { return __byte_perm(a, b, 0x7632); }
 

@@ -53,3 +53,5 @@ struct Float16 {
 };
 using __nv_bfloat16 = Float16<7, -126>;
 using __half = Float16<10, -14>;
+
+#include "../../qgraph/kernels/cuda/words.cuh"

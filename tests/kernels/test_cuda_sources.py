@@ -47,7 +47,7 @@ def products() -> dict[str, str]:
 
 
 def source() -> str:
-    text = "".join(cuda_source("matmul", name) for name in SOURCES)
+    text = cuda_source(*SOURCES)
     text += "using namespace qgraph::tiled;\n"
     for name, template in products().items():
         x = template.split(",")[0]

@@ -14,16 +14,6 @@ constexpr bool SAME = false;
 template <typename A>
 constexpr bool SAME<A, A> = true;
 
-template <typename T>
-__device__ __forceinline__ unsigned bits(T v) {
-  return *reinterpret_cast<unsigned short*>(&v);
-}
-
-template <typename T>
-__device__ __forceinline__ unsigned pair(float low, float high) {
-  return bits(T(low)) | bits(T(high)) << 16;
-}
-
 // The lower halves of two words, or the upper ones.
 __device__ __forceinline__ unsigned lower(unsigned a, unsigned b) {
   return __byte_perm(a, b, 0x5410);

@@ -89,7 +89,9 @@ class Cut(NamedTuple):
 @cache
 def sources(*names: str) -> str:
     """The CUDA sources of attention as a header."""
-    return "".join(cuda_source("attention", name) for name in ("attention_instructions", *names))
+    return cuda_source(
+        "cuda/words", *(f"attention/{name}" for name in ("attention_instructions", *names))
+    )
 
 
 def call_text(

@@ -8,15 +8,18 @@ from pathlib import Path
 
 
 @cache
-def cuda_source(room: str, name: str) -> str:
-    """A line that includes `kernels/ROOM/NAME.cuh`, or its text where it is not a file.
+def cuda_source(*names: str) -> str:
+    """Lines that include `kernels/NAME.cuh`, or their texts where they are no files.
 
     MLX hashes the text of a kernel at every launch: on an H200's host a launch took 5.7 µs with
     the whole source of `mma` in it, 3.3 with this line.  In an archive there is no file to include.
 
-    >>> cuda_source("matmul", "tensor_cores").startswith("#include")
-    True
+    >>> cuda_source("cuda/words", "matmul/tensor_cores").count("#include")
+    2
     """
-    source = resources.files("qgraph.kernels") / room / f"{name}.cuh"
-    path = Path(str(source))
-    return f'#include "{path}"\n' if path.is_file() else source.read_text()
+    texts = []
+    for name in names:
+        source = resources.files("qgraph.kernels").joinpath(*f"{name}.cuh".split("/"))
+        path = Path(str(source))
+        texts.append(f'#include "{path}"\n' if path.is_file() else source.read_text())
+    return "".join(texts)

@@ -61,11 +61,6 @@ __device__ __forceinline__ unsigned masked(unsigned a, unsigned magic) {
 }
 
 template <typename T>
-__device__ __forceinline__ unsigned bits(T v) {
-  return *reinterpret_cast<unsigned short*>(&v);
-}
-
-template <typename T>
 __device__ __forceinline__ float number(unsigned bits) {
   unsigned short low = bits;
   return float(*reinterpret_cast<T*>(&low));

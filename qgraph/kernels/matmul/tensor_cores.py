@@ -104,7 +104,7 @@ def _few_rows(shared_memory: int) -> Any:
         name="qgraph_few_rows",
         input_names=["x", "w", "scales", "biases"],
         output_names=["y"],
-        header=cuda_source("matmul", "tensor_cores"),
+        header=cuda_source("cuda/words", "matmul/tensor_cores"),
         source="qgraph::few_rows<T, BITS, GROUP, COLUMNS, TILES, WARPS, STAGES>("
         "x, w, scales, biases, y, x_shape[0], w_shape[0], x_shape[1]);",
         shared_memory=shared_memory,

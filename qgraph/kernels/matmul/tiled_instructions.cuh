@@ -51,16 +51,6 @@ __device__ __forceinline__ unsigned larger(unsigned a, unsigned b) {
   return d;
 }
 
-template <typename T>
-__device__ __forceinline__ unsigned bits(T v) {
-  return *reinterpret_cast<unsigned short*>(&v);
-}
-
-template <typename T>
-__device__ __forceinline__ unsigned pair(float low, float high) {
-  return bits(T(low)) | bits(T(high)) << 16;
-}
-
 // (word & MASK) | rest, after a shift right by SHIFT, which may be negative.
 template <int SHIFT, unsigned MASK>
 __device__ __forceinline__ unsigned masked(unsigned word, unsigned rest) {

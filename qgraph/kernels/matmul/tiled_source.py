@@ -15,7 +15,12 @@ from .tiled_blocks import Block
 
 MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
 """In the order of the source."""
-SOURCES = ("tiled_instructions", "tiled_formats", "tiled", "tiled_experts", "tiled_rows")
+SOURCES = (
+    "cuda/words",
+    *(f"matmul/{name}" for name in (
+        "tiled_instructions", "tiled_formats", "tiled", "tiled_experts", "tiled_rows",
+    )),
+)  # fmt: skip
 
 _ARGUMENTS = "T, qgraph::tiled::Mode(MODE), BITS, GROUP, N, WN, WK, COLUMNS, DEPTH, STAGES"
 
@@ -88,7 +93,7 @@ def _kernel(
         name=f"qgraph_{name}",
         input_names=list(inputs),
         output_names=list(outputs),
-        header="".join(cuda_source("matmul", name) for name in SOURCES),
+        header=cuda_source(*SOURCES),
         source=f"qgraph::tiled::{source};",
         shared_memory=shared_memory,
     )

@@ -29,8 +29,8 @@ HEADER = 4096
 HALF = 4 << 20
 """Bytes that one launch may take; the next takes the other half."""
 
-PARTS = (("matmul", "tiled_instructions"), ("matmul", "tiled_formats"), ("cuda", "grid"),
-         ("cuda", "phases"), ("cuda", "peers"))  # fmt: skip
+PARTS = ("cuda/words", "matmul/tiled_instructions", "matmul/tiled_formats", "cuda/grid",
+         "cuda/phases", "cuda/peers")  # fmt: skip
 """What kernels with such sums include."""
 
 _PLACES = 64  # small arrays of MLX lie in memory that is slow to reach
@@ -110,7 +110,7 @@ def _adds_up(peers: Peers) -> bool:
         name=f"qgraph_peers_{peers.ranks}",
         input_names=["places"],
         output_names=["found"],
-        header="".join(cuda_source(*part) for part in PARTS),
+        header=cuda_source(*PARTS),
         source=f"""
             qgraph::phases::Peers<{peers.ranks}> peers(places);
             peers.put<float>(0, 128, threadIdx.x, float(peers.rank + threadIdx.x));

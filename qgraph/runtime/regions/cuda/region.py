@@ -97,7 +97,7 @@ def _kernel(
         name=name,
         input_names=list(inputs),
         output_names=list(outputs),
-        header="".join(cuda_source(*part) for part in PARTS) + declaration,
+        header=cuda_source(*PARTS) + declaration,
         source=text,
         shared_memory=shared,
     )
