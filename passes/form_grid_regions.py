@@ -1,4 +1,4 @@
-"""On CUDA, products of few rows and what stands between them become one launch.
+"""On CUDA, an attention, products of few rows and what stands between them become one launch.
 
 A decoding step is bound by launches and by what they wait for: a product, a norm, an activation are
 each some microseconds in which the memory is idle.  A `region` of them is one kernel with a barrier
@@ -7,8 +7,9 @@ over the grid between its products, and the next weights are under way while it 
 Rewrites:
     1. products whose weight is laid out in tiles, of up to eight rows, with RMS norms, splits and
        elementwise operations: those that wait for nothing else become one `region`, those that wait
-       for others (an attention) the next.
-    2. on a mesh of GPUs with a process each, sums over the ranks of what a product gives: a barrier
+       for others the next.
+    2. an attention that stores its token in a tail begins a region, if its cache is short.
+    3. on a mesh of GPUs with a process each, sums over the ranks of what a product gives: a barrier
        of the region is then one of all ranks.  Where they reach no memory of each other, the body
        runs.
 Leaves alone:
@@ -29,7 +30,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qgraph.ir.graph import Graph, Node
-from qgraph.rewrite.ledger import Entry, record
+from qgraph.rewrite.ledger import Entry, collecting, record
+from qgraph.runtime.regions.cuda.attention import OP as ATTENTION
 from qgraph.runtime.regions.cuda.peers import may_connect
 from qgraph.runtime.regions.cuda.region import KERNEL, multiprocessors
 from qgraph.runtime.regions.cuda.source import written
@@ -58,17 +60,31 @@ class FormGridRegions:
 
         rows = {rows_of(n.output) for _, n in graph.walk() if n.op == "packed_matmul"}
 
+        left_alone: list[Node] = []
+
         def refused(node: Node) -> str | None:
-            if any(rows_of(value) not in rows for value in node.outputs if value.ndim):
+            if node.op != ATTENTION and any(rows_of(v) not in rows for v in node.outputs if v.ndim):
                 return "its rows are not those of products"
             if node.op == SUM and not may_connect(target.mesh):
                 return "the ranks of this mesh share no memory"
             return refusal(node)
 
-        def pays(graph: Graph, nodes: Sequence[Node]) -> bool:
-            return _pays(graph, nodes, target)
+        def without(node: Node) -> str | None:
+            return "it is a launch of its own" if node.op == ATTENTION else refused(node)
 
-        return formed(graph, refused, pays, _NAME, KERNEL)
+        def pays(graph: Graph, nodes: Sequence[Node]) -> bool:
+            found = _pays(graph, nodes, target)
+            if not found:
+                left_alone.extend(node for node in nodes if node.op == ATTENTION)
+            return found
+
+        with collecting() as entries:
+            made = formed(graph, refused, pays, _NAME, KERNEL, lambda node: node.op == ATTENTION)
+        if left_alone:  # what stands around it may still be regions
+            return formed(graph, without, pays, _NAME, KERNEL)
+        for entry in entries:
+            record(entry)
+        return made
 
 
 def _pays(graph: Graph, nodes: Sequence[Node], target: Target) -> bool:

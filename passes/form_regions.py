@@ -89,6 +89,7 @@ def formed(
     pays: Callable[[Graph, Sequence[Node]], bool],
     name: str,
     kernel: str = "",
+    opens: Callable[[Node], bool] = lambda _: False,
 ) -> Graph:
     """The graph with its regions.
 
@@ -97,9 +98,14 @@ def formed(
         pays: is a stretch of nodes worth a region?
         name: of the pass.
         kernel: of the regions' nodes.
+        opens: is a node one that a region begins with, where it waits for another region?
     """
+
+    def inside(body: Graph) -> Graph:
+        return formed(body, refusal, pays, name, kernel, opens)
+
     why = {n: refusal(n) for n in graph.nodes if n.op != "constant" and n.stage == "run"}
-    turns = _turns(graph, why)
+    turns = _turns(graph, why, opens)
     stretches = [nodes for i, nodes in sorted(turns.items()) if i % 2 == 0]
     chosen = [nodes for nodes in stretches if pays(graph, nodes)]
     inner = any(n.bodies and why.get(n) is not None for n in graph.nodes)
@@ -111,15 +117,17 @@ def formed(
     for turn, nodes in sorted(turns.items()):
         if any(nodes is each for each in chosen):
             after = next((n for n in turns.get(turn + 1, ()) if why[n] is not None), None)
+            next_one = next((n for n in turns.get(turn + 2, ()) if opens(n)), None)
             region = region_of(graph, nodes, replace, name, kernel)
-            _report(nodes, None if after is None else (after, why[after] or ""), name)
+            ends = None if next_one is None else (next_one, "a region begins with it")
+            _report(nodes, ends if after is None else (after, why[after] or ""), name)
             done.append(region)
             changed = True
             continue
         for node in nodes:
             new = node.with_inputs(replace)
             if why[node] is not None:
-                new = with_bodies(new, lambda body: formed(body, refusal, pays, name, kernel))
+                new = with_bodies(new, inside)
             changed = changed or new is not node
             done.append(new)
             replace.update(
@@ -130,7 +138,9 @@ def formed(
     return graph.replace(nodes=done, outputs=[replace.get(v, v) for v in graph.outputs])
 
 
-def _turns(graph: Graph, why: dict[Node, str | None]) -> dict[int, list[Node]]:
+def _turns(
+    graph: Graph, why: dict[Node, str | None], opens: Callable[[Node], bool]
+) -> dict[int, list[Node]]:
     """Nodes by turn, each in the first that it can have: the even ones make regions."""
     at: dict[Value, int] = {}
     turns: dict[int, list[Node]] = {}
@@ -138,8 +148,10 @@ def _turns(graph: Graph, why: dict[Node, str | None]) -> dict[int, list[Node]]:
         if node not in why:
             continue
         odd = int(why[node] is not None)
-        before = (at[v] for v in node.inputs if v in at)
+        before = [at[v] for v in node.inputs if v in at]
         turn = max((t + (t % 2 != odd) for t in before), default=odd)
+        if not odd and turn in before and opens(node):
+            turn += 2
         at.update(dict.fromkeys(node.outputs, turn))
         turns.setdefault(turn, []).append(node)
     return turns

@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import make_prompt_cache
 
 import qgraph as qg
 from qgraph.compiler.pipeline import default_passes
@@ -20,9 +21,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def llama(length: int, hidden: int = 2048, vocab: int = 2048) -> Llama:
+def llama(length: int, hidden: int = 2048, vocab: int = 2048, layers: int = 2) -> Llama:
     config = files.Config(
-        layers=2, hidden=hidden, ffn=2 * hidden, heads=hidden // 128, kv_heads=4, head_dim=128,
+        layers=layers, hidden=hidden, ffn=2 * hidden, heads=hidden // 128, kv_heads=4, head_dim=128,
         vocab=vocab, rms_eps=1e-5, rope_base=1e4, context=length, bos_id=0, eos_id=-1,
         rope_traditional=False, group_size=64,
     )  # fmt: skip
@@ -50,6 +51,42 @@ def test_a_step_gives_what_its_bodies_give() -> None:
     twice = [program(*given), program(*given)]  # at once, if MLX were left to it
     mx.eval(twice)
     assert all(mx.array_equal(a, y.astype(a.dtype)).item() for a in twice)
+
+
+def test_a_layer_is_about_as_near_to_exact_as_mlxs() -> None:
+    """Logits of a model of one layer after each of eight tokens; prints both errors (pytest -s)."""
+    model = llama(32, layers=1)
+    wide = {
+        n: w.astype(mx.float32) if w.dtype == mx.bfloat16 else w for n, w in model.weights.items()
+    }
+    exact = Llama(model.config, wide, length=32)
+    ids = mx.arange(8, dtype=mx.int32) * 17
+
+    def all_logits(model: Llama) -> Any:
+        def step(carry: Any, token: Any) -> Any:
+            position, cache = carry
+            h, cache = model.forward(token.reshape(1, 1), cache, position)
+            return (position + 1, cache), model.logits(h)[0, -1]
+
+        return lambda ids, cache: qg.scan(step, (mx.array(0, mx.int32), cache), ids)[1]
+
+    program = qg.compile(all_logits(model), ids, model.empty_cache(), target="gpu")
+    assert any(
+        n.op == "tail_attention" for _, node in program.plan.graph.walk() if node.op == REGION
+        for n in node.bodies[0].nodes
+    )  # fmt: skip
+    ours = program(ids, model.empty_cache()).astype(mx.float32)
+    with mx.stream(mx.cpu):
+        right = qg.compile(
+            all_logits(exact), ids, exact.empty_cache(), target="cpu", passes=[]
+        )(ids, exact.empty_cache())  # fmt: skip
+    theirs = files.mlx_lm_model(model.weights, model.config)
+    cache = make_prompt_cache(theirs)
+    made = mx.stack([theirs(ids[None, i : i + 1], cache=cache)[0, -1] for i in range(8)])
+    size = mx.linalg.norm(right)
+    errors = [(mx.linalg.norm(y.astype(mx.float32) - right) / size).item() for y in (ours, made)]
+    print(f"from float32: ours {errors[0]:.2e}, MLX {errors[1]:.2e}")
+    assert errors[0] < 1.5 * errors[1]
 
 
 def test_ten_thousand_tokens() -> None:

@@ -70,7 +70,9 @@ T of_lane(T value, int lane) {
 
 // How many threads of the block say yes.
 inline int __syncthreads_count(bool yes) {
-  static int count;
+  static std::vector<int> counts;
+  if (counts.size() < blocks.size()) counts.resize(blocks.size());
+  int& count = counts[me / blockDim.x];
   if (threadIdx.x == 0) count = 0;
   __syncthreads();
   count += yes;
@@ -96,8 +98,11 @@ T __shfl_up_sync(unsigned, T value, int by) {
 }
 
 inline unsigned __ballot_sync(unsigned, bool value) {
+  exchanged[me] = value;
+  meet(warps[me / 32]);
   unsigned all = 0;
-  for (int lane = 0; lane < 32; lane++) all |= unsigned(of_lane(int(value), lane)) << lane;
+  for (int lane = 0; lane < 32; lane++) all |= unsigned(exchanged[me / 32 * 32 + lane] != 0) << lane;
+  meet(warps[me / 32]);
   return all;
 }
 
@@ -145,7 +150,7 @@ inline bool launch(void (*what)(), Index grid, int threads, int together = 1,
     }
     int left = count;
     for (long turns = 0; left > 0; turns++) {
-      if (turns > (together > 1 ? 15000 : 1000000)) return false;
+      if (turns > (together > 1 ? 40000 : 1000000)) return false;
       left = 0;
       for (int i = 0; i < count; i++) {
         me = backwards ? count - 1 - i : i;

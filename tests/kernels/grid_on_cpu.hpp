@@ -1,4 +1,4 @@
-// `phases.cuh` by a CPU: what `grid.cuh` asks of a GPU is done here as the PTX ISA says, all blocks at
+// `phases.cuh`, and attention as one of them, by a CPU: what `grid.cuh` asks of a GPU is done here as the PTX ISA says, all blocks at
 // the same time.
 //
 // Copies are made at once or when they are waited for, as `late` says.
@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "attention_on_cpu.hpp"
 #include "words_on_cpu.hpp"
 
 inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
@@ -68,14 +69,28 @@ inline void copy_to_block(char* to, const char* from) {
   else
     copy();
 }
-inline void end_copies() { copies[me].emplace_back(); }
-template <int LEFT>
-void wait_for_copies_but() {
+inline int look_at(const int* number) {
+  let_others();
+  return *number;
+}
+
+// Of each slot how many turns of 32 threads are over; a thread's copies are made when it first asks.
+using Landing = unsigned long long;
+inline void prepare(Landing* landing) { *landing = 0; }
+inline void arrive_when_copied(Landing* landing) {
+  auto arrive = [=] { ++*landing; };
+  if (!late) return arrive();
+  copies[me].back().push_back(arrive);
+  copies[me].emplace_back();
+}
+inline bool is_over(Landing* landing, int odd) {
+  let_others();
   auto& groups = copies[me];
-  while (groups.size() > LEFT + 1) {  // the last is still open
+  if (groups.size() > 1) {  // the last is still open
     for (auto& one : groups.front()) one();
     groups.erase(groups.begin());
   }
+  return *landing / 32 % 2 != odd;
 }
 
 template <typename T>

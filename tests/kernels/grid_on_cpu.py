@@ -15,6 +15,7 @@ import qgraph
 from qgraph.ir.graph import Graph
 from qgraph.runtime.regions.cuda.expressions import TYPES
 from qgraph.runtime.regions.cuda.peers import HALF, HEADER
+from qgraph.runtime.regions.cuda.region import COUNTERS
 from qgraph.runtime.regions.cuda.source import THREADS, written
 from qgraph.runtime.regions.cuda.stages import translate
 
@@ -25,6 +26,9 @@ MAIN = """
 #include "grid_on_cpu.hpp"
 #include "{room}/matmul/tiled_formats.cuh"
 {phases}
+#include "{room}/attention/decode_attention.cuh"
+#include "{room}/attention/cached_attention.cuh"
+#include "{room}/attention/attention_phase.cuh"
 
 void** all;
 
@@ -103,7 +107,7 @@ class OnCpu:
         counters, made, pointers, kept = [], [], [], []
         for rank, own in enumerate(inputs):
             arrays = dict(zip(self.body.inputs, own, strict=True))
-            counters.append(np.zeros(64, np.uint32))
+            counters.append(np.zeros(COUNTERS, np.uint32))
             made.append([_nothing(*array) for array in self.stages.arrays.values()])
             given = [_bits(arrays[value]) for value in self.stages.inputs]
             if self.stages.addends:
@@ -115,7 +119,7 @@ class OnCpu:
         table = (ctypes.c_void_p * len(pointers))(*pointers)
         if not self.run(table, self.blocks, self.ranks, backwards, late):
             return None
-        self.left = sum(counters)[:2].tolist()
+        self.left = [i for i in sum(counters).tolist() if i]
         return [self._results(arrays) for arrays in made]
 
     def _results(self, made: list[np.ndarray[Any, Any]]) -> list[mx.array]:

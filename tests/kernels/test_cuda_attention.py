@@ -384,7 +384,7 @@ def test_what_is_no_number(library: Any) -> None:
 
 
 FAULTS = {
-    "the last tile": ("min(from + share, tiles)", "min(from + share, tiles - 1)"),
+    "the last tile": ("min(share, tiles - from)", "min(share, tiles - 1 - from)"),
     "weights are rounded": ("OF_WEIGHTS = 2", "OF_WEIGHTS = 1"),
     "what was summed does not shrink": ("*= keep[i % 2]", "*= 1"),
     "hidden values count": ("if (position(tile, value_key(i, t)) >= 0) continue;", "continue;"),

@@ -39,7 +39,6 @@ unsigned times(unsigned a, unsigned b) {
   return Half<T>::fma(a, b, 0x80008000);
 }
 
-<<<<<<< HEAD
 template <typename T>
 unsigned larger(unsigned a, unsigned b) {
   unsigned d = 0;
@@ -50,18 +49,6 @@ unsigned larger(unsigned a, unsigned b) {
   return d;
 }
 
-template <typename T>
-unsigned bits(T v) {
-  return v.bits;
-}
-
-template <typename T>
-unsigned pair(float low, float high) {
-  return bits(T(low)) | bits(T(high)) << 16;
-}
-
-=======
->>>>>>> adfdc64 (kernels: bits and pair of two 16-bit floats stand once, in cuda/words)
 template <int SHIFT, unsigned MASK>
 unsigned masked(unsigned word, unsigned rest) {
   return ((SHIFT >= 0 ? word >> (SHIFT & 31) : word << (-SHIFT & 31)) & MASK) | rest;

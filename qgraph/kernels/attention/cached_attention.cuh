@@ -63,7 +63,7 @@ __device__ void copy_rows(const S* from, S* to, int count, int dim, int but, int
   for (int i = part; i < count * (dim / 8); i += parts) {
     if (i / (dim / 8) == but) continue;
     if (aligned)
-      *reinterpret_cast<Eight<S>*>(to + size_t(i) * 8) = load(from + size_t(i) * 8, true);
+      *reinterpret_cast<Eight<S>*>(to + size_t(i) * 8) = load<true>(from + size_t(i) * 8);
     else
       for (int j = 0; j < 8; j++) to[size_t(i) * 8 + j] = from[size_t(i) * 8 + j];
   }
@@ -71,8 +71,8 @@ __device__ void copy_rows(const S* from, S* to, int count, int dim, int but, int
 
 // Which position each row of the tail stands for, the token's last; -1 for what a later row replaces.
 template <class F>
-__device__ void read_positions(const Token<typename F::S>& token, int length, Shared<F>& shared,
-                               Tail<typename F::S>& tail) {
+__device__ void read_positions(const Token<typename F::S>& token, int length, bool writes,
+                               Shared<F>& shared, Tail<typename F::S>& tail) {
   const int i = threadIdx.x, place = token.place[0];
   const int here = place >= 0 && place < length ? place : FAR;
   int mine = -1;
@@ -95,7 +95,7 @@ __device__ void read_positions(const Token<typename F::S>& token, int length, Sh
   }
   __syncthreads();
   if (i < F::TAIL && (replaced || mine == FAR)) shared.at[i] = -1;
-  if (token.new_positions && i < F::TAIL && blockIdx.x == gridDim.x - 1) token.new_positions[i] = mine;
+  if (token.new_positions && i < F::TAIL && writes) token.new_positions[i] = mine;
 }
 
 // A task of `decode_attention` of one query a head; the token is stored by whoever has the last split.
@@ -124,7 +124,7 @@ __device__ void cached_attention(const Call<typename F::S>& call, const Token<ty
     other[n] = there ? from[partner(i % F::D, token.rope)] : S(0.0f);
   }
   Tail<S> tail{nullptr, nullptr, 0, 0, -1};
-  read_positions<F>(token, call.length, shared, tail);
+  read_positions<F>(token, call.length, task == 0, shared, tail);
 
   const bool in_tail = token.tail_positions != nullptr;
   const bool inside = position >= 0 && position < call.length;
@@ -192,7 +192,7 @@ __device__ void merge_tail(const S* cache, const S* tail, const int* positions, 
           from = tail + (i / (D / 8) / length * TAIL + j) * D + i % (D / 8) * 8;
       }
     }
-    reinterpret_cast<Eight<S>*>(merged)[i] = load(from, aligned);
+    reinterpret_cast<Eight<S>*>(merged)[i] = aligned ? load<true>(from) : load<false>(from);
   }
 }
 

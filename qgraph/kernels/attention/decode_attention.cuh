@@ -34,9 +34,9 @@ struct alignas(16) Eight {
   unsigned words[2 * sizeof(S)];
 };
 
-template <typename S>
-__device__ __forceinline__ Eight<S> load(const S* from, bool aligned) {
-  if (aligned) return *reinterpret_cast<const Eight<S>*>(from);
+template <bool ALIGNED, typename S>
+__device__ __forceinline__ Eight<S> load(const S* from) {
+  if constexpr (ALIGNED) return *reinterpret_cast<const Eight<S>*>(from);
   Eight<S> eight;
 #pragma unroll
   for (int i = 0; i < 8; i++) {
@@ -94,7 +94,8 @@ struct Form {
   static constexpr int D = D_, DV = DV_, TILES = TILES_, WARPS = WARPS_, TAIL = TAIL_;
   static constexpr int ROWS = 8 * TILES, THREADS = 32 * WARPS;
   static constexpr int NUMBERS = TILES * DV / 4;  // of the result, in each lane
-  static constexpr int AT_ONCE = NUMBERS < 32 ? NUMBERS : 32;  // that warps exchange
+  static constexpr bool ROOMY = WARPS <= 8;  // are there registers for queries and the next keys?
+  static constexpr int AT_ONCE = NUMBERS % 32 == 0 && WARPS <= 8 ? 32 : 16;  // that warps exchange
 };
 
 // All that tasks share.  Positions that are null: all keys are seen.
@@ -193,8 +194,9 @@ struct Tile {
   __device__ __forceinline__ int row(int i) const { return min(base + i, count - 1); }
 };
 
-// One warp's share: scores and results of its keys so far, as fragments.
-template <class F>
+// One warp's share: scores and results of its keys so far, as fragments.  ALIGNED: all rows of keys and
+// values begin where 16 bytes can be read.
+template <class F, bool ALIGNED>
 struct Warp {
   using S = typename F::S;
   using P = typename Parts<S>::Type;
@@ -205,16 +207,15 @@ struct Warp {
   const Place& place;
   const Shared<F>& shared;
   const Tail<S>& tail;
-  const bool aligned;
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  Eight<S> query[F::TILES][KEY_CHUNKS];
+  Eight<S> query[F::ROOMY ? F::TILES : 1][KEY_CHUNKS];
   float peak[F::TILES][2], sum[F::TILES][2];
   float result[F::TILES][VALUE_CHUNKS][4][4];
   int low, high, inner_low, inner_high;  // keys that some row sees, and that all do
 
   __device__ Warp(const Call<S>& call, const Place& place, const Shared<F>& shared,
-                  const Tail<S>& tail, bool aligned)
-      : call(call), place(place), shared(shared), tail(tail), aligned(aligned) {
+                  const Tail<S>& tail)
+      : call(call), place(place), shared(shared), tail(tail) {
     low = inner_low = shared.from[0], high = inner_high = shared.to[0];
     for (int row = 1; row < F::ROWS; row++) {
       low = min(low, shared.from[row]), inner_low = max(inner_low, shared.from[row]);
@@ -224,7 +225,7 @@ struct Warp {
     for (int n = 0; n < F::TILES; n++) {
 #pragma unroll
       for (int c = 0; c < KEY_CHUNKS; c++)
-        query[n][c] = load(&shared.query[8 * n + g][32 * c + 8 * t], true);
+        if (F::ROOMY) query[n][c] = own_query(n, c);
 #pragma unroll
       for (int i = 0; i < 2; i++) peak[n][i] = -INFINITY, sum[n][i] = 0;
 #pragma unroll
@@ -232,12 +233,16 @@ struct Warp {
     }
   }
 
+  __device__ __forceinline__ Eight<S> own_query(int n, int c) const {
+    return load<true>(&shared.query[8 * n + g][32 * c + 8 * t]);
+  }
+
   __device__ __forceinline__ void read(const Tile<S>& tile, Eight<S> (&keys)[2][KEY_CHUNKS]) const {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const S* row = tile.keys + size_t(tile.row(8 * half + g)) * F::D + 8 * t;
 #pragma unroll
-      for (int c = 0; c < KEY_CHUNKS; c++) keys[half][c] = load(row + 32 * c, aligned);
+      for (int c = 0; c < KEY_CHUNKS; c++) keys[half][c] = load<ALIGNED>(row + 32 * c);
     }
   }
 
@@ -250,7 +255,7 @@ struct Warp {
     for (int i = 0; i < 4; i++) {
       const S* row = tile.values + size_t(tile.row(value_key(i, t))) * F::DV + 8 * g;
 #pragma unroll
-      for (int c = 0; c < VALUE_CHUNKS; c++) values[i][c] = load(row + 64 * c, aligned);
+      for (int c = 0; c < VALUE_CHUNKS; c++) values[i][c] = load<ALIGNED>(row + 64 * c);
     }
   }
 
@@ -298,6 +303,9 @@ struct Warp {
     for (int n = 0; n < F::TILES; n++) scores[n][0] = scores[n][1] = scores[n][2] = scores[n][3] = 0;
 #pragma unroll
     for (int c = 0; c < KEY_CHUNKS; c++) {
+      Eight<S> own[F::TILES];
+#pragma unroll
+      for (int n = 0; n < F::TILES; n++) own[n] = F::ROOMY ? query[n][c] : own_query(n, c);
 #pragma unroll
       for (int step = 0; step < 4; step += 2) {
         unsigned a0[K], a1[K], a2[K], a3[K];
@@ -306,7 +314,7 @@ struct Warp {
 #pragma unroll
         for (int n = 0; n < F::TILES; n++) {
           unsigned b0[K], b1[K];
-          word(query[n][c], step, b0), word(query[n][c], step + 1, b1);
+          word(own[n], step, b0), word(own[n], step + 1, b1);
           multiply<P>(scores[n], a0, a1, a2, a3, b0, b1);
         }
       }
@@ -381,24 +389,27 @@ struct Warp {
     }
   }
 
-  // Tiles `from`, `from + WARPS`, ... below `end`; while one is worked on the next is read.
-  __device__ void attend(Tile<S> tile, int from, int end) {
-    if (from >= end) return;
+  // So many tiles of the cache, every WARPS-th from `cache` on, and so many of the tail; while one is
+  // worked on the next is read, if ROOMY.  In one loop: code that runs once is waited for.
+  __device__ void attend(const Tile<S>& cache, int of_cache, const Tile<S>& rest, int of_rest) {
+    if (of_cache + of_rest <= 0) return;
+    const auto tile_at = [&](int i) {
+      Tile<S> tile = i < of_cache ? cache : rest;
+      tile.base += 16 * F::WARPS * (i < of_cache ? i : i - of_cache);
+      return tile;
+    };
     Eight<S> keys[2][KEY_CHUNKS];
-    const int first = tile.base;
-    tile.base = first + 16 * from;
-    read(tile, keys);
-    for (int i = from; i < end; i += F::WARPS) {
+    if (F::ROOMY) read(tile_at(0), keys);
+    for (int i = 0; i < of_cache + of_rest; i++) {
+      const Tile<S> tile = tile_at(i);
       Eight<S> values[4][VALUE_CHUNKS];
       float scores[F::TILES][4];
+      if (!F::ROOMY) read(tile, keys);
       read_values(tile, values);
       score(keys, scores);
-      Tile<S> next = tile;
-      next.base += 16 * F::WARPS;
-      if (i + F::WARPS < end) read(next, keys);
+      if (F::ROOMY && i + 1 < of_cache + of_rest) read(tile_at(i + 1), keys);
       weigh(tile, scores);
       add(tile, scores, values);
-      tile = next;
     }
   }
 };
@@ -415,8 +426,8 @@ __device__ float with_sink(const Call<S>& call, int row, float& peak, float& sum
 }
 
 // The results of the warps become one, of each row.
-template <class F>
-__device__ void finish(const Call<typename F::S>& call, const Place& place, Warp<F>& mine,
+template <class F, class W>
+__device__ void finish(const Call<typename F::S>& call, const Place& place, W& mine,
                        Shared<F>& shared) {
   using S = typename F::S;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -475,27 +486,41 @@ __device__ void finish(const Call<typename F::S>& call, const Place& place, Warp
   }
 }
 
+// A task of one key head's keys and values; see `attend`.
+template <class F, bool ALIGNED>
+__device__ void attend_to(const typename F::S* keys, const typename F::S* values,
+                          const Call<typename F::S>& call, const Place& place,
+                          const Tail<typename F::S>& tail, Shared<F>& shared) {
+  using S = typename F::S;
+  Warp<F, ALIGNED> mine(call, place, shared, tail);
+  // How many of `count` are every WARPS-th from `first` on.
+  const auto own = [](int count, int first) { return max(count - first + F::WARPS - 1, 0) / F::WARPS; };
+  const int start = mine.low / 16, tiles = (mine.high + 15) / 16 - start;
+  const int share = (tiles + call.splits - 1) / call.splits, warp = threadIdx.x / 32;
+  const int from = place.split * share, last = F::WARPS - 1 - warp;
+  const Tile<S> cache{keys, values, (start + from + warp) * 16, call.length, nullptr};
+  const Tile<S> rest{tail.keys, tail.values, last * 16, tail.count, shared.at};
+  // The tail is for the last warps, which have the fewest keys.
+  const bool has_tail = F::TAIL && place.split == call.splits - 1;
+  mine.attend(cache, own(min(share, tiles - from), warp), rest,
+              has_tail ? own((tail.count + 15) / 16, last) : 0);
+  finish<F>(call, place, mine, shared);
+}
+
 // A task, once its queries, what they see and the tail are in shared memory; by all of a block.  The
 // tail belongs to the last split.
 template <class F>
 __device__ void attend(const Call<typename F::S>& call, const Place& place,
                        const Tail<typename F::S>& tail, Shared<F>& shared) {
-  using S = typename F::S;
   const size_t head = size_t(place.batch) * call.kv_heads + place.kv_head;
-  const S* keys = call.keys + head * call.length * F::D;
-  const S* values = call.values + head * call.length * F::DV;
-  const bool aligned =
-      (reinterpret_cast<size_t>(keys) | reinterpret_cast<size_t>(values) |
-       reinterpret_cast<size_t>(tail.keys) | reinterpret_cast<size_t>(tail.values)) % 16 == 0;
-  Warp<F> mine(call, place, shared, tail, aligned);
-  const int start = mine.low / 16, tiles = (mine.high + 15) / 16 - start;
-  const int share = (tiles + call.splits - 1) / call.splits, warp = threadIdx.x / 32;
-  const int from = place.split * share;
-  mine.attend({keys, values, start * 16, call.length, nullptr}, from + warp,
-              min(from + share, tiles));
-  if (F::TAIL && place.split == call.splits - 1)
-    mine.attend({tail.keys, tail.values, 0, tail.count, shared.at}, warp, (tail.count + 15) / 16);
-  finish<F>(call, place, mine, shared);
+  const auto keys = call.keys + head * call.length * F::D;
+  const auto values = call.values + head * call.length * F::DV;
+  const size_t all = reinterpret_cast<size_t>(keys) | reinterpret_cast<size_t>(values) |
+                     reinterpret_cast<size_t>(tail.keys) | reinterpret_cast<size_t>(tail.values);
+  if (all % 16 == 0)
+    attend_to<F, true>(keys, values, call, place, tail, shared);
+  else
+    attend_to<F, false>(keys, values, call, place, tail, shared);
 }
 
 // Queries as they are given.

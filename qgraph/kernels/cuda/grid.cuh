@@ -61,15 +61,36 @@ __device__ __forceinline__ T load_shared(const T* from) {
   }
 }
 
-// Copies of 16 bytes into shared memory, which go on while the thread does; groups of them end in order.
+// A number in shared memory that another warp of the block may have changed.
+__device__ __forceinline__ int look_at(const int* number) {
+  return *static_cast<const volatile int*>(number);
+}
+
+// Copies of 16 bytes into shared memory, which go on while the thread does.
 __device__ __forceinline__ void copy_to_block(char* to, const char* from) {
   const unsigned address = __cvta_generic_to_shared(to);
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
 }
-__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int LEFT>
-__device__ __forceinline__ void wait_for_copies_but() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+
+// A barrier in shared memory that the threads of a warp arrive at when all they have begun to copy is
+// there (PTX ISA, mbarrier).  Turn after turn ends when all 32 have.
+using Landing = unsigned long long;
+
+__device__ __forceinline__ void prepare(Landing* landing) {
+  const unsigned address = __cvta_generic_to_shared(landing);
+  asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(address) : "memory");
+}
+__device__ __forceinline__ void arrive_when_copied(Landing* landing) {
+  const unsigned address = __cvta_generic_to_shared(landing);
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address) : "memory");
+}
+// Is a turn over, of which only this is known: is its number odd?
+__device__ __forceinline__ bool is_over(Landing* landing, int odd) {
+  const unsigned address = __cvta_generic_to_shared(landing);
+  unsigned over;
+  asm volatile("{.reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; "
+               "selp.u32 %0, 1, 0, p;}" : "=r"(over) : "r"(address), "r"(odd) : "memory");
+  return over;
 }
 
 // c += a b of one warp, 16 by 16 and 16 by 8 (PTX ISA, mma.m16n8k16).

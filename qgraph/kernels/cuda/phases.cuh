@@ -7,7 +7,8 @@
 // The weight lies in tiles (tile_layout.py).  A unit of work is 16 rows of it, or PARTS times 16 that
 // end up in the same elements (gate and up); the warps of a block share its columns.  Each warp copies
 // its tiles into a ring in shared memory, as far ahead as that holds, from one product into the next: no
-// weight waits for a barrier.
+// weight waits for a barrier.  But no more are under way at a time than keep the memory busy: whatever
+// the barrier needs, and rows of x, would have to wait for all of them.
 
 namespace qgraph {
 namespace phases {
@@ -21,6 +22,7 @@ constexpr int WARPS = 16, THREADS = 32 * WARPS;
 // counters[0] counts arrivals, counters[1] departures; both are 0 between launches.
 struct Grid {
   unsigned* counters;
+  int* open;  // in shared memory: the last goal that was reached
   unsigned goal = 0;
 
   __device__ void arrive() {
@@ -31,10 +33,18 @@ struct Grid {
 
   // Of several milliseconds a phase takes some; after as many turns as minutes take a block is lost,
   // and an error is better than a machine that hangs.
-  __device__ void wait() {
-    if (threadIdx.x == 0) {
-      for (long long turns = 0; int(load_acquired(counters) - goal) < 0; turns++)
+  template <typename F>
+  __device__ void wait(F meanwhile) {
+    if (threadIdx.x < 32) {  // the first warp asks, and tells the others
+      for (long long turns = 0; ; turns++) {
+        const bool here = threadIdx.x == 0 && int(load_acquired(counters) - goal) >= 0;
+        if (__ballot_sync(0xffffffff, here)) break;
         if (turns > (1ll << 28)) give_up();
+        meanwhile();
+      }
+      if (threadIdx.x == 0) *open = goal;
+    } else {
+      while (look_at(open) != int(goal)) meanwhile();
     }
     __syncthreads();
   }
@@ -151,32 +161,56 @@ struct Few {
   float v[COUNT];
 };
 
-// What is under way to a warp: SLOTS pieces of up to SLOT bytes, in the order of their use.  There is
-// one group of copies a slot, empty where a warp has no piece.
-template <int SLOT, int SLOTS>
+// What a warp has begun to copy: up to SLOTS pieces of up to SLOT bytes, in the order of their use, FLIGHT
+// of them under way at a time.
+template <int SLOT, int SLOTS, int FLIGHT>
 struct Ring {
-  static_assert(SLOTS >= 3);
+  static constexpr int BYTES = WARPS * SLOTS * (SLOT + int(sizeof(Landing)));
+  static_assert(SLOTS > FLIGHT && SLOT % 16 == 0);
   char* memory;
-  int filled = 0, read = 0;  // the slots that are next
+  Landing* landings;  // of each slot
+  int next = 0, first = 0, full = 0;  // the slot that is filled next, the first full one, how many are
+  int under_way = 0, coming = 0;      // how many of those are not known to be there, and their first
+  int odd = 0;                        // of the turn of that one
 
-  __device__ explicit Ring(char* all) : memory(all + int(threadIdx.x / 32) * SLOT * SLOTS) {}
-
-  __device__ __forceinline__ char* free() const { return memory + filled * SLOT; }
-  __device__ __forceinline__ void begun() {
-    end_copies();
-    filled = filled + 1 == SLOTS ? 0 : filled + 1;
-  }
-  __device__ __forceinline__ const char* oldest() const { return memory + read * SLOT; }
-  __device__ __forceinline__ void used() { read = read + 1 == SLOTS ? 0 : read + 1; }
-  // Until the oldest is there, and the slot before it may be filled again.
-  __device__ __forceinline__ void wait() const {
-    wait_for_copies_but<SLOTS - 2>();
+  __device__ explicit Ring(char* all)
+      : memory(all + int(threadIdx.x / 32) * SLOT * SLOTS),
+        landings(reinterpret_cast<Landing*>(all + WARPS * SLOT * SLOTS) + threadIdx.x / 32 * SLOTS) {
+    if (threadIdx.x % 32 == 0)
+      for (int i = 0; i < SLOTS; i++) prepare(landings + i);
     __syncwarp();
   }
-  // Fills all slots but one by what `fetch` begins.
+
+  __device__ __forceinline__ char* free() const { return memory + next * SLOT; }
+  __device__ __forceinline__ void begun() {
+    arrive_when_copied(landings + next);
+    next = next + 1 == SLOTS ? 0 : next + 1;
+    full++, under_way++;
+  }
+
+  // Is the oldest of those under way there?
+  __device__ __forceinline__ bool landed() {
+    if (__ballot_sync(0xffffffff, is_over(landings + coming, odd)) != 0xffffffff) return false;
+    under_way--;
+    if (++coming == SLOTS) coming = 0, odd ^= 1;
+    return true;
+  }
+
+  // Begins to copy by `fetch` what there is room for.
   template <typename F>
   __device__ __forceinline__ void fill(F fetch) {
-    for (int i = 0; i < SLOTS - 1; i++) fetch();
+    while (under_way > 0 && landed()) {}
+    while (under_way < FLIGHT && full < SLOTS) fetch();
+  }
+
+  __device__ __forceinline__ const char* oldest() const { return memory + first * SLOT; }
+  __device__ __forceinline__ void wait() {
+    while (full == under_way && !landed()) {}
+  }
+  __device__ __forceinline__ void used() {
+    __syncwarp();
+    first = first + 1 == SLOTS ? 0 : first + 1;
+    full--;
   }
 };
 
@@ -313,8 +347,8 @@ struct Product {
       for (int number = 0; number < count * PARTS; number++) {
         float c[4] = {};
         for (int turn = 0; turn < TURNS; turn++) {
+          ring.fill(fetch);
           ring.wait();
-          fetch();
           const int column = (turn * WARPS + warp) * PIECE;
           if (column < TILES) multiply(c, ring.oldest(), column, x);
           ring.used();

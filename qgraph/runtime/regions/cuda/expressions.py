@@ -18,6 +18,7 @@ TYPES = {
     mx.float16: "__half",
     mx.float32: "float",
     mx.uint64: "uint64_t",
+    mx.int32: "int32_t",
     mx.uint32: "uint32_t",
     mx.uint8: "uint8_t",
 }

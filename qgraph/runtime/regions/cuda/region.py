@@ -14,6 +14,7 @@ from ....ir.graph import Graph
 from ....kernels.cuda.source import cuda_source
 from ....target import as_target
 from ..unknown import Unknown
+from .attention import JOINS, MOST_JOINS, Attention
 from .peers import PARTS, Peers
 from .source import THREADS, declared, written
 from .stages import translate
@@ -21,8 +22,10 @@ from .stages import translate
 KERNEL = "grid"
 """The kernel of region nodes that this back end carries out."""
 
-COUNTERS = 64
-"""Numbers of the barrier.  Two are used; memory of small arrays is slow to reach."""
+ATTENTION = ("attention/attention_instructions", "attention/decode_attention",
+             "attention/cached_attention", "attention/attention_phase")  # fmt: skip
+COUNTERS = JOINS + MOST_JOINS
+"""Numbers of the barrier, of which two are used, and those of attentions."""
 
 
 class GridRegion:
@@ -56,6 +59,7 @@ class GridRegion:
         self._kernel = _kernel(
             name, source.inputs, source.outputs, source.text, source.shared_memory,
             declared(name, source, lambda n: known.get(n, mx.uint32)),
+            any(isinstance(phase, Attention) for phase in stages.phases),
         )  # fmt: skip
 
     @staticmethod
@@ -92,12 +96,13 @@ def _kernel(
     text: str,
     shared: int,
     declaration: str,
+    attends: bool,
 ) -> Any:
     return mx.fast.cuda_kernel(
         name=name,
         input_names=list(inputs),
         output_names=list(outputs),
-        header=cuda_source(*PARTS) + declaration,
+        header=cuda_source(*PARTS, *(ATTENTION if attends else ())) + declaration,
         source=text,
         shared_memory=shared,
     )

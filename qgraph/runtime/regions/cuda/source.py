@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -10,6 +10,7 @@ import mlx.core as mx
 from ....kernels.cuda.arch import shared_memory
 from ....kernels.matmul.tiled_source import MODES
 from ..unknown import Unknown
+from .attention import WARPS, Attention
 from .expressions import (
     TYPES,
     Expression,
@@ -24,14 +25,17 @@ from .expressions import (
 from .peers import HALF
 from .stages import Phase, Row, Stages
 
-WARPS = 16
 THREADS = 32 * WARPS
 MOST_SUMS = 32 << 10
 """Bytes of sums that are finished together."""
 RINGS = 176 << 10
 """Bytes for what is fetched ahead, of all warps: some 23 MB of the blocks of an H100."""
-LEAST_SLOTS = 3
-"""Pieces that a warp's ring must hold, of which one is being read."""
+FLIGHT = 48 << 10
+"""Bytes that a block has under way at a time: 3 TB/s for a microsecond and more."""
+HEAD = 16
+"""Bytes of shared memory for what a block knows of the barrier over the grid."""
+LANDING = 8
+"""Bytes of a barrier of each slot."""
 LARGEST_PIECE = 2560
 """Bytes."""
 EARLY = 2
@@ -64,38 +68,46 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
     rows = stages.rows
     if stages.addends * ranks > HALF:
         raise Unknown(f"sums of {stages.addends} bytes over {ranks} ranks")
-    wide = max(_row_bytes(phase.problem.k) for phase in stages.phases)
-    fits = [_fits(phase, rows, blocks) for phase in stages.phases]
-    sums = max(n * p.parts for n, p in zip(fits, stages.phases, strict=True)) * _sums(rows)
+    products = stages.products
+    wide = max(_row_bytes(phase.problem.k) for phase in products.values())
+    fits = {i: _fits(phase, rows, blocks) for i, phase in products.items()}
+    sums = max(fits[i] * phase.parts for i, phase in products.items()) * _sums(rows)
     scratch = 4 * WARPS * rows
-    left = shared_memory(arch) - 1024 - scratch - sums - rows * wide
-    slot = max(_piece(phase) * _tile(phase) for phase in stages.phases)
-    slots = min(RINGS, left) // WARPS // slot
-    if slots < LEAST_SLOTS:
+    attentions = [phase for phase in stages.phases if isinstance(phase, Attention)]
+    work = max(sums + rows * wide, *(a.shared_memory for a in attentions), 0)
+    work = -(-work // 16) * 16
+    left = shared_memory(arch) - 1024 - HEAD - scratch - work
+    slot = max(_piece(phase) * _tile(phase) for phase in products.values())
+    flight = max(2, -(-FLIGHT // WARPS // slot))
+    slots = min(RINGS, left) // WARPS // (slot + LANDING)
+    if slots <= flight:
         raise Unknown(f"{rows} rows of {wide // 2} columns do not fit in shared memory")
     lines = [
         "using namespace qgraph::phases;",
         "char* memory = block_memory();",
-        "Grid grid{const_cast<unsigned*>(counters)};",
+        "Grid grid{const_cast<unsigned*>(counters), reinterpret_cast<int*>(memory)};",
         *([f"Peers<{ranks}> peers(places);"] if stages.addends else []),
-        "float* scratch = reinterpret_cast<float*>(memory);",
-        f"float* sums = reinterpret_cast<float*>(memory + {scratch});",
-        f"char* rows = memory + {scratch + sums};",
-        f"Ring<{slot}, {slots}> ring(rows + {rows * wide});",
+        f"float* scratch = reinterpret_cast<float*>(memory + {HEAD});",
+        f"float* sums = reinterpret_cast<float*>(memory + {HEAD + scratch});",
+        f"char* rows = memory + {HEAD + scratch + sums};",
+        f"Ring<{slot}, {slots}, {flight}> ring(memory + {HEAD + scratch + work});",
+        "if (threadIdx.x == 0) *grid.open = 0;",
     ]
-    for i, phase in enumerate(stages.phases):
+    if attentions:
+        lines.append("char* memory_of_attention = reinterpret_cast<char*>(sums);")
+    for i, phase in products.items():
         product = _product(phase, rows, fits[i])
         lines.append(f"{product} p{i}({phase.weight}, {phase.scales});")
-    lines.append(f"ring.fill({_fetch(0, len(stages.phases))});")
-    for i, phase in enumerate(stages.phases):
-        lines += _phase(stages, phase, i, ranks)
+    lines.append(f"ring.fill({_fetch(products)});")
+    for i, any_phase in enumerate(stages.phases):
+        lines += _phase(stages, any_phase, i, ranks)
     late = [row for row in stages.written if row.phase >= len(stages.phases)]
     if late:
         barrier = _barrier(stages.phases[-1])
-        lines += [f"{barrier}.arrive();", f"{barrier}.wait();"]
+        lines += [f"{barrier}.arrive();", _waits(barrier, "[] {}")]
         lines += _rows_written(stages, late, ranks)
     lines.append("if (grid.leave()) peers.leave();" if stages.addends else "grid.leave();")
-    size = scratch + sums + rows * wide + WARPS * slot * slots
+    size = HEAD + scratch + work + WARPS * (slot + LANDING) * slots
     own = ("places", "counters", "last") if stages.addends else ("counters", "last")
     inputs, outputs = (*stages.inputs.values(), *own), (*stages.arrays, "done")
     return Source("\n".join(lines), inputs, outputs, size)
@@ -131,9 +143,9 @@ def _piece(phase: Phase) -> int:
     return 2 if tiles > 2 * WARPS and 2 * _tile(phase) <= LARGEST_PIECE else 1
 
 
-def _fetch(first: int, count: int) -> str:
-    """Begins to copy the next piece of a product, or of those after it."""
-    pieces = " || ".join(f"p{i}.fetch(ring.free())" for i in range(first, count))
+def _fetch(products: Iterable[int]) -> str:
+    """Begins to copy the next piece of the first of some products that has any left."""
+    pieces = " || ".join(f"p{i}.fetch(ring.free())" for i in products)
     return f"[&] {{ {pieces}; ring.begun(); }}"
 
 
@@ -144,25 +156,36 @@ def _product(phase: Phase, rows: int, fits: int) -> str:
     return f"Product<{TYPES[p.dtype]}, {mode}, {', '.join(map(str, numbers))}>"
 
 
-def _barrier(before: Phase) -> str:
+def _barrier(before: Phase | Attention) -> str:
     """What lies between a phase and the next: a barrier over the grid, or those of all ranks."""
-    return "peers" if before.is_summed else "grid"
+    return "peers" if isinstance(before, Phase) and before.is_summed else "grid"
 
 
-def _phase(stages: Stages, phase: Phase, i: int, ranks: int) -> Iterator[str]:
+def _waits(barrier: str, meanwhile: str) -> str:
+    """Waits until all have arrived; at one over the grid, copies go on meanwhile."""
+    return f"grid.wait({meanwhile});" if barrier == "grid" else "peers.wait();"
+
+
+def _phase(stages: Stages, phase: Phase | Attention, i: int, ranks: int) -> Iterator[str]:
+    if isinstance(phase, Attention):
+        rows = [row for row in stages.written if row.phase == i]
+        yield from _rows_written(stages, rows, ranks)
+        yield from phase.text()
+        return
     p, x = phase.problem, f"x{i}"
     if i:
         yield f"{_barrier(stages.phases[i - 1])}.arrive();"
     loader = _Loader(phase.x, p.k, stages.rows, i, ranks)
     yield from loader.early()
+    fetch = _fetch(n for n in stages.products if n >= i)
     if i:
-        yield f"{_barrier(stages.phases[i - 1])}.wait();"
+        yield _waits(_barrier(stages.phases[i - 1]), f"[&] {{ ring.fill({fetch}); }}")
     yield from _rows_written(stages, [row for row in stages.written if row.phase == i], ranks)
     yield f"const Rows<{TYPES[p.dtype]}, {p.k}> {x}{{rows}};"
     yield from loader.rows(f"{x}.put(n, k, made);")
     yield f"{x}.fill<{stages.rows}>();"
     yield "__syncthreads();"
-    yield from _finished(phase, i, x, _fetch(i, len(stages.phases)), ranks)
+    yield from _finished(phase, i, x, fetch, ranks)
 
 
 def _rows_written(stages: Stages, rows: Sequence[Row], ranks: int) -> Iterator[str]:

@@ -1,9 +1,9 @@
-"""A region's body as phases: each a product, what its rows are computed from, and what follows it.
+"""A region's body as phases: a product, what its rows are computed from, and what follows it.
 
 Between two products nothing is written but what the next one, or whoever comes after the region,
 reads.  Elementwise operations on a product's result are carried out where its sums are finished;
 a norm, which needs the whole row, and what follows it, by every block for itself when it takes the
-rows into its shared memory.
+rows into its shared memory.  The first phase may be an attention.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ....ir.ops import setting
 from ....kernels.base import HALF, Problem
 from ....kernels.matmul.tiled import Tiled
 from ..unknown import Unknown
+from .attention import ARRAYS, OP, OUTPUTS, Attention, check, cut_of
 from .expressions import (
     FLOATS,
     OPERATIONS,
@@ -99,11 +100,16 @@ class Stages:
 
     rows: int
     inputs: dict[Value, str]
-    phases: list[Phase]
+    phases: list[Phase | Attention]
     results: list[str]
     arrays: dict[str, tuple[tuple[int, ...], mx.Dtype]]
     written: list[Row]
     addends: int = 0
+
+    @property
+    def products(self) -> dict[int, Phase]:
+        """Those of the phases that are products, by their numbers."""
+        return {i: phase for i, phase in enumerate(self.phases) if isinstance(phase, Phase)}
 
 
 def refusal(node: Node) -> str | None:
@@ -128,6 +134,9 @@ def rows_of(value: Value) -> int:
 def _check(node: Node) -> None:
     if node.stream is not None:
         raise Unknown("it has a stream of its own")
+    if node.op == OP:
+        check(node)
+        return
     if node.op == "packed_matmul":
         if node.args["kernel"] != Tiled.name:
             raise Unknown(f"its kernel is {node.args['kernel']}")
@@ -177,7 +186,7 @@ class _Translator:
         if not products:
             raise Unknown("it has no product")
         self.rows = rows_of(products[0].output)
-        self.phases: list[Phase] = []
+        self.phases: list[Phase | Attention] = []
         self.inputs: dict[Value, str] = {}
         self.arrays: dict[str, tuple[tuple[int, ...], mx.Dtype]] = {}
         self.known: dict[Value, Expression] = {}
@@ -190,6 +199,9 @@ class _Translator:
             if node.op == "constant":
                 continue
             _check(node)
+            if node.op == OP:
+                self._attention(node)
+                continue
             for value in node.outputs:
                 if rows_of(value) != self.rows:
                     raise Unknown(f"{rows_of(value)} rows beside {self.rows}")
@@ -244,8 +256,13 @@ class _Translator:
             name = f"out{len(self.arrays)}"
             self.arrays[name] = value.shape, value.dtype
             self.stored[value] = Leaf(name, value.dtype, value.shape[-1], after=phase)
-            self.phases[phase].writes.append((self.stored[value], self.known[value]))
+            self._product_of(phase).writes.append((self.stored[value], self.known[value]))
         return self.stored[value]
+
+    def _product_of(self, phase: int) -> Phase:
+        product = self.phases[phase]
+        assert isinstance(product, Phase)
+        return product
 
     def _result(self, value: Value) -> str:
         if value.node.op == "input":
@@ -261,6 +278,27 @@ class _Translator:
         return name
 
     # ---- Nodes ----------------------------------------------------------------------------------
+
+    def _attention(self, node: Node) -> None:
+        if self.phases or node.operand("keys").shape[0] != self.rows:
+            raise Unknown("an attention that is not the first, or of other rows")
+        given = {n: v for n in ARRAYS if (v := node.value(n)) is not None}
+        if any(value.node.op != "input" for value in given.values()):
+            raise Unknown("an attention to what the region computes")
+        names = {name: self._name(value) for name, value in given.items()}
+        for name, value in zip(OUTPUTS, node.outputs, strict=True):
+            names[name] = f"out{len(self.arrays)}"
+            self.arrays[names[name]] = value.shape, value.dtype
+            made = Leaf(names[name], value.dtype, value.shape[-1], after=0)
+            self.known[value] = self.stored[value] = made
+        cut, keys, y = cut_of(node), given["keys"], node.outputs[0]
+        if cut.splits > 1:
+            names["parts"] = f"out{len(self.arrays)}"
+            shape = math.prod(y.shape[:-1]), cut.splits, y.shape[-1] + 2
+            self.arrays[names["parts"]] = shape, mx.float32
+        settings = {name: node.args[name] for name in ("heads", "rope", "scale")}
+        tail, lasts = given["tail_keys"].shape[2], given["last"].type.size
+        self.phases.append(Attention(names, keys.dtype, keys.shape, tail, settings, lasts, cut))
 
     def _product(self, node: Node) -> None:
         problem: Problem = node.args["problem"]
@@ -285,7 +323,7 @@ class _Translator:
             raise Unknown("a sum over the mesh of what comes from outside")
         e, nbytes = self.known[addend], addend.type.nbytes
         sum = Summed("", addend.dtype, addend.shape[-1], 0, phase_of(e), self.addends, nbytes)
-        self.phases[phase_of(e)].writes.append((sum, e))
+        self._product_of(phase_of(e)).writes.append((sum, e))
         self.addends += nbytes
         return sum
 
@@ -317,6 +355,9 @@ class _Translator:
         source = node.inputs[0]
         if source in self.known and source.shape[-1] == node.output.shape[-1]:
             return self.known[source]
+        whole = self.stored.get(source)
+        if whole is not None and whole.offset == 0 and rows_of(node.output) == self.rows:
+            return Leaf(whole.name, whole.dtype, node.output.shape[-1], after=whole.after)
         if source.node.op != "input":
             raise Unknown("a reshape of what is in no memory")
         return Leaf(self._name(source), source.dtype, node.output.shape[-1])
