@@ -6,7 +6,9 @@ import datetime
 import json
 import platform
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,17 @@ from qgraph.target import Target
 from qgraph.timing import interleaved
 
 RESULTS = Path(__file__).parent / "results"
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """The CPU as MLX's default device."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    try:
+        yield
+    finally:
+        mx.set_default_device(before)
 
 
 def describe(target: Target) -> dict[str, Any]:

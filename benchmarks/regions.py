@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import qgraph as qg
-from benchmarks.cpu import on_cpu
-from benchmarks.machine import describe, save
+from benchmarks.machine import describe, on_cpu, save
 from qgraph.passes import FormRegions
 from qgraph.target import as_target
 from qgraph.timing import Timing, interleaved, once, paired_ratio

@@ -12,8 +12,7 @@ option, against those in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import mlx.core as mx
@@ -22,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe, floors, save
+from benchmarks.machine import describe, floors, on_cpu, save
 from qgraph.target import as_target
 from qgraph.timing import Timing, interleaved, paired_ratio
 
@@ -45,16 +44,6 @@ ROWS: dict[str, Callable[[Rates], Row]] = {
     "mamba": mamba,
     "conv": convolutions,
 }
-
-
-@contextmanager
-def on_cpu() -> Iterator[None]:
-    before = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    try:
-        yield
-    finally:
-        mx.set_default_device(before)
 
 
 def measured(row: Row, rounds: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 import qgraph as qg
 from qgraph.passes import FormRegions, StoredScales
 from qgraph.rewrite.regions import inlined
-from qgraph.runtime.regions.cpu.translate import address
+from qgraph.runtime.regions.cpu.table import address
 from qgraph.runtime.regions.run import bound
 from qgraph.target import as_target
 from tests.runtime.test_region_ops import agree, as_list, both_ways, error

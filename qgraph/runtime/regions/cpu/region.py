@@ -20,7 +20,8 @@ from ..steps import Jump, Schedule, scheduled
 from ..taking import take_over
 from . import attention, convolution, indexing, loops, moves, products, rounding, rows  # noqa: F401  (they fill the table of kinds)
 from .refs import DTYPES, h, ref
-from .translate import Table, Translator, address, encoded, row_by_row
+from .table import Table, address, row_by_row
+from .translate import Translator, encoded
 
 _MEMORY = {"given": h.GIVEN, "fixed": h.FIXED, "arena": h.ARENA}
 

@@ -2,74 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
-from ....importer.expansions import expansion
-from ....ir.graph import Graph, Node, Value, is_scalar, map_values
-from ....ir.ops import OPS, RANDOM
-from ....types import TensorType
-from ..arrays import Array, Buffer, Memory, row_major
+from ....ir.graph import Graph, Node, Value, is_scalar
+from ..arrays import Array, Buffer
 from ..steps import Step, Work
 from ..unknown import Unknown
 from .chains import ELEMENTWISE, LONGEST, Chain, as_constant, instruct
+from .expanded import expanded
 from .patterns import Pattern, find
-from .refs import DTYPES, dtype_number, fill, h, ref
+from .refs import dtype_number, fill, h, ref
+from .table import Table
 from .views import VIEWS, is_view, view
-
-
-@dataclass
-class Table:
-    """The buffers of a region, those of its loops' bodies too.
-
-    Attributes:
-        kept: arrays that fixed buffers point into.
-    """
-
-    buffers: list[Buffer] = field(default_factory=list)
-    kept: list[mx.array] = field(default_factory=list)
-
-    def buffer(self, nbytes: int, memory: Memory = "arena", place: int = 0) -> Buffer:
-        made = Buffer(nbytes, memory, len(self.buffers), place)
-        self.buffers.append(made)
-        return made
-
-    def array(self, shape: Sequence[int], dtype: mx.Dtype, memory: Memory = "arena") -> Array:
-        """A new array, row by row."""
-        dtype_number(dtype)
-        size = 1
-        for n in shape:
-            size *= n
-        return Array(self.buffer(size * dtype.size, memory), dtype, tuple(shape), row_major(shape))
-
-    def fixed(self, array: mx.array) -> Array:
-        """An array that stays the same."""
-        array = row_by_row(array)
-        self.kept.append(array)
-        made = self.array(array.shape, array.dtype, "fixed")
-        made.buffer.place = address(array) or 0
-        return made
-
-
-def address(array: Any) -> int | None:
-    """Where an evaluated array, or one of NumPy, lies; None if it has no elements.
-
-    Raises:
-        TypeError: it does not lie row by row.
-    """
-    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.size else None
-
-
-def row_by_row(array: mx.array) -> mx.array:
-    made = mx.contiguous(array)
-    mx.eval(made)
-    return made
-
 
 Kind = Callable[["Translator", Node], None]
 KINDS: dict[str, Kind] = {}
@@ -84,25 +33,8 @@ def kind(*ops: str) -> Callable[[Kind], Kind]:
     return register
 
 
-_ALONE = frozenset(
-    name for name, op in OPS.items() if op.kind in ("quantization", "chosen kernels", "collective")
-)
-"""Ops that are expanded in no way that the engine would gain by."""
-
 PATTERNS: dict[type[Pattern], Callable[[Translator, Any], None]] = {}
 """How patterns become steps."""
-
-
-def _holds_values(arg: Any) -> bool:
-    return isinstance(arg, tuple) and any(isinstance(a, Value) or _holds_values(a) for a in arg)
-
-
-def _are_values(arg: Any) -> bool:
-    return isinstance(arg, tuple) and bool(arg) and all(isinstance(a, Value) for a in arg)
-
-
-def _type(value: Value) -> TensorType:
-    return value.type
 
 
 class Translator:
@@ -172,37 +104,7 @@ class Translator:
         elif node.op in KINDS:
             KINDS[node.op](self, node)
         else:
-            self._expanded(node)
-
-    def _expanded(self, node: Node) -> None:
-        """An op as MLX makes it of others, where the engine knows those."""
-        tensors: dict[str, Value | tuple[Value, ...]] = {}
-        settings = []
-        for name, arg in node.args.items():
-            if isinstance(arg, Value) or _are_values(arg):
-                tensors[name] = arg
-            elif _holds_values(arg):
-                raise Unknown(f"there is no kind of work for {node.op} of such arguments")
-            else:
-                settings.append((name, arg))
-        unknown = Unknown(f"there is no kind of work for {node.op}")
-        if node.op in _ALONE or node.bodies:
-            raise unknown
-        if node.op in RANDOM and "key" not in tensors:
-            raise Unknown(f"{node.op} without a key")
-        try:
-            types = tuple((name, map_values(v, _type)) for name, v in tensors.items())
-            graph = expansion(node.op, types, tuple(settings))
-        except TypeError:  # settings that are no key, such as slices
-            raise unknown from None
-        if graph is None or any(n.op in (node.op, *_ALONE) or n.bodies for n in graph.nodes):
-            raise unknown
-        outside = [
-            v for arg in tensors.values() for v in (arg if isinstance(arg, tuple) else (arg,))
-        ]
-        if [v.type for v in graph.outputs] != [v.type for v in node.outputs]:
-            raise unknown
-        self.written_out(node, graph, outside)
+            self.written_out(node, *expanded(node))
 
     def written_out(self, node: Node, graph: Graph, given: Sequence[Value]) -> None:
         """A node by a graph that computes the same of the values given."""
@@ -425,6 +327,3 @@ def _uses(body: Graph) -> dict[Value, int]:
     for value in body.outputs:
         found[value] = found.get(value, 0) + 1
     return found
-
-
-__all__ = ["DTYPES", "KINDS", "Table", "Translator", "encoded", "kind"]
