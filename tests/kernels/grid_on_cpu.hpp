@@ -22,6 +22,7 @@ bool late;
 std::vector<std::unique_ptr<char[]>> memories;  // of each block
 std::vector<std::vector<std::vector<std::function<void()>>>> copies;  // of each thread, in groups
 std::vector<Fragment> fragments;
+std::vector<int> asked;
 
 inline void prepare(int blocks, int threads, int bytes, bool copy_late) {
   late = copy_late;
@@ -32,6 +33,7 @@ inline void prepare(int blocks, int threads, int bytes, bool copy_late) {
   }
   copies.assign(blocks * threads, {{}});
   fragments.assign(blocks * threads, {});
+  asked.assign(blocks * threads, 0);
 }
 
 inline char* block_memory() { return memories[blockIdx.x + gridDim.x * blockIdx.y].get(); }
@@ -74,7 +76,8 @@ inline int look_at(const int* number) {
   return *number;
 }
 
-// Of each slot how many turns of 32 threads are over; a thread's copies are made when it first asks.
+// Of each slot how many turns of 32 threads are over; a thread's copies are made when it has asked for
+// some time.
 using Landing = unsigned long long;
 inline void prepare(Landing* landing) { *landing = 0; }
 inline void arrive_when_copied(Landing* landing) {
@@ -86,7 +89,7 @@ inline void arrive_when_copied(Landing* landing) {
 inline bool is_over(Landing* landing, int odd) {
   let_others();
   auto& groups = copies[me];
-  if (groups.size() > 1) {  // the last is still open
+  if (groups.size() > 1 && ++asked[me] % 3 == 0) {  // the last is still open
     for (auto& one : groups.front()) one();
     groups.erase(groups.begin());
   }
