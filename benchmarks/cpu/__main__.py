@@ -25,6 +25,7 @@ from benchmarks.machine import describe, floors, on_cpu, save
 from qgraph.target import as_target
 from qgraph.timing import Timing, interleaved, paired_ratio
 
+from .first_token import of_fresh_processes
 from .minilm import minilm
 from .row import Rates, Row
 from .small import convolutions, experts, mamba, mlp
@@ -95,6 +96,10 @@ def main(
             results.append(measured(ROWS[name](rates), rounds))
             console.print(f"[dim]{results[-1]}[/]")
         console.print(table(results))
+        if not rows:
+            console.print(
+                f"SmolLM2's first token, in a fresh process: {of_fresh_processes():.2f} s"
+            )
         if out:
             known = {"copy": rates.copy, "flops": rates.flops}
             save(out, {**describe(target), **known, "rows": results})
