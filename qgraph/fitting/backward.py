@@ -181,24 +181,26 @@ def _active(graph: Graph) -> set[Value]:
 
 
 def _cuts(graph: Graph, last: dict[Value, int]) -> list[tuple[int, int]]:
-    """Stretches of nodes between places where little lives."""
-    alive, sizes = 0, []
+    """Stretches of nodes between places where little lives, constants aside."""
+    alive = 0
+    sizes: dict[int, int] = {}
     ends: dict[int, int] = {}
     for i, node in enumerate(graph.nodes):
-        if node.op not in ("constant", "quantize"):
-            for value in node.outputs:
-                size = value.type.size
-                alive += size
-                ends[last.get(value, i)] = ends.get(last.get(value, i), 0) + size
+        if node.op in ("constant", "quantize"):
+            continue
+        for value in node.outputs:
+            size = value.type.size
+            alive += size
+            end = last.get(value, i)
+            ends[end] = ends.get(end, 0) + size
         alive -= ends.get(i, 0)
-        sizes.append(alive)
-    middle = sizes[len(sizes) // 4 : -max(1, len(sizes) // 8)] or sizes
-    narrow = 1.25 * min((s for s in middle if s), default=0)
+        sizes[i] = alive
+    steps = list(sizes)
+    middle = steps[len(steps) // 4 : -max(1, len(steps) // 8)] or steps
+    narrow = 1.25 * min((sizes[i] for i in middle if sizes[i]), default=0)
     places = [0]
-    for i in range(1, len(sizes)):
-        if 0 < sizes[i - 1] <= narrow and sizes[i] > sizes[i - 1]:
-            places.append(i)
-    places.append(len(sizes))
+    places += [i for before, i in pairwise(steps) if 0 < sizes[before] <= narrow < sizes[i]]
+    places.append(len(graph.nodes))
     return [(a, b) for a, b in pairwise(places) if a < b]
 
 

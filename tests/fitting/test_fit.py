@@ -18,7 +18,7 @@ from qgraph.fitting.backward import backward
 from qgraph.fitting.budget import cheapest
 from qgraph.fitting.formats import FORMATS, Format, as_numpy, packed
 from qgraph.fitting.gptq import damped, error, factor, gptq, nearest, refined, root
-from qgraph.fitting.walk import Walk
+from qgraph.fitting.walk import Walk, live_ranges
 from qgraph.fitting.weights import prepared
 from qgraph.quantization.fitted import Fitted
 
@@ -244,6 +244,23 @@ def test_gradients_at_products_are_mlx_s(model: Model) -> None:
     assert set(sums) == {"up.weight", "down.weight"}
     for name, got in sums.items():
         np.testing.assert_allclose(got, np.array(wanted[name[:-7]]["weight"]), atol=1e-4)
+
+
+def test_a_backward_pass_runs_a_layer_again_and_no_more() -> None:
+    """What lives at cuts between layers is all that is kept of the forward pass."""
+    from qgraph.fitting.backward import _cuts
+
+    layers = [(nn.RMSNorm(32), nn.Linear(32, 64), nn.Linear(64, 32)) for _ in range(6)]
+
+    def fn(x: mx.array) -> mx.array:
+        for norm, up, down in layers:
+            x = x + down(nn.silu(up(norm(x))))
+        return x
+
+    graph = prepared(qg.from_mlx(fn, mx.ones((1, 8, 32))), qg.Quantize(bits=8, group_size=32)).graph
+    constants = {i for i, n in enumerate(graph.nodes) if n.op in ("constant", "quantize")}
+    runs = [len({*range(*cut)} - constants) for cut in _cuts(graph, live_ranges(graph))]
+    assert max(runs) <= sum(runs) / len(layers)
 
 
 def test_gradients_and_inputs_in_loops() -> None:
