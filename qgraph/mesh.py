@@ -16,21 +16,27 @@ class Link:
     Attributes:
         latency: seconds that a collective of a few bytes takes.
         bandwidth: bytes a second from one rank to its neighbour.
+        within: seconds that a sum of a few rows takes inside a kernel, where ranks share memory.
     """
 
     latency: float
     bandwidth: float
+    within: float | None = None
 
 
 LINKS = {
-    # all_sum of some KB between two processes of one machine, and of 8 KB between two H100s.
+    # all_sum of some KB between two processes of one machine, and of 8 KB between two H100s: 31 to
+    # 44 µs as a launch, at most 16 in a region (docs/decisions).
     "ring": Link(220e-6, 1e9),
-    "nccl": Link(48e-6, 150e9),
+    "nccl": Link(40e-6, 150e9, within=16e-6),
     # Never measured: Thunderbolt 5 by its data sheet; MPI as TCP.
     "jaccl": Link(30e-6, 8e9),
     "mpi": Link(220e-6, 1e9),
 }
 """By back end of `mx.distributed`."""
+
+FEW_ROWS = 8
+"""Up to which a product and what follows it are one kernel on GPUs."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,13 @@ class Mesh:
     def in_one_process(self) -> bool:
         return self.rank is None
 
-    def seconds(self, op: str, nbytes: float) -> float:
+    def seconds(self, op: str, nbytes: float, rows: int | None = None) -> float:
         """What a collective should take.
 
         Args:
             op: "all_sum", "all_max", "all_gather" or "sum_scatter".
             nbytes: of the whole value; of all parts, for the last two.
+            rows: of the value, where it is known: sums of up to 8 may be taken within a kernel.
 
         >>> 1e6 * Mesh(2).seconds("all_sum", 1000)
         221.0
@@ -97,7 +104,9 @@ class Mesh:
         link = LINKS[self.backend]
         turns = 2 if op in ("all_sum", "all_max", "all_min") else 1
         moved = turns * nbytes * (self.size - 1) / self.size
-        return link.latency + moved / link.bandwidth
+        few = op == "all_sum" and rows is not None and rows <= FEW_ROWS
+        latency = link.within if few and link.within is not None else link.latency
+        return latency + moved / link.bandwidth
 
     def __repr__(self) -> str:
         if self.rank is None:

@@ -52,6 +52,15 @@ class TensorType:
         return math.prod(self.shape)
 
     @property
+    def rows(self) -> int:
+        """How many there are along the last axis; 1 of a number.
+
+        >>> TensorType((1, 3, 4096), mx.float16).rows
+        3
+        """
+        return math.prod(self.shape[:-1])
+
+    @property
     def nbytes(self) -> int:
         """Bytes of a contiguous array of this type."""
         return self.size * self.dtype.size

@@ -44,7 +44,8 @@ class Collectives:
 
     def all_sum(self, local: Value, value: Value, one: Placement, reader: Node | None) -> Value:
         """The whole of a value that is partial sums, or zeros but for what a rank owns."""
-        return self._for("all_sum", local, value, one, reader)
+        rows = value.type.rows if one.kind == "partial" else None
+        return self._for("all_sum", local, value, one, reader, rows)
 
     def gather(self, local: Value, value: Value, one: Placement, reader: Node | None) -> Value:
         """The whole of a split value.
@@ -85,20 +86,26 @@ class Collectives:
         return result
 
     def _for(
-        self, op: str, local: Value, value: Value, one: Placement, reader: Node | None
+        self,
+        op: str,
+        local: Value,
+        value: Value,
+        one: Placement,
+        reader: Node | None,
+        rows: int | None = None,
     ) -> Value:
         needs = "the graph gives it" if reader is None else f"{reader.op} needs it"
         what = f"{op} of {value.type} from {value.node.op}"
-        why = f"{_WHY[one.kind]}, and {needs} whole: {self._expected(op, local)} expected"
+        why = f"{_WHY[one.kind]}, and {needs} whole: {self._expected(op, local, rows)} expected"
         record(Entry(self._made_by, "inserted", what, value.node.origin, why))
-        return self._made(op, local)
+        return self._made(op, local, rows)
 
-    def _made(self, op: str, local: Value) -> Value:
+    def _made(self, op: str, local: Value, rows: int | None = None) -> Value:
         args = (Tensor(local),) if op in _ON_WHOLE else (Tensor(local), self._mesh.size)
         node: Node = apply(f"distributed.{op}", args).value.node
-        how = f"{op} over {self._mesh.backend}, {self._expected(op, local)}"
+        how = f"{op} over {self._mesh.backend}, {self._expected(op, local, rows)}"
         return node.replace(kernel=how).output
 
-    def _expected(self, op: str, local: Value) -> str:
+    def _expected(self, op: str, local: Value, rows: int | None = None) -> str:
         nbytes = local.type.nbytes * (self._mesh.size if op == "all_gather" else 1)
-        return f"{nbytes} bytes, {1e6 * self._mesh.seconds(op, nbytes):.0f} µs"
+        return f"{nbytes} bytes, {1e6 * self._mesh.seconds(op, nbytes, rows):.0f} µs"

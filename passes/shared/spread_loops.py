@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from qgraph.analysis.placements import REPLICATED, Placement, local_type
-from qgraph.analysis.placements.search import Assignment
+from qgraph.analysis.placements.assignment import Assignment
 from qgraph.analysis.placements.strategies import Strategy
 from qgraph.ir.graph import Graph, Node, Value, in_order, input_value, map_values
 from qgraph.ir.loops import bodies

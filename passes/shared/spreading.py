@@ -11,9 +11,10 @@ from typing import Any
 import mlx.core as mx
 
 from qgraph.analysis.placements import PARTIAL, REPLICATED, Placement, local_type
+from qgraph.analysis.placements.assignment import Assignment
 from qgraph.analysis.placements.costs import Costs
 from qgraph.analysis.placements.parts import in_parts
-from qgraph.analysis.placements.search import Assignment, Search
+from qgraph.analysis.placements.search import Search
 from qgraph.analysis.placements.strategies import Strategy
 from qgraph.ir.graph import Graph, Node, Value, constant_value, input_value, is_constant, map_values
 from qgraph.ir.ops import OPS

@@ -84,9 +84,14 @@ class Durations:
         if node.op in OPS and OPS[node.op].kind == "collective" and self.target.mesh is not None:
             name = node.op.partition(".")[2]
             size = max(v.type.nbytes for v in (*node.inputs, *node.outputs))
-            return self.target.mesh.seconds(name, size)
+            rows = node.output.type.rows if node.inputs and _is_product(node.inputs[0]) else None
+            return self.target.mesh.seconds(name, size, rows)
         known = product_estimate(node, self.target)
         return max(LAUNCH, estimate(node).nbytes / self.bandwidth if known is None else known)
+
+
+def _is_product(value: Value) -> bool:
+    return value.node.op in OPS and OPS[value.node.op].kind in ("product", "chosen kernels")
 
 
 def schedule(graph: Graph, durations: Durations) -> list[Bar]:

@@ -217,6 +217,25 @@ def test_a_split_vocabulary_is_not_gathered(name: str) -> None:
         assert talk.output.type.size <= 2 * ranks * 6
 
 
+@pytest.mark.parametrize("ranks", RANKS)
+def test_softmax_of_a_split_axis(ranks: int) -> None:
+    """The largest and the sum of each row go round, where that is less than the rows."""
+    up, down = random(250, 16, seed=3), random(250, 16, seed=4)
+    x = random(4000, 16, seed=5)
+
+    def fn(x: Any) -> Any:
+        y = qg.shard(qg.tensor(x) @ up.T / 3, 1)
+        return qg.softmax(y, axis=-1) @ down, qg.logsumexp(y, axis=-1)
+
+    assert talks(agrees(traced(fn, x), ranks, x))["all_max"]
+
+
+def test_softmax_where_a_rank_has_nothing_of_it() -> None:
+    x, up = random(400, 5, seed=4), random(9, 5, seed=5)
+    small = traced(lambda x: qg.softmax(qg.shard(qg.tensor(x) @ up.T, 1), axis=-1), x)
+    agrees(small, 8, x)
+
+
 def test_ties_go_to_the_first() -> None:
     same = traced(lambda x: qg.argmax(qg.tensor(x) @ mx.ones((64, 40)), axis=-1), mx.ones((2, 64)))
     agrees(same, 4, mx.ones((2, 64)))

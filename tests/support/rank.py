@@ -34,6 +34,13 @@ def small(mesh: qg.Mesh) -> tuple[qg.Program, mx.array]:
     return program, mx.ones((1, 64))
 
 
+def steps(mesh: qg.Mesh, count: int) -> None:
+    """So many calls, each waited for."""
+    program, x = small(mesh)
+    for _ in range(count):
+        mx.eval(program(x))
+
+
 def tiny() -> Any:
     """A model of mlx-lm with three heads of keys and values, packed."""
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "vocab_size": 100}
@@ -53,10 +60,10 @@ def main(scenario: str) -> None:
     if scenario == "tokens":
         print("tokens", *generator(mesh).tokens(PROMPT, 8), flush=True)
         # MLX issue 4475 says that of such calls 3 in 100 do not return.
-        program, x = small(mesh)
-        for _ in range(20):
-            x = program(x)
-        mx.eval(x)
+        steps(mesh, 20)
+    elif scenario == "steps":
+        steps(mesh, 1000)
+        print("1000 steps returned", flush=True)
     elif scenario == "model":
         model, spread = tiny(), tiny()
         fast = qg.lm.accelerate(spread, target="cpu", mesh=mesh)

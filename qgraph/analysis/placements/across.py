@@ -161,6 +161,55 @@ def _rms_norm(node: Node, units: Units) -> Iterator[Strategy]:
     yield Strategy(needs, (place,), 1 / units.ranks, build=build, talks=talk)
 
 
+def _softmax(node: Node, units: Units) -> Iterator[Strategy]:
+    """The largest of a row, then the sum of its powers: two numbers a row from each rank."""
+    x = node.inputs[0]
+    if (found := _split_axis(node, units)) is None:
+        return
+    axis, place = found
+
+    def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
+        powers, _, total = _powers(emit, node, local[0], axis, place)
+        result: Value = (powers / total).astype(node.output.dtype).value
+        emit.padding.zeros(result)
+        return [result]
+
+    yield Strategy((place,), (place,), 1 / units.ranks, build=build, talks=_of_rows(x, axis))
+
+
+def _logsumexp(node: Node, units: Units) -> Iterator[Strategy]:
+    x = node.inputs[0]
+    if (found := _split_axis(node, units)) is None:
+        return
+    axis, place = found
+
+    def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
+        _, most, total = _powers(emit, node, local[0], axis, place)
+        result = (most + apply("log", (total,))).astype(node.output.dtype)
+        if result.shape != node.output.shape:
+            result = apply("reshape", (result, node.output.shape))
+        return [result.value]
+
+    yield Strategy((place,), (REPLICATED,), 1 / units.ranks, build=build, talks=_of_rows(x, axis))
+
+
+def _powers(
+    emit: Any, node: Node, local: Value, axis: int, place: Placement
+) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(x - most) of a rank's part, the largest of each whole row, and the sum over all ranks."""
+    filled = emit.padding.filled(node.inputs[0], local, place, -float("inf"))
+    wide, over = Tensor(filled).astype(mx.float32), {"axis": axis, "keepdims": True}
+    most = Tensor(emit.collectives.within("all_max", apply("max", (wide,), over).value, node))
+    powers = apply("exp", (wide - most,))
+    total = emit.collectives.within("all_sum", apply("sum", (powers,), over).value, node)
+    return powers, most, Tensor(total)
+
+
+def _of_rows(x: Value, axis: int) -> tuple[tuple[str, int], ...]:
+    nbytes = 4 * x.type.size // x.shape[axis]
+    return ("all_max", nbytes), ("all_sum", nbytes)
+
+
 _RULES: dict[str, Callable[[Node, Units], Iterator[Strategy]]] = {
     "argmax": _argmax,
     "argmin": _argmax,
@@ -169,4 +218,6 @@ _RULES: dict[str, Callable[[Node, Units], Iterator[Strategy]]] = {
     "min": _extreme,
     "mean": _mean,
     "fast.rms_norm": _rms_norm,
+    "softmax": _softmax,
+    "logsumexp": _logsumexp,
 }

@@ -113,7 +113,8 @@ class Costs:
         if one.kind == "split":
             padded = local_type(type, one).nbytes * self.mesh.size
             return self.mesh.seconds("all_gather", padded) + LAUNCH
-        return self.mesh.seconds("all_sum", type.nbytes)
+        rows = type.rows if one.kind == "partial" else None  # others are no product's
+        return self.mesh.seconds("all_sum", type.nbytes, rows)
 
     def scatters(self, type: TensorType, want: Placement) -> bool:
         """Can partial sums become parts at once?  The ring cannot."""

@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ...ir.graph import Graph, Node, Value
-from ...ir.loops import Body, bodies, turns
 from ...ir.ops import OPS
 from .across import across
+from .assignment import Assignment
 from .costs import GONE, Costs
+from .frame import Frame, Have
+from .loops import assign_bodies, fixed_slices, strategy_of
 from .parts import is_there
 from .placement import PARTIAL, REPLICATED, Placement, split
 from .strategies import Strategy, on_owned, strategies, whole
@@ -30,13 +31,9 @@ BEAM = 16
 WAYS_HELD = 3
 """Such ways that are kept in any case; more of them while no collective tells them apart."""
 
-UNKNOWN_TURNS = 16
-"""Of a loop whose turns only the run can tell."""
-
 Choices = tuple["Choices | None", Node, Strategy] | None
 """The strategies chosen so far, the last first."""
 
-Have = tuple[Placement, ...]
 _WHOLE: Have = (REPLICATED,)  # from which any other is made for the price of a copy
 
 
@@ -51,25 +48,6 @@ class State(NamedTuple):
     live: Mapping[Value, Have]
     seconds: float
     choices: Choices
-
-
-@dataclass
-class Assignment:
-    """What was chosen for a graph.
-
-    Attributes:
-        strategies: for each node that is carried out.
-        inputs: placements of inputs that are not replicated.
-        outputs: placements of the outputs.
-        bodies: what was chosen for the bodies of loops and branches.
-        seconds: that a call should take, with what held weights are worth.
-    """
-
-    strategies: dict[Node, Strategy] = field(default_factory=dict)
-    inputs: dict[Value, Placement] = field(default_factory=dict)
-    outputs: list[Placement] = field(default_factory=list)
-    bodies: dict[Node, list[Assignment]] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 class Search:
@@ -100,7 +78,7 @@ class Search:
             wanted: outputs, by number, that must lie as that one of the `free` does; the others
                 are replicated.
         """
-        frame = _Frame(graph, free, wanted or {})
+        frame = Frame(graph, free, wanted or {})
         states = [State({}, 0.0, None)]
         for place, node in enumerate(graph.nodes):
             if all(v in self.fixed for v in node.outputs):
@@ -155,7 +133,7 @@ class Search:
                     return False
         return True
 
-    def _ways_of(self, node: Node, state: State, frame: _Frame) -> Iterator[Strategy]:
+    def _ways_of(self, node: Node, state: State, frame: Frame) -> Iterator[Strategy]:
         if node.bodies:
             yield self._loop(node)
             return
@@ -187,7 +165,7 @@ class Search:
         here: Sequence[Have],
         kinds: Collection[str],
         state: State,
-        frame: _Frame,
+        frame: Frame,
     ) -> bool:
         """Is anything there already as the strategy needs it, or a weight that can be?"""
         if PARTIAL in way.needs and not way.contracted:
@@ -233,7 +211,7 @@ class Search:
         return self._columns[node]
 
     def _step(
-        self, node: Node, place: int, state: State, way: Strategy, frame: _Frame
+        self, node: Node, place: int, state: State, way: Strategy, frame: Frame
     ) -> State | None:
         live = dict(state.live)
         seconds = state.seconds + way.seconds
@@ -265,7 +243,7 @@ class Search:
             self._held[value, place] = self.costs.holding(value, place) if there else GONE
         return self._held[value, place]
 
-    def _settle(self, place: int, state: State, frame: _Frame) -> State | None:
+    def _settle(self, place: int, state: State, frame: Frame) -> State | None:
         """Outputs that nothing reads any more take their last form; what is dead is forgotten."""
         live = dict(state.live)
         seconds = state.seconds
@@ -282,7 +260,7 @@ class Search:
                 del live[value]
         return State(live, seconds, state.choices)
 
-    def _result(self, state: State, frame: _Frame) -> Assignment:
+    def _result(self, state: State, frame: Frame) -> Assignment:
         found = Assignment(seconds=state.seconds)
         choices = state.choices
         while choices is not None:
@@ -308,58 +286,10 @@ class Search:
         return found
 
     def _loop(self, node: Node) -> Strategy:
-        """A loop carries each value in one placement, the one that suits its body best."""
-        parts = bodies(node)
         if node not in self._inner:
-            self._inner[node] = self._assign_bodies(node, parts)
-        inner = self._inner[node]
-        needs = [REPLICATED] * len(node.inputs)
-        gives = [REPLICATED] * len(node.outputs)
-        if node.op != "cond":
-            for i, value in enumerate(parts[-1].carried):
-                gives[i] = inner[-1].inputs.get(value, REPLICATED)
-            start = len(node.inputs) - _count_after_carried(node)
-            for i, placement in enumerate(gives[: len(parts[-1].carried)]):
-                needs[start + i] = placement
-            count = turns(node)
-            seconds = sum(a.seconds for a in inner) * (UNKNOWN_TURNS if count is None else count)
-        else:
-            seconds = max(a.seconds for a in inner)
-        return Strategy(tuple(needs), tuple(gives), 1.0, seconds)
-
-    def _assign_bodies(self, node: Node, parts: Sequence[Body]) -> list[Assignment]:
-        if node.op == "cond":
-            return [self.assign(body.graph) for body in parts]
-        last = parts[-1]
-        self.fixed |= {
-            inner
-            for inner, xs in zip(last.slices, node.args.get("xs", ()), strict=True)
-            if xs in self.fixed
-        }
-        wanted = {i: i for i in range(len(last.carried))}
-        chosen = self.assign(last.graph, last.carried, wanted)
-        if node.op != "while_loop":
-            return [chosen]
-        # What decides on another turn sees what is carried as it lies.
-        same = dict(zip(last.carried, parts[0].carried, strict=True))
-        given = {same[v]: p for v, p in chosen.inputs.items()}
-        return [self._decide(parts[0].graph, given), chosen]
-
-    def _decide(self, graph: Graph, given: Mapping[Value, Placement]) -> Assignment:
-        split_ones = [v for v, p in given.items() if p != REPLICATED]
-        assignment = self.assign(graph)
-        assignment.inputs = {v: given[v] for v in split_ones}
-        return assignment
-
-
-def _count_after_carried(node: Node) -> int:
-    """How many of a loop's inputs stand at or after the first that it carries."""
-    before = 0
-    for name, arg in node.args.items():
-        if name == "carried":
-            break
-        before += len([arg] if isinstance(arg, Value) else _values(arg))
-    return len(node.inputs) - before
+            self.fixed |= fixed_slices(node, self.fixed)
+            self._inner[node] = assign_bodies(node, self.assign)
+        return strategy_of(node, self._inner[node])
 
 
 def is_weight(node: Node, value: Value) -> bool:
@@ -374,10 +304,6 @@ def is_weight(node: Node, value: Value) -> bool:
 _WITH_WEIGHTS = frozenset({"product", "quantization", "convolution"})
 
 
-def _values(arg: object) -> list[Value]:
-    return [v for v in arg if isinstance(v, Value)] if isinstance(arg, tuple) else []
-
-
 def _stated(node: Node, ranks: int) -> Strategy:
     """What the user said."""
     x = node.operand("x")
@@ -386,36 +312,3 @@ def _stated(node: Node, ranks: int) -> Strategy:
     axis = node.args["axis"] % x.ndim
     place = split(axis, -(-x.shape[axis] // ranks))
     return Strategy((place,), (place,))
-
-
-class _Frame:
-    """One graph: when its values are read last, and how its outputs must lie."""
-
-    def __init__(self, graph: Graph, free: Sequence[Value], wanted: Mapping[int, int]) -> None:
-        self.graph = graph
-        self.order = tuple(free)
-        self.free = frozenset(free)
-        self.wanted = wanted
-        last: dict[Value, int] = {}
-        for place, node in enumerate(graph.nodes):
-            for value in (*node.outputs, *node.inputs):
-                last[value] = place
-        self.settles: dict[int, list[Value]] = {}
-        self._pairs: dict[Value, Value] = {}
-        for i, value in enumerate(graph.outputs):
-            if i in wanted:
-                self._pairs.setdefault(value, self.order[wanted[i]])
-            if value in last:
-                self.settles.setdefault(last[value], []).append(value)
-        for value, source in self._pairs.items():
-            if value in last:
-                last[source] = max(last.get(source, -1), last[value])
-        self.dies: dict[int, list[Value]] = {}
-        for value, place in last.items():
-            self.dies.setdefault(place, []).append(value)
-
-    def wanted_of(self, value: Value, live: Mapping[Value, Have]) -> Placement:
-        source = self._pairs.get(value)
-        if source is None:
-            return REPLICATED
-        return live.get(source, (REPLICATED,))[0]
