@@ -48,13 +48,14 @@ class Shard:
 
     Args:
         target: with its mesh; without one, statements of placements are dropped.
-        held: seconds that a byte of a weight is worth which a rank need not hold.
+        held: seconds that a byte of a weight is worth which a rank need not hold; by default much,
+            and nothing where the mesh's goal is time.
         states: numbers of an input and the result that it is at the next call, such as a cache:
             they may lie on the mesh in any one way, as no call needs them whole.
     """
 
     target: Target | None = None
-    held: float = HELD
+    held: float | None = None
     states: tuple[tuple[int, int], ...] = ()
     name: str = _NAME
     contract: str = "tolerance"
@@ -69,7 +70,10 @@ class Shard:
             return graph
         written, graph = graph, cut_products(graph, fixed_values(graph), self.name)
         weights = sum(node.output.type.nbytes for _, node in graph.walk() if node.op == "constant")
-        search = Search(graph, Costs(target, self.held, weights), fixed_values(graph))
+        held = self.held
+        if held is None:
+            held = HELD if target.mesh.goal == "memory" else 0.0
+        search = Search(graph, Costs(target, held, weights), fixed_values(graph))
         free = [graph.inputs[i] for i, _ in self.states]
         chosen = search.assign(graph, free, {j: n for n, (_, j) in enumerate(self.states)})
         spread = Spreading(graph, chosen, search, self.name)

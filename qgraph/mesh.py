@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .errors import InputError
 
@@ -35,6 +35,8 @@ LINKS = {
 }
 """By back end of `mx.distributed`."""
 
+Goal = Literal["memory", "time"]
+
 FEW_ROWS = 8
 """Up to which a product and what follows it are one kernel on GPUs."""
 
@@ -51,9 +53,11 @@ class Mesh:
         rank: which one this process is; None where one process runs all.
         backend: of `mx.distributed`, for the cost of collectives.
         group: what MLX's collectives are given.
+        goal: "memory": no rank holds a weight of which it can hold a part; "time": a weight is
+            split only where that should be faster.
 
     Raises:
-        InputError: a size below 1, or an unknown back end.
+        InputError: a size below 1, an unknown back end, or another goal.
 
     >>> import mlx.core as mx
     >>> Mesh(4)
@@ -66,6 +70,7 @@ class Mesh:
     rank: int | None = None
     backend: str = "ring"
     group: Any = field(default=None, compare=False)
+    goal: Goal = "memory"
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -73,16 +78,19 @@ class Mesh:
         if self.backend not in LINKS:
             known = ", ".join(LINKS)
             raise InputError(f"no back end {self.backend!r} for a mesh", hint=f"one of {known}")
+        if self.goal not in get_args(Goal):
+            raise InputError(f"a mesh for {self.goal!r}", hint="its goal is 'memory' or 'time'")
 
     @staticmethod
-    def of(group: Any, backend: str = "") -> Mesh:
+    def of(group: Any, backend: str = "", goal: Goal = "memory") -> Mesh:
         """The mesh of an MLX group, of which this process is one rank.
 
         Args:
             group: what `mx.distributed.init()` gave.
             backend: of that group; by default the one whose variables the launcher has set.
+            goal: as the mesh's.
         """
-        return Mesh(group.size(), group.rank(), backend or launched_backend(), group)
+        return Mesh(group.size(), group.rank(), backend or launched_backend(), group, goal)
 
     @property
     def in_one_process(self) -> bool:

@@ -236,6 +236,15 @@ def test_softmax_where_a_rank_has_nothing_of_it() -> None:
     agrees(small, 8, x)
 
 
+def test_where_time_counts_a_weight_is_split_only_if_that_is_faster() -> None:
+    """A sum of a row takes longer than a small layer, and less than half of a large one."""
+    for hidden, count in ((128, 0), (1 << 16, 1)):
+        up, down = mx.zeros((hidden, 1024)), mx.zeros((1024, hidden))
+        graph = traced(lambda x, a=up, b=down: qg.exp(x @ a.T) @ b.T, mx.zeros((1, 1024)))
+        mesh = qg.Mesh(2, goal="time")
+        assert talks(Shard(on_mesh(as_target("cpu"), mesh))(graph))["all_sum"] == count
+
+
 def test_ties_go_to_the_first() -> None:
     same = traced(lambda x: qg.argmax(qg.tensor(x) @ mx.ones((64, 40)), axis=-1), mx.ones((2, 64)))
     agrees(same, 4, mx.ones((2, 64)))

@@ -119,6 +119,8 @@ def test_a_model_on_a_mesh_in_one_process() -> None:
 def test_meshes_say_what_is_wrong() -> None:
     with pytest.raises(qg.errors.InputError, match="a mesh of 0"):
         qg.Mesh(0)
+    with pytest.raises(qg.errors.InputError, match="a mesh for 'fun'"):
+        qg.Mesh(2, goal="fun")  # type: ignore[arg-type]
     with pytest.raises(qg.errors.InputError, match="no back end 'udp'"):
         qg.Mesh(2, backend="udp")
     assert qg.Mesh.of(mx.distributed.init()).rank == 0

@@ -73,7 +73,7 @@ class Costs:
     def holding(self, value: Value, placement: Placement) -> float:
         """What it is worth not to hold so much of a weight."""
         cheap = placement.kind == "split" or value.type.nbytes < self.small
-        price = PADDED if cheap else self.held
+        price = min(PADDED, self.held) if cheap else self.held
         return price * local_type(value.type, placement).nbytes
 
     def convert(
