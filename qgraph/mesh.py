@@ -26,7 +26,7 @@ class Link:
 
 LINKS = {
     # all_sum of some KB between two processes of one machine, and of 8 KB between two H100s: 31 to
-    # 44 µs as a launch, at most 16 in a region (docs/decisions).
+    # 44 µs as a launch, at most 16 in a region (decision 0029).
     "ring": Link(220e-6, 1e9),
     "nccl": Link(40e-6, 150e9, within=16e-6),
     # Never measured: Thunderbolt 5 by its data sheet; MPI as TCP.
