@@ -150,7 +150,7 @@ inline bool launch(void (*what)(), Index grid, int threads, int together = 1,
     }
     int left = count;
     for (long turns = 0; left > 0; turns++) {
-      if (turns > (together > 1 ? 40000 : 1000000)) return false;
+      if (turns > (together > 1 ? 12000 : 1000000)) return false;
       left = 0;
       for (int i = 0; i < count; i++) {
         me = backwards ? count - 1 - i : i;
