@@ -108,7 +108,8 @@ def imported(rates: Rates) -> Row:
     from qgraph.examples import smollm2_files as files
 
     found = files.load()
-    fast = qg.lm.accelerate(files.mlx_lm_model(found.weights, found.config))
+    theirs = files.mlx_lm_model(found.weights, found.config)
+    fast = qg.lm.accelerate(theirs, background=False)  # programs are waited for
     cache = make_prompt_cache(fast)
     mx.eval(fast(mx.array([[5, 6, 7]]), cache=cache))
 
@@ -123,12 +124,6 @@ def imported(rates: Rates) -> Row:
     plain = files.mlx_lm_model(found.weights, found.config)
     other = make_prompt_cache(plain)
     mx.eval(plain(mx.array([[5, 6, 7]]), cache=other))
-    run = step(fast, cache)
-    from qgraph.lm.background import settled
-
-    for _ in range(2):  # its programs are made in the background
-        run()
-        settled()
     nbytes = sum(int(w.nbytes) for w in found.weights.values())
-    runs = {"qgraph": run, "MLX": step(plain, other)}
+    runs = {"qgraph": step(fast, cache), "MLX": step(plain, other)}
     return Row("SmolLM2 of mlx-lm, a step", runs, nbytes / rates.copy)
