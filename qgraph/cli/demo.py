@@ -208,6 +208,7 @@ def table(rows: Sequence[Row]) -> Table:
     result = Table(
         title="decoding the same tokens",
         title_justify="left",
+        pad_edge=False,  # a terminal of 80 columns has room for it then
         caption="phases: of the native call that a token is made in, a barrier after each",
         caption_justify="left",
     )
