@@ -37,6 +37,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from qgraph.analysis.changes import behind_views, readers
 from qgraph.ir.graph import Graph, Node, Value, is_constant
 from qgraph.ir.kinds import SAME_ELEMENTS
 
@@ -146,25 +147,19 @@ class _Walk:
         found[summed] = columns
         if not np.array_equal(self.multiplied.setdefault(weight, found), found):
             raise Refused(f"{node.op} reads a weight again in another order", node)
-        if sum(_source(v) is weight for v in node.inputs) > 1:
+        if sum(behind_views(v) is weight for v in node.inputs) > 1:
             raise Refused(f"{node.op} reads its weight twice", node)
         self.ends.add(node)
 
     def check_readers(self) -> None:
         """Nothing but the products that end channels may read the weights that take factors."""
         for weight in self.multiplied:
-            pending = [weight]
-            while pending:
-                value = pending.pop()
-                for node in self.graph.users.get(value, ()):
-                    if node in self.ends:
-                        continue
-                    if node.op not in SAME_ELEMENTS:
-                        name = weight.node.args["name"] or "a constant"
-                        raise Refused(f"{node.op} reads {name} too", node)
-                    pending.append(node.output)
-                if value in self.graph.outputs:
-                    raise Refused("a weight is a result of the graph")
+            for node in readers(self.graph, weight):
+                if node not in self.ends:
+                    name = weight.node.args["name"] or "a constant"
+                    raise Refused(f"{node.op} reads {name} too", node)
+        if any(behind_views(value) in self.multiplied for value in self.graph.outputs):
+            raise Refused("a weight is a result of the graph")
 
 
 def _only(walk: _Walk, node: Node, *names: str) -> str:
@@ -179,12 +174,6 @@ def _varies(ids: Ids, *axes: int) -> bool:
     """Do ids differ along some of these axes?"""
     moving = [a % ids.ndim for a in axes if ids.strides[a] and ids.shape[a] > 1]
     return any(bool((ids != np.take(ids, [0], axis)).any()) for axis in moving)
-
-
-def _source(value: Value) -> Value:
-    while value.node.op in SAME_ELEMENTS:
-        value = value.node.inputs[0]
-    return value
 
 
 def _view(walk: _Walk, node: Node) -> Ids:
@@ -275,7 +264,7 @@ def _product(walk: _Walk, node: Node) -> Ids | None:
         walk.end(node, node.operand("b"), a[(0,) * (a.ndim - 1)])
         return None
     b = node.operand("b")
-    if _source(b) not in walk.divided:
+    if behind_views(b) not in walk.divided:
         raise Refused(f"{node.op} multiplies two values that change from call to call", node)
     ids = walk.ids[b]
     if _varies(ids, *range(ids.ndim - 1)):
