@@ -26,11 +26,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qgraph.analysis.changes import fixed_values
+from qgraph.analysis.meshes import is_collective
 from qgraph.analysis.placements.costs import HELD, Costs
 from qgraph.analysis.placements.search import Search, is_weight
 from qgraph.ir.graph import Graph, Node, Value, is_constant
 from qgraph.ir.loops import outermost
-from qgraph.ir.ops import OPS
 from qgraph.rewrite.ledger import Entry, record, weight_name
 from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.target import Target, as_target
@@ -64,7 +64,7 @@ class Shard:
         target = as_target(self.target)
         if target.mesh is None or target.mesh.size == 1:
             return rewrite_each(graph, _without_statement, self.name)
-        if any(node.op in OPS and OPS[node.op].kind == "collective" for _, node in graph.walk()):
+        if any(is_collective(node) for _, node in graph.walk()):
             what = f"graph {graph.name}"
             record(Entry(_NAME, "kept", what, reason="it has collectives of its own"))
             return graph

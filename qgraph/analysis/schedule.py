@@ -19,6 +19,7 @@ from ..ir.ops import OPS
 from ..kernels.chosen import runs_on_host
 from ..target import Target
 from .estimate import estimate
+from .meshes import is_collective
 from .problems import product_estimate
 
 COPY_BANDWIDTH = {"cpu": 20e9, "metal": 200e9, "cuda": 2000e9}
@@ -81,7 +82,7 @@ class Durations:
                 return max(bodies)
             count = turns(node)
             return sum(bodies) * (1 if count is None else count)
-        if node.op in OPS and OPS[node.op].kind == "collective" and self.target.mesh is not None:
+        if is_collective(node) and self.target.mesh is not None:
             name = node.op.partition(".")[2]
             size = max(v.type.nbytes for v in (*node.inputs, *node.outputs))
             rows = node.output.type.rows if node.inputs and _is_product(node.inputs[0]) else None

@@ -61,8 +61,10 @@ class Executable:
             note_parts(graph)
         self.graph = graph = for_mesh(graph, target.mesh)
         self.target = target
-        group = None if target.mesh is None else target.mesh.group
-        peers = connect(target.mesh) if _has_sums(graph) else None
+        group = peers = None
+        if target.mesh is not None:
+            group = target.mesh.group
+            peers = connect(target.mesh) if _has_sums(graph) else None
         self.streams = Streams(device, group, peers)
         self.on_device = _device_context(device)
         with self.on_device():

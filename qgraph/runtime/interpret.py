@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..analysis.meshes import is_collective
 from ..ir.graph import Graph, Node, Value, map_values
 from ..ir.loops import CONTROL_FLOW, LOOPS, REGION, bodies, carry_out, turns
 from ..ir.op import Op
@@ -126,7 +127,7 @@ class Interpreter:
             self._unroll(node, env)
             return
         counters, last = self.order
-        if talks := any(OPS[n.op].kind == "collective" for n in body.nodes):
+        if talks := any(map(is_collective, body.nodes)):
             last = self._after_the_last_collective(last)
         given = [env[v] for v in node.args["invariants"]]
         results, last = grid(given, counters, last)

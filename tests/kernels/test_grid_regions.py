@@ -177,6 +177,16 @@ FAULTS = {
 }
 
 
+def planted(before: str, after: str) -> Callable[[str], str]:
+    """What puts a fault into a source, which must have the place for it."""
+
+    def change(text: str) -> str:
+        assert before in text
+        return text.replace(before, after)
+
+    return change
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
     """In one of the orders: a number that is none, one that is wrong, a wait without an end."""
@@ -184,12 +194,7 @@ def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
     (region,) = regions(plan.graph)
     arrays = given(plan.graph, region, inputs)
 
-    def planted(text: str) -> str:
-        before, after = FAULTS[fault]
-        assert before in text
-        return text.replace(before, after)
-
-    native = OnCpu(region.bodies[0], tmp_path, BLOCKS, planted)
+    native = OnCpu(region.bodies[0], tmp_path, BLOCKS, planted(*FAULTS[fault]))
     caught = False
     for order in ORDERS:
         results = native(arrays, **order)
@@ -240,13 +245,7 @@ FAULTS_OF_MESHES = {
 
 @pytest.mark.parametrize("fault", FAULTS_OF_MESHES)
 def test_faults_on_meshes_are_caught(fault: str, tmp_path: Path) -> None:
-    before, after = FAULTS_OF_MESHES[fault]
-
-    def planted(text: str) -> str:
-        assert before in text
-        return text.replace(before, after)
-
-    native, arrays, wanted = on_mesh(2, tmp_path, planted)
+    native, arrays, wanted = on_mesh(2, tmp_path, planted(*FAULTS_OF_MESHES[fault]))
     found = [native.on_ranks(arrays, **order) for order in ORDERS]
     assert not all(
         results is not None and max(map(error, results[0], wanted)) < 0.02 for results in found

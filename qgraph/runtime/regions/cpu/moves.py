@@ -13,8 +13,8 @@ from ....ir.ops import setting
 from ..arrays import Array, row_major
 from ..unknown import Unknown
 from .chains import Chain
-from .patterns import TakenRows, is_plain_dequantize
-from .products import MODES, packing
+from .patterns import TakenRows, is_plain_dequantize, packing
+from .products import MODES
 from .refs import fill, h, ref
 from .translate import PATTERNS, Translator, kind
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from ....ir.graph import Graph, Node, Value
 from ....ir.ops import setting
 from ....kernels.cpu.region import multiplies_bytes
+from ....quantization.modes import MODES
 from .activations import activation
 
 ABSORBED: Final = "absorbed"
@@ -105,7 +106,7 @@ def _rounding(node: Node, body: Graph, uses: Mapping[Value, int]) -> Node | None
     products of packed weights that know such rows."""
     made = node.operand("w").node
     settings = ("affine", 8, 32)
-    if made.op != "quantize" or any(_packing(each) != settings for each in (node, made)):
+    if made.op != "quantize" or any(packing(each) != settings for each in (node, made)):
         return None
     parts, readers = made.outputs, body.users.get(node.output, ())
     alone = node.inputs == parts and all(uses.get(part) == 1 for part in parts)
@@ -114,14 +115,17 @@ def _rounding(node: Node, body: Graph, uses: Mapping[Value, int]) -> Node | None
         and reader.operand("x") is node.output
         and reader.operand("w").ndim == 2
         and setting(reader, "transpose")
-        and _packing(reader)[:2] in (("affine", 4), ("affine", 8))
+        and packing(reader)[:2] in (("affine", 4), ("affine", 8))
         for reader in readers
     )
     return made if alone and known and multiplies_bytes() else None
 
 
-def _packing(node: Node) -> tuple[Any, ...]:
-    return setting(node, "mode"), setting(node, "bits"), setting(node, "group_size")
+def packing(node: Node) -> tuple[str, int, int]:
+    """Mode, bits and group size of a node's packed weight, the mode's own where none are given."""
+    mode = MODES[setting(node, "mode")]
+    bits, group = setting(node, "bits"), setting(node, "group_size")
+    return mode.name, bits or mode.bits[0], group or mode.group_sizes[0]
 
 
 def _is_plain(node: Node) -> bool:

@@ -12,20 +12,11 @@ from ....ir.graph import Node, Value
 from ....ir.ops import setting
 from ..arrays import Array, merged, row_major
 from ..unknown import Unknown
-from .patterns import Followed
+from .patterns import Followed, packing
 from .refs import FLOATS, fill, h, ref
 from .translate import PATTERNS, Translator, kind
 
 MODES = {"affine": h.AFFINE, "mxfp4": h.MXFP4, "mxfp8": h.MXFP8, "nvfp4": h.NVFP4}
-_GROUPS = {"affine": 64, "mxfp4": 32, "mxfp8": 32, "nvfp4": 16}
-_BITS = {"affine": 4, "mxfp4": 4, "mxfp8": 8, "nvfp4": 4}
-
-
-def packing(node: Node) -> tuple[str, int, int]:
-    """Mode, bits and group size of a node's packed weight."""
-    mode = setting(node, "mode")
-    bits, group = setting(node, "bits"), setting(node, "group_size")
-    return mode, bits or _BITS[mode], group or _GROUPS[mode]
 
 
 def left_operand(t: Translator, value: Value, node: Node) -> Array:

@@ -13,8 +13,7 @@ from ....tracing.functions import FUNCTIONS
 from ....tracing.trace import trace
 from ....types import Spec, TensorType
 from ..unknown import Unknown
-from .patterns import Rounded
-from .products import packing
+from .patterns import Rounded, packing
 from .translate import PATTERNS, Translator, kind
 
 ops = SimpleNamespace(**FUNCTIONS)
