@@ -22,7 +22,7 @@ from rich.table import Table
 import qgraph as qg
 from benchmarks.lm_models import MODELS, build
 from benchmarks.machine import describe, save
-from qgraph.lm.background import settled
+from qgraph.lm.programs.background import settled
 from qgraph.target import as_target
 
 

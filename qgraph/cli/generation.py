@@ -29,7 +29,7 @@ Ranks = Annotated[
 def _run(context: typer.Context, report: bool, html: Path | None, ranks: int) -> None:
     """Run a command of mlx-lm's, here or in so many processes."""
     from ..lm import commands
-    from ..lm.background import settled
+    from ..lm.programs.background import settled
 
     name = context.info_name or ""
     if ranks > 1:

@@ -14,7 +14,7 @@ from ..mesh import Mesh
 from ..quantization.config import Quantize
 from ..target import Target, as_target, on_mesh
 from .acceleration import Acceleration
-from .programs import Maker
+from .programs.maker import Maker
 
 
 def accelerate(

@@ -14,19 +14,19 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..runtime.packing import PackCache
-from .background import Library, Then
-from .caches import Caches
-from .check import Check
-from .form import Form, types_of
-from .numbers import Numbers, Pool
+from .caches.numbers import Numbers, Pool
+from .caches.of_call import Caches
 from .overrides import overrides_of
-from .pieces import sizes_for
-from .programs import Maker, Program
+from .programs.background import Library, Then
+from .programs.check import Check
+from .programs.form import Form, types_of
+from .programs.maker import Maker, Program
+from .programs.pieces import sizes_for
+from .programs.run import first_run, run
+from .programs.store import Store
+from .programs.weights import Watch
 from .ranks import Ranks
 from .report import Report
-from .run import first_run, run
-from .store import Store
-from .weights import Watch
 
 AHEAD = 64
 """So many tokens before a buffer is full the program for the next one is begun."""

@@ -13,9 +13,9 @@ from ..compiler.pipeline import optimize
 from ..errors import InputError
 from ..origin import NOWHERE
 from .accelerate import accelerate
-from .background import settled
 from .launch import as_one, launched
 from .load import load
+from .programs.background import settled
 
 COMMANDS = {"generate": "generate", "chat": "chat", "serve": "server"}
 """Names of qgraph's commands, and of mlx-lm's modules that hold them."""

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.ssm import compute_dt
 
-from .call import Call
+from .programs.call import Call
 
 Patches = Callable[[ModuleType, Any, Call, Sequence[Any]], list[tuple[Any, str, Any]]]
 """What stands for which attribute in a trace, of a module of mlx-lm, the model that is traced (a

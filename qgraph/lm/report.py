@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ..runtime.packing import PackCache, whole
-from .programs import Program
+from .programs.maker import Program
 
 MIB = 2**20
 

@@ -22,9 +22,9 @@ import qgraph as qg
 from qgraph.cli import app
 from qgraph.examples import checkpoint
 from qgraph.examples import smollm2_files as files
-from qgraph.lm.background import settled
-from qgraph.lm.check import Check
-from qgraph.lm.compare import Difference
+from qgraph.lm.programs.background import settled
+from qgraph.lm.programs.check import Check
+from qgraph.lm.programs.compare import Difference
 
 pytest.importorskip("mlx_lm.models.cache")
 pytest.importorskip("transformers")
@@ -332,7 +332,7 @@ def test_what_runs_without_a_program_says_so_once(load: Load) -> None:
 
 
 def test_a_program_that_is_wrong_is_not_used(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qgraph.lm.call import Call
+    from qgraph.lm.programs.call import Call
 
     model, fast = both(load)
     expected = tokens(model)

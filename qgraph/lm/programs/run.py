@@ -7,13 +7,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..runtime.executable import Executable
-from .caches import Caches
+from ...runtime.executable import Executable
+from ..caches.numbers import Numbers, Pool
+from ..caches.of_call import Caches
 from .call import Step
 from .check import Check
 from .form import Form
-from .numbers import Numbers, Pool
-from .programs import Program
+from .maker import Program
 
 
 def run(

@@ -7,10 +7,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from .call import Step
-from .form import types_of
+from ..programs.call import Step
+from ..programs.form import types_of
 from .kind import Kind
-from .kinds import kind_of
+from .table import kind_of
 
 
 class Caches:

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import dynamic_roll
 
-from .call import Call, Step
+from ..programs.call import Call, Step
 from .filled import FilledKind
 from .kind import Numbers, is_rounded, rounded, same_length, without_padding
 from .ring import BatchRotatingView, RotatingView

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from .form import Form
-from .programs import Program
+from .maker import Program
 
 Then = Callable[[Program], Any]
 """What is done with a program before anybody gets it: it is tried and compared."""
@@ -20,7 +20,7 @@ Then = Callable[[Program], Any]
 class Library:
     """The programs of a model by form.
 
-    >>> from qgraph.lm.form import Form
+    >>> from qgraph.lm.programs.form import Form
     >>> form = Form(1, 1, False, (), (), (), ())
     >>> library = Library(lambda form: Program(form, reason="an example"))
     >>> library.prepare([(form, lambda program: None)])

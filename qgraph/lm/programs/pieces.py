@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..target import Target
+from ...target import Target
 
 
 @dataclass(frozen=True)

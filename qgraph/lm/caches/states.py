@@ -8,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache, CacheList
 
-from .call import Call, Step
+from ..programs.call import Call, Step
+from ..programs.pieces import ON_CPU
 from .kind import Kind, Numbers
-from .pieces import ON_CPU
 
 _MORE = ("left_padding", "lengths")
 

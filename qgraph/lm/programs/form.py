@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .kind import Kind
+from ..caches.kind import Kind
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,19 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..compiler.pipeline import Tune, optimize
-from ..compiler.plan import Plan
-from ..errors import QGraphError
-from ..importer import from_mlx
-from ..ir.graph import Graph
-from ..quantization.config import Quantize
-from ..runtime.executable import Executable
-from ..runtime.packing import PackCache, Release
-from ..target import Target
-from ..tracing.trace import sharing
+from ...compiler.pipeline import Tune, optimize
+from ...compiler.plan import Plan
+from ...errors import QGraphError
+from ...importer import from_mlx
+from ...ir.graph import Graph
+from ...quantization.config import Quantize
+from ...runtime.executable import Executable
+from ...runtime.packing import PackCache, Release
+from ...target import Target
+from ...tracing.trace import sharing
+from ..overrides import overrides_of, standing_in
 from .call import Call
 from .form import Form
-from .overrides import overrides_of, standing_in
 from .shadow import shadow
 from .store import Store
 

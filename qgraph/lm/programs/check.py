@@ -9,9 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..target import Target
+from ...target import Target
+from ..caches.kind import Kind
 from .compare import Difference, Result, compared, in_float32
-from .kind import Kind
 
 EDGE = 4
 """Tokens at the beginning of a piece that stand for all of it."""

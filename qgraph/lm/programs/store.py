@@ -22,13 +22,13 @@ import numpy as np
 import platformdirs
 from mlx.utils import tree_flatten
 
-from ..inspection.serialize import from_json, to_json
-from ..ir.graph import Graph, Node, Value, map_values
-from ..runtime import safetensors
-from ..runtime.packing import PackCache, Staged, whole
-from ..tracing.constants import constant_for
-from ..tracing.trace import sharing
-from ..types import type_of
+from ...inspection.serialize import from_json, to_json
+from ...ir.graph import Graph, Node, Value, map_values
+from ...runtime import safetensors
+from ...runtime.packing import PackCache, Staged, whole
+from ...tracing.constants import constant_for
+from ...tracing.trace import sharing
+from ...types import type_of
 from .form import Form
 
 SAMPLES = 4096
@@ -174,7 +174,7 @@ def _some(array: mx.array, count: int) -> mx.array:
 def _code() -> str:
     """Of the packages whose plans these are."""
     found = hashlib.sha256(f"mlx {version('mlx')} mlx-lm {version('mlx-lm')}".encode())
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     for path in sorted(root.rglob("*.*")):
         if path.suffix in (".py", ".cpp", ".hpp", ".cuh", ".json"):
             found.update(path.read_bytes())

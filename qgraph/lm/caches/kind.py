@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .call import Call, Step
+from ..programs.call import Call, Step
 
 LEAST = 256
 """Positions of the smallest buffer; mlx-lm's own grow by as many."""

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 from mlx_lm.models.cache import BatchKVCache, ChunkedKVCache, KVCache, QuantizedKVCache
 
-from .call import Call, Step
+from ..programs.call import Call, Step
 from .kind import Kind, Numbers, is_rounded, rounded, same_length, without_padding
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from .kind import Kind
+from ..caches.kind import Kind
 from .shadow import shadow
 
 TOLERANCE = 1e-3
