@@ -31,12 +31,12 @@ from qgraph.target import Target, as_target
 from qgraph.types import DTYPES, SHORT_NAMES
 
 MODES = {
-    "affine4": ("affine", 4, 64),
-    "affine8": ("affine", 8, 64),
+    **{f"affine{bits}": ("affine", bits, 64) for bits in (2, 3, 4, 5, 6, 8)},
     "mxfp4": ("mxfp4", 4, 32),
     "nvfp4": ("nvfp4", 4, 16),
     "mxfp8": ("mxfp8", 8, 32),
 }
+COMMON = "affine4,affine8,mxfp4,nvfp4,mxfp8"
 ROWS = [1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 2048]
 SIZES = {
     "cpu": ["576x576", "2048x2048", "4096x4096"],
@@ -234,7 +234,7 @@ def main(
     odd: Annotated[
         bool, typer.Option(help="add experts and sizes that are awkward for MLX")
     ] = False,
-    modes: str = ",".join(MODES),
+    modes: Annotated[str, typer.Option(help="of " + ", ".join(MODES))] = COMMON,
     dtypes: str = "f32",
     repeats: int = 5,
     limit: Annotated[float, typer.Option(help="seconds one call may take")] = 1.0,

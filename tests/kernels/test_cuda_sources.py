@@ -15,8 +15,8 @@ from qgraph.kernels.matmul.tiled_source import SOURCES
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 FORMS = {
-    "parts": "__nv_bfloat16, AFFINE, 3, 32, 70, 2, 1, 64, 128, 4, true",
-    "halves": "__half, NVFP4, 4, 16, 0, 2, 1, 256, 64, 5, false",
+    "parts": "Product<__nv_bfloat16, AFFINE, 3, 32, 2, 1, 64, 128, 4>, 70, true",
+    "halves": "Product<__half, NVFP4, 4, 16, 2, 1, 256, 64, 5>, 0, false",
 }
 KERNEL = """
 extern "C" __global__ void {name}(const {x}* x, const unsigned* w, const void* s, {y}* y, int m,
@@ -27,8 +27,8 @@ extern "C" __global__ void {name}(const {x}* x, const unsigned* w, const void* s
 GATHERED = """
 extern "C" __global__ void gathered(const __half* x, const unsigned* w, const void* s, const int* e,
                                     const unsigned* from, const unsigned* to, __half* y, int k) {
-  gathered_product<__half, MXFP8, 8, 32, 0, 2, 2, 16, 256, 5>(x, w, s, e, {from, to}, y, k, 1,
-                                                                9);
+  gathered_product<Product<__half, MXFP8, 8, 32, 2, 2, 16, 256, 5>, 0>(x, w, s, e, {from, to}, y,
+                                                                       k, 1, 9);
   take_rows<AFFINE, 6, 64>(w, s, e, nullptr, y, y, 5, k);
   group_rows(from, to, nullptr, nullptr, nullptr, k, 1, 9);
   add_parts<__half>(nullptr, y, 2, 3);
@@ -42,7 +42,8 @@ def products() -> dict[str, str]:
     for b in BLOCKS:
         numbers = (b.rows, b.split, b.columns, b.depth, b.stages)
         name = "_".join(map(str, ("cut", *numbers)))
-        cuts[name] = f"__nv_bfloat16, AFFINE, 4, 64, 0, {str(numbers)[1:-1]}, false"
+        cut = str(numbers)[1:-1]
+        cuts[name] = f"Product<__nv_bfloat16, AFFINE, 4, 64, {cut}>, 0, false"
     return cuts | FORMS
 
 
@@ -50,7 +51,7 @@ def source() -> str:
     text = cuda_source(*SOURCES)
     text += "using namespace qgraph::tiled;\n"
     for name, template in products().items():
-        x = template.split(",")[0]
+        x = template.removeprefix("Product<").split(",")[0]
         y = "float" if template.endswith("true") else x
         text += KERNEL.format(name=name, x=x, y=y, template=template)
     return text + GATHERED

@@ -135,7 +135,7 @@ template <typename T, typename Y, Mode MODE, int BITS, int GROUP, int N, int WN,
 void plain() {
   if (threadIdx.x == 0) forget();
   __syncthreads();
-  product<T, MODE, BITS, GROUP, N, WN, WK, COLUMNS, DEPTH, STAGES, sizeof(Y) == 4>(
+  product<Product<T, MODE, BITS, GROUP, WN, WK, COLUMNS, DEPTH, STAGES>, N, sizeof(Y) == 4>(
       static_cast<const T*>(given.x), given.w, given.scales, static_cast<Y*>(given.y), given.m,
       given.k, given.tiles);
 }
@@ -144,7 +144,7 @@ void experts() {
   if (threadIdx.x == 0) forget();
   __syncthreads();
   using T = __nv_bfloat16;
-  gathered_product<T, AFFINE, 8, 64, 70, 2, 2, 16, 256, 3>(
+  gathered_product<Product<T, AFFINE, 8, 64, 2, 2, 16, 256, 3>, 70>(
       static_cast<const T*>(given.x), given.w, given.scales, given.starts,
       {given.in_x, given.in_y}, static_cast<T*>(given.y), given.k, given.tiles, given.experts);
 }
@@ -153,7 +153,7 @@ void rows_of_experts() {
   if (threadIdx.x == 0) forget();
   __syncthreads();
   using T = __nv_bfloat16;
-  gathered_rows<T, AFFINE, 8, 64, 70, 2, 2, 16, 256, 3>(
+  gathered_rows<Product<T, AFFINE, 8, 64, 2, 2, 16, 256, 3>, 70>(
       static_cast<const T*>(given.x), given.w, given.scales, given.in_y, given.in_x,
       static_cast<T*>(given.y), given.k, given.tiles);
 }

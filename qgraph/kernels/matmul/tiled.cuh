@@ -25,9 +25,11 @@ struct Order {
 
 // WN and WK warpgroups along rows of W and along columns, COLUMNS rows of x, STAGES stages of
 // DEPTH columns.
-template <typename T, Mode MODE, int BITS, int GROUP, int WN, int WK, int COLUMNS,
-          int DEPTH, int STAGES>
+template <typename T, Mode MODE, int BITS, int GROUP, int WN, int WK, int COLUMNS, int DEPTH,
+          int STAGES>
 struct Product {
+  using Number = T;
+  static constexpr int rows_of_x = COLUMNS, tiles_down = WN, depth = DEPTH;
   static constexpr int THREADS = 128 * WN * WK;
   static constexpr int TILES = DEPTH / 64;  // of 64 columns, in a stage
   static constexpr int GROUPS = DEPTH < GROUP ? 1 : DEPTH / GROUP;
@@ -262,17 +264,15 @@ struct Product {
   }
 };
 
-// y = x W^T, or if PARTS as many parts of it as the grid has layers, in float32, one after the other.
-// N is the number of rows of W where they do not fill their tiles, else 0.
-template <typename T, Mode MODE, int BITS, int GROUP, int N, int WN, int WK, int COLUMNS, int DEPTH,
-          int STAGES, bool PARTS, typename Y>
-__device__ void product(const T* x, const unsigned* w, const void* scales, Y* y, int m, int k,
-                        int n_tiles) {
+// y = x W^T by a Product P, or if PARTS as many parts of it as the grid has layers, in float32, one
+// after the other.  N is the number of rows of W where they do not fill their tiles, else 0.
+template <typename P, int N, bool PARTS, typename Y>
+__device__ void product(const typename P::Number* x, const unsigned* w, const void* scales, Y* y,
+                        int m, int k, int n_tiles) {
   extern __shared__ __align__(1024) char stages[];
-  using P = Product<T, MODE, BITS, GROUP, WN, WK, COLUMNS, DEPTH, STAGES>;
-  const int n = N > 0 ? N : n_tiles * 64, all = (k + DEPTH - 1) / DEPTH;
+  const int n = N > 0 ? N : n_tiles * 64, all = (k + P::depth - 1) / P::depth;
   const int each = PARTS ? (all + gridDim.z - 1) / gridDim.z : all, part = PARTS ? blockIdx.z : 0;
-  const int row = blockIdx.x * COLUMNS, tile = blockIdx.y * WN;
+  const int row = blockIdx.x * P::rows_of_x, tile = blockIdx.y * P::tiles_down;
   P p{x, reinterpret_cast<const char*>(w), static_cast<const char*>(scales), k, n_tiles - tile,
       Place{row, m - row, size_t(tile)}, {}, reinterpret_cast<size_t>(x) % 16 == 0};
   p.run(stages, part * each, min(all, (part + 1) * each));

@@ -70,49 +70,40 @@ __device__ __forceinline__ Place portion(int block, const int* starts, int exper
 }
 
 // The rows at `place` by the matrix of their expert.
-template <typename T, Mode MODE, int BITS, int GROUP, int N, int WN, int WK, int COLUMNS,
-          int DEPTH,
-          int STAGES>
-__device__ __forceinline__ void by_expert(const T* x, const unsigned* w, const void* scales,
-                                          int expert, Place place, Order order, T* y, int k,
-                                          int n_tiles) {
+template <typename P, int N>
+__device__ __forceinline__ void by_expert(const typename P::Number* x, const unsigned* w,
+                                          const void* scales, int expert, Place place, Order order,
+                                          typename P::Number* y, int k, int n_tiles) {
   extern __shared__ __align__(1024) char stages[];
-  using P = Product<T, MODE, BITS, GROUP, WN, WK, COLUMNS, DEPTH, STAGES>;
-  const int tile = blockIdx.y * WN;
+  const int tile = blockIdx.y * P::tiles_down;
   place.tile = size_t(expert) * n_tiles + tile;
   P p{x, reinterpret_cast<const char*>(w), static_cast<const char*>(scales), k, n_tiles - tile,
       place, order, reinterpret_cast<size_t>(x) % 16 == 0};
-  p.run(stages, 0, (k + DEPTH - 1) / DEPTH);
+  p.run(stages, 0, (k + P::depth - 1) / P::depth);
   p.join(stages);
   p.template write<N % 2 == 0>(y, N > 0 ? N : n_tiles * 64);
 }
 
 // Rows of y = rows of x by the matrices of their experts; rows are in the order of experts, and
 // `order` says where they lie.
-template <typename T, Mode MODE, int BITS, int GROUP, int N, int WN, int WK, int COLUMNS,
-          int DEPTH,
-          int STAGES>
-__device__ void gathered_product(const T* x, const unsigned* w, const void* scales,
-                                 const int* starts, Order order, T* y, int k, int n_tiles,
-                                 int experts) {
+template <typename P, int N>
+__device__ void gathered_product(const typename P::Number* x, const unsigned* w,
+                                 const void* scales, const int* starts, Order order,
+                                 typename P::Number* y, int k, int n_tiles, int experts) {
   int expert = 0;
-  const Place place = portion<COLUMNS>(blockIdx.x, starts, experts, expert);
+  const Place place = portion<P::rows_of_x>(blockIdx.x, starts, experts, expert);
   if (place.rows <= 0) return;
-  by_expert<T, MODE, BITS, GROUP, N, WN, WK, COLUMNS, DEPTH, STAGES>(
-      x, w, scales, expert, place, order, y, k, n_tiles);
+  by_expert<P, N>(x, w, scales, expert, place, order, y, k, n_tiles);
 }
 
 // The same for few rows, each by blocks of its own: nothing needs to be grouped before.  Row i of
 // y is row in_x[i] of x by the matrix of expert rhs[i].
-template <typename T, Mode MODE, int BITS, int GROUP, int N, int WN, int WK, int COLUMNS,
-          int DEPTH,
-          int STAGES>
-__device__ void gathered_rows(const T* x, const unsigned* w, const void* scales,
-                              const unsigned* rhs, const unsigned* in_x, T* y, int k,
-                              int n_tiles) {
+template <typename P, int N>
+__device__ void gathered_rows(const typename P::Number* x, const unsigned* w, const void* scales,
+                              const unsigned* rhs, const unsigned* in_x, typename P::Number* y,
+                              int k, int n_tiles) {
   const Place place{static_cast<int>(blockIdx.x), 1, 0};
-  by_expert<T, MODE, BITS, GROUP, N, WN, WK, COLUMNS, DEPTH, STAGES>(
-      x, w, scales, rhs[blockIdx.x], place, {in_x, nullptr}, y, k, n_tiles);
+  by_expert<P, N>(x, w, scales, rhs[blockIdx.x], place, {in_x, nullptr}, y, k, n_tiles);
 }
 
 }  // namespace tiled

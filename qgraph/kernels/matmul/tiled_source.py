@@ -22,7 +22,10 @@ SOURCES = (
     )),
 )  # fmt: skip
 
-_ARGUMENTS = "T, qgraph::tiled::Mode(MODE), BITS, GROUP, N, WN, WK, COLUMNS, DEPTH, STAGES"
+_PRODUCT = (
+    "qgraph::tiled::Product<T, qgraph::tiled::Mode(MODE), BITS, GROUP, WN, WK, COLUMNS, DEPTH, "
+    "STAGES>, N"
+)
 
 
 def template(p: Problem, b: Block) -> list[tuple[str, Any]]:
@@ -43,7 +46,7 @@ def template(p: Problem, b: Block) -> list[tuple[str, Any]]:
 
 @cache
 def product(shared_memory: int) -> Any:
-    call = f"product<{_ARGUMENTS}, PARTS>(x, w, scales, y, x_shape[0], x_shape[1], w_shape[0])"
+    call = f"product<{_PRODUCT}, PARTS>(x, w, scales, y, x_shape[0], x_shape[1], w_shape[0])"
     return _kernel("tiled", ["x", "w", "scales"], ["y"], call, shared_memory)
 
 
@@ -57,7 +60,7 @@ def add_parts() -> Any:
 def gathered_product(shared_memory: int) -> Any:
     inputs = ["x", "w", "scales", "starts", "in_x", "in_y"]
     call = (
-        f"gathered_product<{_ARGUMENTS}>(x, w, scales, starts, {{in_x, in_y}}, y, x_shape[1], "
+        f"gathered_product<{_PRODUCT}>(x, w, scales, starts, {{in_x, in_y}}, y, x_shape[1], "
         "w_shape[1], w_shape[0])"
     )
     return _kernel("tiled_gather", inputs, ["y"], call, shared_memory)
@@ -65,7 +68,7 @@ def gathered_product(shared_memory: int) -> Any:
 
 @cache
 def gathered_rows(shared_memory: int) -> Any:
-    call = f"gathered_rows<{_ARGUMENTS}>(x, w, scales, rhs, in_x, y, x_shape[1], w_shape[1])"
+    call = f"gathered_rows<{_PRODUCT}>(x, w, scales, rhs, in_x, y, x_shape[1], w_shape[1])"
     inputs = ["x", "w", "scales", "rhs", "in_x"]
     return _kernel("tiled_gather_rows", inputs, ["y"], call, shared_memory)
 
