@@ -46,7 +46,7 @@ from qgraph.kernels import Problem, candidates, kernel, plain
 from qgraph.kernels.base import HALF
 from qgraph.kernels.choice.tuner import Choice, choose
 from qgraph.kernels.cuda.arch import capability
-from qgraph.kernels.matmul.tiled import Tiled
+from qgraph.kernels.matmul.tiled.product import Tiled
 from qgraph.kernels.progress import progress
 from qgraph.rewrite.ledger import Entry, record
 from qgraph.rewrite.rewriter import Visit, rewrite

@@ -29,9 +29,9 @@ from .matmul.plain import Plain
 from .matmul.sharded import Sharded
 from .matmul.simd import Simd
 from .matmul.tensor_cores import TensorCores
-from .matmul.tiled import Tiled
-from .matmul.tiled_gather import TiledGather
-from .matmul.untiled import Untiled, UntiledGather
+from .matmul.tiled.experts import TiledGather
+from .matmul.tiled.product import Tiled
+from .matmul.tiled.untiled import Untiled, UntiledGather
 
 KERNELS: tuple[type[Kernel], ...] = (
     Plain,

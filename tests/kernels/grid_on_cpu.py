@@ -24,7 +24,7 @@ ROOM = Path(qgraph.__file__).parent / "kernels"
 
 MAIN = """
 #include "grid_on_cpu.hpp"
-#include "{room}/matmul/tiled_formats.cuh"
+#include "{room}/matmul/tiled/formats.cuh"
 {phases}
 #include "{room}/attention/decode_attention.cuh"
 #include "{room}/attention/cached_attention.cuh"

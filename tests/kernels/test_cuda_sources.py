@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qgraph.kernels.cuda.source import cuda_source
-from qgraph.kernels.matmul.tiled_blocks import BLOCKS
-from qgraph.kernels.matmul.tiled_source import SOURCES
+from qgraph.kernels.matmul.tiled.blocks import BLOCKS
+from qgraph.kernels.matmul.tiled.source import SOURCES
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 

@@ -17,8 +17,8 @@ from qgraph.compiler.pipeline import default_passes
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.loops import REGION
 from qgraph.kernels.choice.tuner import Choice
-from qgraph.kernels.matmul.tiled import Tiled
-from qgraph.kernels.matmul.untiled import Untiled
+from qgraph.kernels.matmul.tiled.product import Tiled
+from qgraph.kernels.matmul.tiled.untiled import Untiled
 from qgraph.kernels.streams import Streams
 from qgraph.passes import ChooseKernel, FormGridRegions
 from qgraph.runtime.interpret import Interpreter

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qgraph.kernels.matmul.tile_layout import (
+from qgraph.kernels.matmul.tiled.layout import (
     PLANES,
     packed_rows,
     scales_of,

@@ -13,7 +13,7 @@ import qgraph as qg
 from qgraph.kernels import Problem, kernel
 from qgraph.kernels.choice.measuring import random_operands
 from qgraph.kernels.choice.tuner import Choice
-from qgraph.kernels.matmul.tiled_blocks import BLOCKS, block
+from qgraph.kernels.matmul.tiled.blocks import BLOCKS, block
 from qgraph.kernels.streams import Streams
 from qgraph.passes import ChooseKernel, HoistQuantize, choose_kernel
 from qgraph.target import Target

@@ -16,7 +16,7 @@ import pytest
 
 from qgraph.kernels import Problem, kernel
 from qgraph.kernels.choice.measuring import random_operands
-from qgraph.kernels.matmul import tiled_source
+from qgraph.kernels.matmul.tiled import source as tiled_source
 from qgraph.kernels.streams import Streams
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

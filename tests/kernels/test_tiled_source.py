@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import qgraph
-from qgraph.kernels.matmul.tile_layout import tiled_scales, tiled_weight
+from qgraph.kernels.matmul.tiled.layout import tiled_scales, tiled_weight
 from tests.support.arrays import to_numpy
 from tests.support.compiler import needs_compiler
 
 pytestmark = needs_compiler
 HERE = Path(__file__).parent
-ROOM = Path(qgraph.__file__).parent / "kernels" / "matmul"
+ROOM = Path(qgraph.__file__).parent / "kernels" / "matmul" / "tiled"
 
 
 class Given(ctypes.Structure):

@@ -1,4 +1,4 @@
-// `tiled.cuh` by a CPU: what `tiled_instructions.cuh` asks of a GPU is done here as the PTX ISA says.
+// `product.cuh` of `tiled` by a CPU: what `instructions.cuh` asks of a GPU is done here as the PTX ISA says.
 //
 // Copies are made at once or when they are waited for, as `late` says, and products when they are
 // waited for: a slot that is filled too early or read too early gives wrong numbers in one way or
@@ -111,10 +111,10 @@ void wait_for_copies() {
 }  // namespace tiled
 }  // namespace qgraph
 
-#include "tiled_formats.cuh"
-#include "tiled.cuh"
-#include "tiled_experts.cuh"
-#include "tiled_rows.cuh"
+#include "formats.cuh"
+#include "product.cuh"
+#include "experts.cuh"
+#include "rows.cuh"
 
 namespace {
 

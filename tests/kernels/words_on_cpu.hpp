@@ -1,4 +1,4 @@
-// Vectors of CUDA, and two 16-bit floats in a word as `tiled_instructions.cuh` has them, on a CPU.
+// Vectors of CUDA, and two 16-bit floats in a word as `tiled/instructions.cuh` has them, on a CPU.
 
 #pragma once
 

@@ -12,8 +12,8 @@ import qgraph as qg
 from qgraph.kernels import Problem, kernel
 from qgraph.kernels.choice.tuner import Choice
 from qgraph.kernels.cpu.library import missing
-from qgraph.kernels.matmul.tiled import Tiled
-from qgraph.kernels.matmul.untiled import Untiled
+from qgraph.kernels.matmul.tiled.product import Tiled
+from qgraph.kernels.matmul.tiled.untiled import Untiled
 from qgraph.passes import (
     ChooseKernel,
     EliminateCommonSubexpressions,

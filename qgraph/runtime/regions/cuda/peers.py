@@ -29,7 +29,7 @@ HEADER = 4096
 HALF = 4 << 20
 """Bytes that one launch may take; the next takes the other half."""
 
-PARTS = ("cuda/words", "matmul/tiled_instructions", "matmul/tiled_formats", "cuda/grid",
+PARTS = ("cuda/words", "matmul/tiled/instructions", "matmul/tiled/formats", "cuda/grid",
          "cuda/phases", "cuda/peers")  # fmt: skip
 """What kernels with such sums include."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from ....kernels.cuda.arch import shared_memory
-from ....kernels.matmul.tiled_source import MODES
+from ....kernels.matmul.tiled.source import MODES
 from ..unknown import Unknown
 from .attention import WARPS, Attention
 from .expressions import (

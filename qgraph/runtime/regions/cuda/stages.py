@@ -16,7 +16,7 @@ import mlx.core as mx
 from ....ir.graph import Graph, Node, Value, is_scalar
 from ....ir.ops import setting
 from ....kernels.base import HALF, Problem
-from ....kernels.matmul.tiled import Tiled
+from ....kernels.matmul.tiled.product import Tiled
 from ..unknown import Unknown
 from .attention import ARRAYS, OP, OUTPUTS, Attention, check, cut_of
 from .expressions import (

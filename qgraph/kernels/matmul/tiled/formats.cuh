@@ -1,4 +1,4 @@
-// Words of a quantized weight in tiles (tile_layout.py) as 16-bit floats, in registers.
+// Words of a quantized weight in tiles (layout.py) as 16-bit floats, in registers.
 //
 // Bits become floats without conversions, and one fused multiply-add by scale and bias rounds them
 // once.  A bfloat16 whose bits are an integer q up to 255 is q 2^-133, below and at the smallest

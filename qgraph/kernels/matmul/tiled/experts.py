@@ -1,7 +1,7 @@
 """`group+tiled`: products by experts as `tiled` does them, all experts in one launch.
 
 Rows are sorted by expert on the GPU, and each is read and written where it lies; few rows, such as
-those of one token, have blocks of their own.  The source is `tiled_experts.cuh`.
+those of one token, have blocks of their own.  The source is `experts.cuh`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from functools import cache
 
 import mlx.core as mx
 
-from ..base import Machine, Packed, Problem, Streams
-from ..cuda.arch import capability
-from .gather import Gather, Indices, broadcast_indices
-from .tiled import CONTRACT, Tiled
-from .tiled_blocks import READ, START_US, Block, block, microseconds, tiles
-from .tiled_source import gathered_product, gathered_rows, group_rows, template
+from ...base import Machine, Packed, Problem, Streams
+from ...cuda.arch import capability
+from ..gather import Gather, Indices, broadcast_indices
+from .blocks import READ, START_US, Block, block, microseconds, tiles
+from .product import CONTRACT, Tiled
+from .source import gathered_product, gathered_rows, group_rows, template
 from .untiled import LAYOUT, UntiledGather, in_tiles
 
 SORT_US = 4.0

@@ -1,4 +1,4 @@
-// Rows of a weight in tiles (tile_layout.py), as MLX packs them.
+// Rows of a weight in tiles (layout.py), as MLX packs them.
 
 namespace qgraph {
 namespace tiled {

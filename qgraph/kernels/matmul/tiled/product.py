@@ -2,8 +2,8 @@
 
 Products of some rows are far from the tensor cores' speed in MLX 0.32: its format makes them decode
 with many small reads, and it decodes the weight again for every 16 rows.  Here the weight is laid
-out once, when it is packed, as the tensor cores want it (`tile_layout.py`); the source is
-`tiled.cuh`, and `docs/decisions/0014-a-weight-laid-out-in-tiles.md` says what was measured.
+out once, when it is packed, as the tensor cores want it (`layout.py`); the source is
+`product.cuh`, and `docs/decisions/0014-a-weight-laid-out-in-tiles.md` says what was measured.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..base import HALF, Kernel, Packed, Problem, Streams
-from ..cuda.arch import capability
-from .tile_layout import padded
-from .tiled_blocks import block, microseconds, tiles
-from .tiled_source import MODES, add_parts, product, take_rows, template
+from ...base import HALF, Kernel, Packed, Problem, Streams
+from ...cuda.arch import capability
+from .blocks import block, microseconds, tiles
+from .layout import padded
+from .source import MODES, add_parts, product, take_rows, template
 from .untiled import LAYOUT, Untiled, in_tiles
 
 CONTRACT = "the weight is rounded to the dtype of x, sums are float32 in another order"

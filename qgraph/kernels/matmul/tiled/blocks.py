@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 
-from ..base import Problem
-from ..cuda.arch import capability, shared_memory
-from .tile_layout import TILE
+from ...base import Problem
+from ...cuda.arch import capability, shared_memory
+from .layout import TILE
 
 SMS = 132
 """Multiprocessors of an H100 and of an H200."""

@@ -1,4 +1,4 @@
-// What `tiled.cuh` asks of a GPU: 16-bit floats two by two, tensor cores, asynchronous copies.
+// What `product.cuh` asks of a GPU: 16-bit floats two by two, tensor cores, asynchronous copies.
 //
 // On sm_90a `wgmma` reads x from shared memory itself; elsewhere `mma.sync` of each warp does the
 // same work on the same fragments.  Fragments and swizzles: PTX ISA, wgmma.mma_async, "register

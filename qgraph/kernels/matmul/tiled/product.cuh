@@ -1,4 +1,4 @@
-// y = x W^T for a quantized W laid out in tiles (tile_layout.py), on tensor cores.
+// y = x W^T for a quantized W laid out in tiles (layout.py), on tensor cores.
 //
 // The weight is the left operand of the tensor cores, x the right one, so what a block computes is a
 // tile of y transposed: 64 rows of W for each of WN warpgroups, by COLUMNS rows of x.  Both come
@@ -7,7 +7,7 @@
 //
 // WK warpgroups share the columns of a stage, and where blocks are few several share all columns:
 // each leaves its sums in float32, which `add_parts` adds.  How words become floats is told in
-// `tiled_formats.cuh`, what is asked of the GPU in `tiled_instructions.cuh`.
+// `formats.cuh`, what is asked of the GPU in `instructions.cuh`.
 
 namespace qgraph {
 namespace tiled {

@@ -1,4 +1,4 @@
-// Products of `tiled.cuh` whose rows have experts: all experts in one launch, rows read and written
+// Products of `product.cuh` whose rows have experts: all experts in one launch, rows read and written
 // where they lie.
 
 namespace qgraph {

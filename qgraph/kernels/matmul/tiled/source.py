@@ -8,19 +8,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..base import Problem
-from ..cuda.source import cuda_source
-from .tile_layout import TILE
-from .tiled_blocks import Block
+from ...base import Problem
+from ...cuda.source import cuda_source
+from .blocks import Block
+from .layout import TILE
 
 MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
 """In the order of the source."""
 SOURCES = (
     "cuda/words",
-    *(f"matmul/{name}" for name in (
-        "tiled_instructions", "tiled_formats", "tiled", "tiled_experts", "tiled_rows",
-    )),
-)  # fmt: skip
+    *(f"matmul/tiled/{name}" for name in ("instructions", "formats", "product", "experts", "rows")),
+)
 
 _PRODUCT = (
     "qgraph::tiled::Product<T, qgraph::tiled::Mode(MODE), BITS, GROUP, WN, WK, COLUMNS, DEPTH, "

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..base import Machine, Packed, Problem, Streams
-from .gather import Gather, Indices
-from .plain import Plain
-from .tile_layout import (
+from ...base import Machine, Packed, Problem, Streams
+from ..gather import Gather, Indices
+from ..plain import Plain
+from .layout import (
     packed_rows,
     rows_of_tiles,
     scales_of,
