@@ -32,11 +32,13 @@ class Recorder(Kernel):
 def test_products_wait_for_one_another(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     monkeypatch.setattr(measuring, "kernel", lambda name: recorder)
-    monkeypatch.setattr(measuring, "chain", lambda problem: (3, 2))
-    p = Problem(4, n, 128, mx.float32, "affine", 4, 64)
+    monkeypatch.setattr(measuring, "LENGTH", 3)
+    p = Problem(4, n, 128, mx.float32, "affine", 4, 64, backend="cuda")
     x, parts = measuring.random_operands(p)
-    measuring.runs(p, ["recorder"], x, parts, CPU)["recorder"]()
-    assert len(recorder.given) == 6
+    chain = measuring.chains_of(p, ["recorder"], x, parts, CPU)["recorder"]
+    chain.turns = 2
+    chain()
+    assert len(recorder.given) == chain.products == 6
     want = x
     for given in recorder.given:
         assert mx.allclose(given, want).item()
@@ -46,8 +48,20 @@ def test_products_wait_for_one_another(n: int, monkeypatch: pytest.MonkeyPatch) 
 def test_an_array_that_waits_is_the_result_where_that_is_large_enough() -> None:
     x = mx.ones((2, 8))
     assert measuring.after(x, mx.arange(20.0).reshape(2, 10)).tolist()[1][0] == 8
-    assert mx.array_equal(measuring.after(x, mx.full((2, 4), 3.0)), x).item()
+    assert mx.array_equal(measuring.after(x, mx.full((2, 8), 3.0)), mx.full((2, 8), 3.0)).item()
+    few = measuring.after(x, mx.full((2, 4), 3.0))
+    assert (few.shape, few[0, 0].item(), mx.sum(few).item()) == (x.shape, 3, 18)
+    assert mx.sum(x).item() == 16
     assert measuring.after(x, mx.ones((2, 8), mx.float16)).dtype == x.dtype
+
+
+def test_a_chain_is_long_on_a_gpu_and_one_product_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "once", lambda chain: 0.001 * chain.turns)
+    long, one = (measuring.Chain(lambda x: [x], mx.ones((2, 2)), length) for length in (4, 1))
+    long.lengthen()
+    one.lengthen()
+    assert 12 <= long.turns <= 20
+    assert (long.products, one.products) == (4 * long.turns, 1)
 
 
 def test_a_chain_of_products_neither_grows_nor_fades() -> None:
