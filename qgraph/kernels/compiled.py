@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from .cuda.kernel import compiled_together
+
 # A string among the arguments is part of the key of a trace, so this is nobody's call.
 _PURGE = "qgraph: purge"
 
@@ -37,7 +39,10 @@ class Compiled(threading.local):
 
     def __init__(self, function: Callable[..., list[mx.array]]) -> None:
         def traced(*arrays: mx.array | str) -> list[mx.array]:
-            return [] if arrays and arrays[0] is _PURGE else function(*arrays)
+            if arrays and arrays[0] is _PURGE:
+                return []
+            with compiled_together():
+                return function(*arrays)
 
         mx.compile(traced)(_PURGE)  # freed at once, which erases all there is under its address
         self.call: Callable[..., list[mx.array]] = mx.compile(traced)
@@ -47,4 +52,4 @@ class Uncompiled:
     """A function that is called as it is, where MLX could not compile it."""
 
     def __init__(self, function: Callable[..., list[mx.array]]) -> None:
-        self.call = function
+        self.call = compiled_together()(function)

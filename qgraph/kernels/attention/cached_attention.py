@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from functools import cache
 from math import log2
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
+from ..cuda.kernel import CudaKernel
 from .decode_attention import decode_attention
 from .form import (
     Cut,
@@ -163,16 +164,16 @@ def token_by_mlx(
 
 
 @cache
-def _kernel(with_freqs: bool, with_tail: bool, alone: bool) -> Any:
+def _kernel(with_freqs: bool, with_tail: bool, alone: bool) -> CudaKernel:
     tail = ["tail_keys", "tail_values", "tail_positions"] if with_tail else []
     after = ["new_keys", "new_values", *["new_positions"] * with_tail]
     nothing = "nullptr"
-    return mx.fast.cuda_kernel(
+    return CudaKernel(
         name="qgraph_" + ("tail" if with_tail else "cached") + "_attention"
         + "_freqs" * with_freqs + "_alone" * alone,
-        input_names=["q", "k", "v", "keys", "values", *tail, "place", "last",
+        inputs=["q", "k", "v", "keys", "values", *tail, "place", "last",
                      *["freqs"] * with_freqs],
-        output_names=["out", *after],
+        outputs=["out", *after],
         header=sources("decode_attention", "cached_attention"),
         source="using F = qgraph::Form<T, D, D, TILES, WARPS, TAIL>;\n"
         "__shared__ qgraph::Shared<F> shared;\n"

@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from ..base import HALF
 from ..cpu.library import library, missing
+from ..cuda.kernel import CudaKernel
 from .form import (
     HEAD_DIMS,
     Cut,
@@ -155,12 +156,12 @@ def refusal(q: Any, k: Any, v: Any, backend: str) -> str | None:
 
 
 @cache
-def _kernel(given: tuple[str, ...], alone: bool) -> Any:
+def _kernel(given: tuple[str, ...], alone: bool) -> CudaKernel:
     mask = "M" if "mask" in given else "void"
-    return mx.fast.cuda_kernel(
+    return CudaKernel(
         name="_".join(["qgraph_decode_attention", *given, *["alone"] * alone]),
-        input_names=["q", "k", "v", *given],
-        output_names=["out"],
+        inputs=["q", "k", "v", *given],
+        outputs=["out"],
         header=sources("decode_attention"),
         source=f"using F = qgraph::Form<T, D, DV, TILES, WARPS, 0, {mask}>;\n"
         "__shared__ qgraph::Shared<F> shared;\n"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import struct
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
+from ..cuda.kernel import CudaKernel
 from ..cuda.source import cuda_source
 
 HEAD_DIMS = (64, 128, 192, 256)
@@ -155,11 +156,11 @@ def join_splits(
 
 
 @cache
-def _joining(with_sinks: bool) -> Any:
-    return mx.fast.cuda_kernel(
+def _joining(with_sinks: bool) -> CudaKernel:
+    return CudaKernel(
         name="qgraph_join_splits" + "_sinks" * with_sinks,
-        input_names=["parts", *["sinks"] * with_sinks],
-        output_names=["y"],
+        inputs=["parts", *["sinks"] * with_sinks],
+        outputs=["y"],
         header=sources("decode_attention"),
         source="qgraph::Call<T> call{}; call.heads = HEADS; call.queries = QUERIES; "
         "call.splits = parts_shape[1]; call.parts = const_cast<float*>(parts); call.y = y; "

@@ -9,10 +9,10 @@ and read after the cache; `merge_tail` puts its rows in their places.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import mlx.core as mx
 
+from ..cuda.kernel import CudaKernel
 from .cached_attention import Heads, Rope, run_cached, token_by_mlx
 from .decode_attention import FAR, decode_attention
 from .form import BLOCKS, as_position, on_cuda, sources
@@ -104,11 +104,11 @@ def _tail_by_mlx(
 
 
 @cache
-def _merging() -> Any:
-    return mx.fast.cuda_kernel(
+def _merging() -> CudaKernel:
+    return CudaKernel(
         name="qgraph_merge_tail",
-        input_names=["cache", "tail", "positions"],
-        output_names=["merged"],
+        inputs=["cache", "tail", "positions"],
+        outputs=["merged"],
         header=sources("decode_attention", "cached_attention"),
         source="qgraph::merge_tail<T, D, TAIL, THREADS>(cache, tail, positions, merged, "
         "cache_shape[0] * cache_shape[1], cache_shape[2]);",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+
+import mlx.core as mx
 
 
 def capability(arch: str) -> int:
@@ -23,3 +26,12 @@ def shared_memory(arch: str) -> int:
     """
     known = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
     return known.get(capability(arch), 99) * 1024
+
+
+@cache
+def compiled_for() -> str:
+    """What compilers call the GPU of this process, with all that it alone can do; "" for none."""
+    if not mx.cuda.is_available():
+        return ""
+    arch = str(mx.device_info(mx.Device(mx.gpu, 0))["architecture"])
+    return arch + "a" * (capability(arch) >= 90)

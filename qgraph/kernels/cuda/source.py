@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -21,5 +22,7 @@ def cuda_source(*names: str) -> str:
     for name in names:
         source = resources.files("qgraph.kernels").joinpath(*f"{name}.cuh".split("/"))
         path = Path(str(source))
-        texts.append(f'#include "{path}"\n' if path.is_file() else source.read_text())
+        text = source.read_text()
+        digest = hashlib.sha1(text.encode()).hexdigest()  # so that other texts are other kernels
+        texts.append(f'#include "{path}"  // {digest[:12]}\n' if path.is_file() else text)
     return "".join(texts)

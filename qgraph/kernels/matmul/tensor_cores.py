@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import mlx.core as mx
 
 from ..base import HALF, Kernel, Problem, Streams
 from ..cuda.arch import capability
+from ..cuda.kernel import CudaKernel
 from ..cuda.source import cuda_source
 from .plain import Plain
 
@@ -99,11 +99,11 @@ def _block(problem: Problem) -> tuple[int, int]:
 
 
 @cache
-def _few_rows(shared_memory: int) -> Any:
-    return mx.fast.cuda_kernel(
+def _few_rows(shared_memory: int) -> CudaKernel:
+    return CudaKernel(
         name="qgraph_few_rows",
-        input_names=["x", "w", "scales", "biases"],
-        output_names=["y"],
+        inputs=["x", "w", "scales", "biases"],
+        outputs=["y"],
         header=cuda_source("cuda/words", "matmul/tensor_cores"),
         source="qgraph::few_rows<T, BITS, GROUP, COLUMNS, TILES, WARPS, STAGES>("
         "x, w, scales, biases, y, x_shape[0], w_shape[0], x_shape[1]);",

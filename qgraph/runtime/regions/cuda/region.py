@@ -6,11 +6,11 @@ import ctypes
 import hashlib
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import mlx.core as mx
 
 from ....ir.graph import Graph
+from ....kernels.cuda.kernel import CudaKernel
 from ....kernels.cuda.source import cuda_source
 from ....target import as_target
 from ..unknown import Unknown
@@ -97,11 +97,11 @@ def _kernel(
     shared: int,
     declaration: str,
     attends: bool,
-) -> Any:
-    return mx.fast.cuda_kernel(
+) -> CudaKernel:
+    return CudaKernel(
         name=name,
-        input_names=list(inputs),
-        output_names=list(outputs),
+        inputs=inputs,
+        outputs=outputs,
         header=cuda_source(*PARTS, *(ATTENTION if attends else ())) + declaration,
         source=text,
         shared_memory=shared,
