@@ -17,8 +17,9 @@ import numpy as np
 from ..ir.graph import Graph
 from ..passes.shared.channels import Channels, Refused, follow
 from .formats import Format
-from .gptq import damped, nearest
+from .hessians import damped
 from .prices import weighs
+from .rounded import nearest
 from .statistics import Array
 
 _POWERS = np.arange(1, 20) / 20

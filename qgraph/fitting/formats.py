@@ -103,6 +103,11 @@ def as_numpy(array: mx.array) -> np.ndarray[Any, Any]:
     return np.array(array.astype(mx.float32), copy=False)
 
 
+def turned(x: Array) -> Array:
+    """The transpose of a matrix, whole in memory: work on a column is then work on a row."""
+    return mx.contiguous(x.T) if isinstance(x, mx.array) else np.ascontiguousarray(x.T)
+
+
 def rint(x: Array) -> Array:
     return mx.round(x) if isinstance(x, mx.array) else np.rint(x)
 

@@ -27,8 +27,9 @@ from ..runtime.interpret import Env
 from .awq import Scaling, scalings, search
 from .formats import Format
 from .layers import run_layers
+from .learned import Learned, digest
+from .numbers import fitted
 from .prices import chosen, prices
-from .rounded import fitted
 from .statistics import Array, Hessian, Statistics
 from .store import Store
 from .walk import Use, Walk
@@ -63,7 +64,8 @@ class Job:
         self.costs: dict[str, list[float]] = {}
         self.scalings: dict[str, Scaling] = {}
         self.fitted: dict[str, Fitted] = {}
-        self._learn()
+        self._mark(budget)
+        self._recall_or_learn()
         sizes = [self._sizes(w) for w in weights.values()]
         self.chosen = chosen(list(weights.values()), sizes, budget, self.options, self.costs)
         factors = self._fold()
@@ -74,13 +76,38 @@ class Job:
 
     # What the float weights tell.
 
+    def _mark(self, budget: int) -> None:
+        """Marks of all that what is learned depends on, and of all that the numbers do."""
+        if self.store.folder is None:
+            self.learning = self.fit = ""
+            return
+        weights = [(n.args["name"], mark_of(n.args["data"].array)) for n in self.graph.constants()]
+        near = self.bits if "awq" in self.methods else None  # in which factors are tried
+        said = (weights, sorted(self.options.items()), self.methods, self.result, self.scales, near)
+        self.learning = digest(self.batches, *said)
+        self.fit = f"{self.learning} {budget}"
+
+    def _recall_or_learn(self) -> None:
+        if "awq" in self.methods:
+            found = scalings(self.graph, list(self.found.weights))
+            self.scalings = {name: one for one in found for name in one.ends}
+        known = self.store.learned(self.learning)
+        if known is None:
+            self._learn()
+            factors = {s.source: s.factors for s in self.scalings.values()}
+            told = self.statistics
+            self.store.keep(Learned(told.seen, told.moments, self.costs, factors), self.learning)
+            return
+        self.statistics.seen.update(known.seen)
+        self.statistics.moments.update(known.moments)
+        self.costs = known.costs
+        for scaling in self.scalings.values():
+            scaling.factors = known.factors.get(scaling.source)
+
     def _learn(self) -> None:
         weights = self.found.weights
         if "sensitivity" in self.methods:
             self.statistics.listen(self.batches, self.result)
-        if "awq" in self.methods:
-            found = scalings(self.graph, list(weights))
-            self.scalings = {name: one for one in found for name in one.ends}
         late = [w for w in weights.values() if not w.waits]
         if not ({"sensitivity", "awq"} & {*self.methods} or (late and self.methods)):
             return
@@ -172,13 +199,13 @@ class Job:
     def _fit(self, weight: Weight, hessian: Hessian) -> None:
         name, form = weight.name, self.chosen[weight.name]
         mark = mark_of(weight.array)
-        kept = self.store.read(name, form, mark, self.methods)
+        kept = self.store.read(name, form, mark, self.fit)
         if kept is None:
             costs = self.costs.get(name, [])
             priced = list(zip(self._sizes(weight), costs, strict=True)) if costs else []
             dtype = self.dtype(weight)
             kept = fitted(self.statistics, weight, hessian, form, dtype, self.methods, mark, priced)
-            self.store.write(name, kept, self.methods)
+            self.store.write(name, kept, self.fit)
         self.fitted[name] = kept
 
     def _layers(

@@ -11,7 +11,8 @@ import numpy as np
 from ..errors import InputError
 from .budget import cheapest
 from .formats import Format
-from .gptq import damped, nearest, root
+from .hessians import damped, root
+from .rounded import nearest
 from .statistics import Array, Hessian, Statistics
 from .weights import Weight
 
@@ -94,9 +95,9 @@ def _uniform(
     weights: Sequence[Weight], sizes: Sequence[Sequence[int]], budget: int,
     options: Mapping[str, Sequence[Format]],
 ) -> list[int] | None:  # fmt: skip
-    """The most bits that all weights can have, in the group size nearest to 64."""
+    """The most bits that all weights can have, in the smallest groups that then fit."""
     forms = {form for some in options.values() for form in some}
-    order: Any = sorted(forms, key=lambda f: (f.mode != "affine", -f.bits, abs(f.group_size - 64)))
+    order: Any = sorted(forms, key=lambda f: (f.mode != "affine", -f.bits, f.group_size))
     for form in order:
         if not all(form in options[w.name] for w in weights):
             continue

@@ -1,73 +1,55 @@
-"""One weight, matrix by matrix, in the format that was chosen for it."""
+"""A matrix on the grid of a format, and what that costs the product."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..quantization.fitted import Fitted
-from .formats import Format, packed
-from .gptq import Rounded, damped, error, factor, gptq, nearest, refined
-from .statistics import Array, Hessian, Statistics
-from .weights import Weight
-
-_ROWS = 8192
-"""Rows that are fitted at a time."""
+from .formats import Array, Format, Grid, of
+from .grids import plain, searched
 
 
-def fitted(
-    statistics: Statistics, weight: Weight, hessian: Hessian, form: Format, dtype: mx.Dtype,
-    methods: Sequence[str], mark: str, prices: Sequence[tuple[int, float]],
-) -> Fitted:  # fmt: skip
-    """The numbers that the methods find.
+class Rounded:
+    """A matrix on its grid.
 
-    Args:
-        dtype: of affine scales.
-        mark: of the weight.
-        prices: bytes and cost of each format that it might have had; none if that was not asked.
+    Attributes:
+        places: as `Grid.places` gives them, (rows, columns).
+        scales, biases: (rows, groups).
     """
-    parts, away, whole, how = [], 0.0, 0.0, ""
-    for key, w in statistics.matrices(weight):
-        h = hessian(key)
-        for start in range(0, len(w), _ROWS):
-            some = w[start : start + _ROWS]
-            rounded, how = on_grid(some, h, form, dtype, methods)
-            parts.append(packed(rounded.places, rounded.scales, rounded.biases, form, dtype))
-            away += float(error(some, h, rounded).sum())
-            whole += float(((some @ h) * some).sum())
-    arrays: list[Any] = [
-        None if part[0] is None else mx.concatenate(list(part)).reshape(*weight.shape[:-1], -1)
-        for part in zip(*parts, strict=True)
-    ]
-    mx.eval([a for a in arrays if a is not None])
-    words, scales, biases = arrays
-    size = form.bytes(weight.shape, dtype.size)
-    cost = next((price for one, price in prices if one == size), None)
-    share = (max(away, 0.0) / max(whole, 1e-30)) ** 0.5
-    settings = (form.bits, form.group_size, form.mode)
-    return Fitted(words, scales, biases, *settings, mark, how, share, cost, prices)
+
+    def __init__(self, form: Format, places: Array, scales: Array, biases: Array) -> None:
+        self.form, self.places, self.scales, self.biases = form, places, scales, biases
+
+    def grid(self, group: int) -> Grid:
+        part = slice(group, group + 1)
+        return Grid(self.form, self.scales[:, part], self.biases[:, part])
+
+    def in_numpy(self) -> Rounded:
+        return Rounded(self.form, *map(np.array, (self.places, self.scales, self.biases)))
+
+    def values(self) -> Array:
+        """The dense weight."""
+        rows, columns = self.places.shape
+        groups = self.places.reshape(rows, -1, self.form.group_size)
+        grid = Grid(self.form, self.scales[..., None], self.biases[..., None])
+        return grid.at(groups).reshape(rows, columns)
 
 
-def on_grid(
-    w: Array, h: Array, form: Format, dtype: mx.Dtype, methods: Sequence[str]
-) -> tuple[Rounded, str]:
-    """A matrix in a format, and the name of the method; on MLX's default device if it is a GPU.
+def nearest(w: Array, form: Format, dtype: mx.Dtype, importance: Array | None = None) -> Rounded:
+    """Each number rounded by itself, on MLX's grid or, given what columns weigh, a searched one."""
+    rows, columns = w.shape
+    size = form.group_size
+    groups = w.reshape(-1, size)
+    if importance is None:
+        grid = plain(groups, form, dtype)
+    else:
+        spread = of(w).broadcast_to(importance, w.shape).reshape(-1, size)
+        grid = searched(groups, spread, form, dtype)
+    places = grid.places(groups).reshape(rows, columns)
+    return Rounded(form, places, grid.scale.reshape(rows, -1), grid.bias.reshape(rows, -1))
 
-    Args:
-        w: (rows, columns), float32.
-        h: the Hessian of its columns, float64.
-    """
-    search = "scales" in methods
-    if "gptq" in methods and np.count_nonzero(h - np.diag(np.diag(h))):
-        h = damped(h)
-        arrays: Any = w, factor(h), h.astype(np.float32)
-        if mx.default_device() != mx.cpu:
-            arrays = map(mx.array, arrays)
-        here, upper, hessian = arrays
-        rounded = gptq(here, upper, form, dtype, search=search)
-        return (refined(here, hessian, rounded, dtype) if search else rounded).in_numpy(), "gptq"
-    importance = np.diag(damped(h)).astype(np.float32) if search else None
-    return nearest(w, form, dtype, importance), "scales" if search else "rounding"
+
+def error(w: Array, h: Array, rounded: Rounded) -> Array:
+    """What rounding costs each row: d H dᵀ for the difference d."""
+    away = rounded.values() - w
+    return ((away @ h) * away).sum(-1)

@@ -64,7 +64,7 @@ class Statistics:
     def __init__(self, found: Prepared, *, full: bool) -> None:
         self.found, self.full = found, full
         self.seen: dict[Key, Seen] = defaultdict(Seen)
-        self._moments: dict[Key, Moments] = {}
+        self.moments: dict[Key, Moments] = {}
 
     def listen(self, batches: Sequence[Sequence[mx.array]], result: str) -> None:
         """One backward pass over each batch.
@@ -111,9 +111,9 @@ class Statistics:
             number: of the batch, if the rows are to be weighed as its tokens are.
         """
         for key, x, tokens in self._rows(use, number):
-            if key not in self._moments:
-                self._moments[key] = Moments(x.shape[-1], full=self.full)
-            self._moments[key].add(x, tokens)
+            if key not in self.moments:
+                self.moments[key] = Moments(x.shape[-1], full=self.full)
+            self.moments[key].add(x, tokens)
 
     def _rows(self, use: Use, number: int | None) -> Iterator[tuple[Key, Array, Array | None]]:
         """Rows that go into each matrix, and what each weighs."""
@@ -131,7 +131,7 @@ class Statistics:
 
     def kept(self, weight: Weight) -> Hessian:
         """From what `take_in` kept."""
-        own = {key: m for key, m in self._moments.items() if key[0] == weight.name}
+        own = {key: m for key, m in self.moments.items() if key[0] == weight.name}
         return self._hessian(weight, own)
 
     def of(self, weight: Weight, uses: Sequence[Use]) -> Hessian:
@@ -161,14 +161,14 @@ class Statistics:
         everything: Any = 0.0
         if len(found) > 1:
             for key in found:
-                everything = everything + moments(key).mean() / len(found)
+                everything = everything + moments(key).hessian() / len(found)
 
         def of(key: Key) -> Array:
             known = key if key in found else (weight.name, ())
             if known not in found:
                 return self._with_lookups(known, weight, everything if len(found) > 1 else None)
             own = moments(known)
-            mean = own.mean()
+            mean = own.hessian()
             if len(found) > 1:
                 mean = (_PRIOR * everything + own.rows * mean) / (_PRIOR + own.rows)
             return self._with_lookups(known, weight, mean)
