@@ -5,6 +5,7 @@ python -m benchmarks.quality                                every row that is no
 python -m benchmarks.quality --bits 3.5,4.5 --methods plain,all,AWQ
 python -m benchmarks.quality --model minilm
 python -m benchmarks.quality --table                        what is there, made by none
+python -m benchmarks.quality --page                         the same for docs/benchmarks.md
 
 A row takes minutes; each is written to `benchmarks/results/quality.json` as it is done, and a later
 run goes on.  Bits are those of all a packed weight takes, float16 scales included: plain 4 bits in
@@ -16,25 +17,24 @@ the gap of plain rounding, at the same bytes, that is gone.
 
 from __future__ import annotations
 
-import json
 import resource
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import mlx.core as mx
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.machine import RESULTS, describe, save
+from benchmarks.machine import describe, save
 from qgraph.target import as_target
 
 from .minilm import MiniLM
 from .row import METHODS, Task
 from .smollm2 import SmolLM2
+from .tables import draw, kept, markdown, on_screen, read
 
 TASKS: dict[str, type[Task]] = {"smollm2": SmolLM2, "minilm": MiniLM}
-_FILE = RESULTS / "quality.json"
 
 
 def main(
@@ -42,12 +42,19 @@ def main(
     bits: Annotated[str, typer.Option(help="bits a number, scales included")] = "",
     methods: Annotated[str, typer.Option(help="of ours and of mlx-lm")] = "",
     tokens: Annotated[int, typer.Option(help="to fit on")] = 2048,
+    folder: Annotated[Path | None, typer.Option(help="where fits keep what they learn")] = None,
     table: Annotated[bool, typer.Option("--table", help="print the rows that are there")] = False,
+    page: Annotated[bool, typer.Option("--page", help="as docs have them")] = False,
 ) -> None:
     """Make the rows that are not there, and print all."""
+    if page:
+        for name, kind in TASKS.items():
+            print(markdown(kind.measure, kept(name, tokens)), end="\n\n")
+        print(draw(kept("smollm2", tokens)))
+        return
     task = TASKS[model](tokens)
-    kept = _read()
-    rows = [row for row in kept if row["model"] == model and row["tokens"] == tokens]
+    task.folder = folder
+    rows = kept(model, tokens)
     done = {(row["bits"], row["method"]) for row in rows}
     budgets = [float(b) for b in bits.split(",")] if bits else task.bits
     names = methods.split(",") if methods else [*METHODS, *task.others]
@@ -65,31 +72,14 @@ def main(
         print(row, flush=True)
         rows.append(row)
         _write(row)
-    Console().print(_table(task, rows))
-
-
-def _read() -> list[dict[str, Any]]:
-    return json.loads(_FILE.read_text())["rows"] if _FILE.exists() else []
+    Console().print(on_screen(task.title, task.measure, rows))
 
 
 def _write(row: dict[str, Any]) -> None:
     """Add a row to the file, which another run may have written to in the meantime."""
     key = [row[k] for k in ("model", "tokens", "bits", "method")]
-    others = [r for r in _read() if [r[k] for k in ("model", "tokens", "bits", "method")] != key]
+    others = [r for r in read() if [r[k] for k in ("model", "tokens", "bits", "method")] != key]
     save("quality", {"machine": describe(as_target(None)), "rows": [*others, row]})
-
-
-def _table(task: Task, rows: list[dict[str, Any]]) -> Table:
-    table = Table("bits", "method", "bytes", task.measure, "gap", "closed")
-    table.title = task.title
-    plain = {row["bits"]: row["gap"] for row in rows if row["method"] == "plain"}
-    for row in sorted(rows, key=lambda row: (row["bits"], -row["gap"])):
-        closed = 1 - row["gap"] / plain[row["bits"]] if row["bits"] in plain else None
-        table.add_row(
-            f"{row['bits']:g}", row["method"], f"{row['bytes']:,}", f"{row['value']:.4g}",
-            f"{row['gap']:.4f}", "" if closed is None else f"{closed:.0%}",
-        )  # fmt: skip
-    return table
 
 
 if __name__ == "__main__":

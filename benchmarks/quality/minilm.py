@@ -56,8 +56,10 @@ class MiniLM(Task):
         graph = qg.from_mlx(self.model, *self.tests[0])
         methods: Sequence[str] = METHODS[method]
         budget = int(bits / 8 * sum(w.size for w in self._weights()))
-        config = qg.Quantize.fit(graph, self.data, bytes=budget, methods=methods, scales=mx.float16,
-                                 where=qg.Quantize.as_mlx(self.model))  # fmt: skip
+        config = qg.Quantize.fit(
+            graph, self.data, bytes=budget, methods=methods, scales=mx.float16,
+            where=qg.Quantize.as_mlx(self.model), folder=self.folder,
+        )  # fmt: skip
         found = self.similarities(qg.compile(graph, quantize=config))
         gap = float(np.sqrt(np.mean((found - self.whole) ** 2)))
         size = sum(one.nbytes for one in (config.fitted or {}).values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 METHODS: dict[str, tuple[str, ...]] = {
@@ -24,12 +25,14 @@ class Task(ABC):
         title, measure: what the table says.
         bits: the budgets, bits a number.
         others: methods that are not ours.
+        folder: where fits keep what they learn, for those of other budgets.
     """
 
     title: str
     measure: ClassVar[str]
     bits: ClassVar[Sequence[float]]
     others: ClassVar[Sequence[str]] = ()
+    folder: Path | None = None
 
     @abstractmethod
     def __init__(self, tokens: int) -> None:

@@ -59,6 +59,7 @@ class SmolLM2(Task):
             config = qg.Quantize.fit(
                 self.model, self.data, bytes=budget, methods=METHODS[method], formats=FORMATS,
                 result="logits", scales=mx.float16, where=qg.Quantize.as_mlx(self.model),
+                folder=self.folder,
             )  # fmt: skip
             size = sum(one.nbytes for one in (config.fitted or {}).values())
             value = self.of(qg.compile(self.model, self.tests[0], quantize=config))
