@@ -12,7 +12,8 @@ gradients are taken, so that memory holds one layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops import setting
 from ..runtime.interpret import Env
-from .attention import gradients as attention_gradients
+from .attention import gradients
 from .walk import Handle, Use, Walk, attends, live_ranges
 from .weights import PRODUCTS
 
@@ -51,27 +52,26 @@ def backward(
             for value in graph.nodes[i].inputs:
                 if last[value] <= i and not isinstance(env.get(value), Handle):
                     env.pop(value, None)
-    gradients: dict[Value, mx.array] = {}
+    at: dict[Value, mx.array] = {}
     for value in graph.outputs:
         if mx.issubdtype(value.dtype, mx.floating):
-            gradients[value] = seed(env[value])
+            at[value] = seed(env[value])
     active = _active(graph)
     for (start, stop), inside in zip(reversed(cuts), reversed(kept), strict=True):
         nodes = graph.nodes[start:stop]
         for node in nodes:
             walk.run(node, inside)
         for node in reversed(nodes):
-            _back(walk, node, inside, gradients, active, heard)
-            mx.eval(list(gradients.values()))
+            _back(walk, node, inside, at, active, heard)
+            mx.eval(list(at.values()))
         kept.pop()
 
 
 def _back(
-    walk: Walk, node: Node, env: Env, gradients: dict[Value, mx.array], active: set[Value],
-    heard: Heard,
-) -> None:  # fmt: skip
+    walk: Walk, node: Node, env: Env, at: dict[Value, mx.array], active: set[Value], heard: Heard
+) -> None:
     """Hand the gradients at the results of a node on to its operands."""
-    given = [gradients.pop(v, None) for v in node.outputs]
+    given = [at.pop(v, None) for v in node.outputs]
     if all(g is None for g in given) or node.op == "constant":
         return
     handles = [env[v] for v in node.inputs if isinstance(env[v], Handle)]
@@ -84,88 +84,85 @@ def _back(
         x = node.operand("x") if node.op in PRODUCTS else None
         if node.op == "quantized_matmul" and x in active:
             at_x = walk.multiply(gradient, handles[0], not setting(node, "transpose"))
-            _add(gradients, x, at_x)
+            _add(at, x, at_x)
             return
     wanted = [v for v in dict.fromkeys(node.inputs) if v in active and v not in handles]
     wanted = [v for v in wanted if isinstance(env[v], mx.array)]
     if not wanted or node.op == "dequantize":
         return
-    if walk.host and attends(node):
-        q, k, v = (node.operand(name) for name in ("q", "k", "v"))
-        at = node.value("mask")
-        mask = node.args.get("mask") if at is None else env[at]
-        up: Any = given[0]
-        found = attention_gradients(env[q], env[k], env[v], node.args["scale"], mask, up)
-        for value, gradient in zip((q, k, v), found, strict=True):
-            _add(gradients, value, gradient)
-        return
-    places = [i for i, g in enumerate(given) if g is not None]
-    used: list[tuple[Use, mx.array]] = []
+    of = _of_attention if walk.host and attends(node) else _of_any
+    for value, gradient in of(walk, node, env, given, wanted, heard):
+        _add(at, value, gradient)
 
-    def again(*arrays: mx.array) -> list[mx.array]:
+
+Found = Iterable[tuple[Value, mx.array]]
+
+
+def _of_attention(
+    walk: Walk, node: Node, env: Env, given: list[Any], wanted: list[Value], heard: Heard
+) -> Found:
+    q, k, v = (node.operand(name) for name in ("q", "k", "v"))
+    added = node.value("mask")
+    mask = node.args.get("mask") if added is None else env[added]
+    arrays = gradients(env[q], env[k], env[v], node.args["scale"], mask, given[0])
+    return zip((q, k, v), arrays, strict=True)
+
+
+def _of_any(
+    walk: Walk, node: Node, env: Env, given: list[Any], wanted: list[Value], heard: Heard
+) -> Found:
+    """By MLX, through the node as it is carried out."""
+    places = [i for i, g in enumerate(given) if g is not None]
+    up = [given[i] for i in places]
+    arrays = [env[v] for v in wanted]
+
+    def again(*arrays: mx.array, walk: Walk = walk) -> list[mx.array]:
         inner = {**env, **dict(zip(wanted, arrays, strict=True))}
         walk.interpreter.run(node, inner)
         return [inner[node.outputs[i]] for i in places]
 
-    if node.bodies:
-        used = _probed(walk, again, [env[v] for v in wanted], [given[i] for i in places], gradients,
-                       wanted)  # fmt: skip
-        for use, gradient in used:
-            heard(use, gradient)
-        return
-    up = [given[i] for i in places]
-    _, found = mx.vjp(again, [env[v] for v in wanted], up)
-    for value, gradient in zip(wanted, found, strict=True):
-        _add(gradients, value, gradient)
+    if not node.bodies:
+        return zip(wanted, mx.vjp(again, arrays, up)[1], strict=True)
+    found, uses = _probed(walk, again, arrays, up)
+    for use, gradient in uses:
+        heard(use, gradient)
+    return zip(wanted, found, strict=True)
 
 
 def _probed(
-    walk: Walk, again: Callable[..., list[mx.array]], arrays: list[mx.array], given: list[Any],
-    gradients: dict[Value, mx.array], wanted: list[Value],
-) -> list[tuple[Use, mx.array]]:  # fmt: skip
-    """Through loops: zeros are added to each result of a weight, whose gradients are taken."""
-    uses: list[Use] = []
-    shapes: list[mx.array] = []
-    interpreter = walk.interpreter
-    plain = interpreter._use
+    walk: Walk, again: Callable[..., list[mx.array]], arrays: list[mx.array], given: list[Any]
+) -> tuple[list[mx.array], list[tuple[Use, mx.array]]]:
+    """Through loops: zeros are added to each result of a weight, whose gradients are taken.
 
-    def listening(node: Node, handle: Handle, env: Env) -> Any:
-        result = plain(node, handle, env)
-        if isinstance(result, mx.array):
-            use = walk.use(node, env)
-            assert use is not None
-            uses.append(use)
-            shapes.append(result)
+    Returns:
+        The gradients at `arrays`, and those at each use of a weight.
+    """
+    uses: list[Use] = []
+    zeros: list[mx.array] = []
+
+    def collect(node: Node, env: Env, result: mx.array) -> mx.array:
+        use = walk.use(node, env)
+        assert use is not None
+        uses.append(use)
+        zeros.append(mx.zeros_like(result))
         return result
 
-    listener, walk.listener, host, walk.host = walk.listener, None, walk.host, False
-    try:
-        interpreter._use = listening  # type: ignore[method-assign]
-        mx.eval(again(*arrays))
-        probes = [mx.zeros_like(result) for result in shapes]
+    # In NumPy nothing has gradients.
+    probing = replace(walk, listener=None, host=False, probe=collect)
+    mx.eval(again(*arrays, walk=probing))
 
-        def with_probes(*everything: mx.array) -> list[mx.array]:
-            rest = iter(everything[len(arrays) :])
+    def with_probes(*everything: mx.array) -> list[mx.array]:
+        rest = iter(everything[len(arrays) :])
+        probing.probe = lambda node, env, result: result + next(rest)
+        return again(*everything[: len(arrays)], walk=probing)
 
-            def probing(node: Node, handle: Handle, env: Env) -> Any:
-                result = plain(node, handle, env)
-                return result + next(rest) if isinstance(result, mx.array) else result
-
-            interpreter._use = probing  # type: ignore[method-assign]
-            return again(*everything[: len(arrays)])
-
-        _, found = mx.vjp(with_probes, [*arrays, *probes], given)
-    finally:
-        interpreter._use = plain  # type: ignore[method-assign]
-        walk.listener, walk.host = listener, host
-    for value, gradient in zip(wanted, found, strict=False):
-        _add(gradients, value, gradient)
-    return list(zip(uses, found[len(arrays) :], strict=True))
+    _, found = mx.vjp(with_probes, [*arrays, *zeros], given)
+    return found[: len(arrays)], list(zip(uses, found[len(arrays) :], strict=True))
 
 
-def _add(gradients: dict[Value, mx.array], value: Value, gradient: mx.array) -> None:
-    before = gradients.get(value)
-    gradients[value] = gradient if before is None else before + gradient
+def _add(at: dict[Value, mx.array], value: Value, gradient: mx.array) -> None:
+    before = at.get(value)
+    at[value] = gradient if before is None else before + gradient
 
 
 def _active(graph: Graph) -> set[Value]:

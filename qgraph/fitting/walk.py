@@ -76,12 +76,14 @@ class Walk:
     Attributes:
         fitted: weights that stand in the place of the float ones, by name.
         listener: called for each product and lookup, before it is carried out.
+        probe: called with each and its result, for what is to stand in the place of that.
         host: products run in NumPy, whose BLAS is many times as fast as MLX's on Linux CPUs.
     """
 
     found: Prepared
     fitted: Mapping[str, Fitted] = field(default_factory=dict)
     listener: Callable[[Use], None] | None = None
+    probe: Callable[[Node, Env, mx.array], mx.array] | None = None
     host: bool = field(default_factory=lambda: mx.default_device() == mx.cpu)
 
     def __post_init__(self) -> None:
@@ -163,22 +165,27 @@ class _Interpreter(Interpreter):
 
     def _use(self, node: Node, handle: Handle, env: Env) -> Any:
         args = {name: map_values(arg, env.__getitem__) for name, arg in node.args.items()}
+        if node.op not in PRODUCTS and node.op != "dequantize":
+            return _viewed(node, handle, args)
         walk = self._walk
-        if node.op in PRODUCTS or node.op == "dequantize":
-            if walk.listener is not None:
-                use = walk.use(node, env)
-                assert use is not None
-                walk.listener(use)
-            if node.op == "quantized_matmul":
-                return walk.multiply(args["x"], handle, args.get("transpose", True))
-            w = walk.weight(handle)
-            if node.op == "dequantize":
-                return w.astype(node.output.dtype)
-            w = w.swapaxes(-1, -2) if args.get("transpose", True) else w
-            indices: dict[str, Any] = {k: args.get(k) for k in ("lhs_indices", "rhs_indices")}
-            x = args["x"]
-            return mx.gather_mm(x, w.astype(x.dtype), **indices)
-        return _viewed(node, handle, args)
+        if walk.listener is not None:
+            use = walk.use(node, env)
+            assert use is not None
+            walk.listener(use)
+        result = self._product(node, handle, args)
+        return result if walk.probe is None else walk.probe(node, env, result)
+
+    def _product(self, node: Node, handle: Handle, args: dict[str, Any]) -> mx.array:
+        """Or rows that are looked up."""
+        walk, x = self._walk, args.get("x")
+        if node.op == "quantized_matmul":
+            return walk.multiply(args["x"], handle, args.get("transpose", True))
+        w = walk.weight(handle)
+        if x is None:
+            return w.astype(node.output.dtype)
+        w = w.swapaxes(-1, -2) if args.get("transpose", True) else w
+        indices: dict[str, Any] = {k: args.get(k) for k in ("lhs_indices", "rhs_indices")}
+        return mx.gather_mm(x, w.astype(x.dtype), **indices)
 
 
 def attends(node: Node) -> bool:

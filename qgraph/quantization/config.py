@@ -144,7 +144,8 @@ class Quantize:
             where: which weights, as for `Quantize`, or another `Quantize`.
             result: "logits" if the result is to be as likely, "values" if it is to be as near.
             scales: the dtype that affine scales and biases are kept in; by default the weight's.
-            folder: where to keep what is done, so that a fit that was broken off goes on there.
+            folder: where to keep what is done, so that a fit that was broken off goes on there,
+                and what was learned from the data serves another budget.
 
         Raises:
             InputError: a budget below the smallest formats, data of differing shapes, or no data.
