@@ -164,8 +164,11 @@ class Generator:
         self, model: Llama, *, temperature: float = 0.0, chunk: int = 8, **options: Any
     ) -> None:
         self.model, self.temperature, self.chunk = model, temperature, chunk
-        self.prefill = qg.jit(model.prefill, **options)
-        self.decode = qg.jit(model.decode(chunk, temperature), share=self.prefill, **options)
+        # Caches are handed over, and written where they are.
+        self.prefill = qg.jit(model.prefill, donate=[2], **options)
+        self.decode = qg.jit(
+            model.decode(chunk, temperature), donate=[3], share=self.prefill, **options
+        )
 
     def tokens(self, prompt: Sequence[int], count: int, seed: int = 0) -> Iterator[int]:
         """Up to `count` tokens after `prompt`, as they come; ends at the end token.

@@ -36,6 +36,7 @@ from qgraph.tracing.tensor import Tensor, apply, as_tensor
 from .shared.key_limits import KeyLimits, key_limits
 
 _NAME = "choose-attention"
+_OP = "fast.scaled_dot_product_attention"
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,11 @@ class ChooseAttention:
             target = replace(target, backend="cuda")
         if target.backend not in ("cuda", "cpu"):
             return graph
-        return rewrite_each(graph, lambda node: _visit(node, target), self.name)
+        return rewrite_each(graph, lambda node: _visit(node, target), self.name, (_OP,))
 
 
 def _visit(node: Node, target: Target) -> Sequence[Value] | None:
-    if node.op != "fast.scaled_dot_product_attention" or node.stream is not None:
+    if node.stream is not None:
         return None
     mask, sinks = node.args.get("mask"), node.value("sinks")
     if not isinstance(mask, Value):

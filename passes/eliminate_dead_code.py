@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from qgraph.ir.graph import Graph, Node, Value, reachable
-from qgraph.ir.loops import LOOPS, bodies, invariant_names
+from qgraph.ir.loops import HOLDERS, LOOPS, bodies, invariant_names
 from qgraph.rewrite.rewriter import Visit, rewrite
 
 
@@ -38,7 +38,9 @@ def _prune(graph: Graph) -> Graph:
 
 
 def _slim_loops(graph: Graph) -> Graph:
-    def visitor(inner: Graph) -> Visit:
+    def visitor(inner: Graph) -> Visit | None:
+        if inner.ops.isdisjoint(HOLDERS):
+            return None
         read = {v for node in inner.nodes for v in node.inputs} | set(inner.outputs)
         wanted = {node.serial: [v in read for v in node.outputs] for node in inner.nodes}
 

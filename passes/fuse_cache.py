@@ -53,7 +53,9 @@ class FuseCache:
         return rewrite(graph, _visitor, self.name)
 
 
-def _visitor(graph: Graph) -> Visit:
+def _visitor(graph: Graph) -> Visit | None:
+    if _ATTENTION not in graph.ops:
+        return None
     readers: dict[Value, list[Node | None]] = defaultdict(list)
     for node in graph.nodes:
         for value in node.inputs:

@@ -52,7 +52,7 @@ class FuseQuantizedMatmul:
     contract: str = "tolerance"
 
     def __call__(self, graph: Graph) -> Graph:
-        return rewrite_each(graph, _fuse, self.name)
+        return rewrite_each(graph, _fuse, self.name, PRODUCTS | {"quantize"})
 
 
 def _fuse(node: Node) -> Sequence[Value] | None:

@@ -36,6 +36,7 @@ from .shared.products import PARTS, QUANTIZED, parts_of
 _NAME = "legalize"
 _WHOLE = 64
 _DEEP = 1024
+_PRODUCTS = QUANTIZED | {"gather_mm"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Legalize:
             "metal": _for_metal,
         }
         rule = rules[as_target(self.target).backend]
-        return rewrite_each(graph, partial(_unless_on_cpu, rule), self.name)
+        return rewrite_each(graph, partial(_unless_on_cpu, rule), self.name, _PRODUCTS)
 
 
 def _unless_on_cpu(

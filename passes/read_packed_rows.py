@@ -38,13 +38,15 @@ class ReadPackedRows:
         return rewrite(graph, _visitor, self.name)
 
 
-def _visitor(graph: Graph) -> Visit:
+def _visitor(graph: Graph) -> Visit | None:
     packed = {
         part: node
         for node in graph.nodes
         if node.op == "pack_weight" and _gives_rows(graph, node)
         for part in node.args["parts"]
     }
+    if not packed:
+        return None
 
     def visit(node: Node, old: Node) -> Sequence[Value] | None:
         source = packed.get(old.operand("a")) if _takes_rows(old) else None

@@ -63,7 +63,7 @@ class Shard:
     def __call__(self, graph: Graph) -> Graph:
         target = as_target(self.target)
         if target.mesh is None or target.mesh.size == 1:
-            return rewrite_each(graph, _without_statement, self.name)
+            return rewrite_each(graph, _without_statement, self.name, ("shard", "replicate"))
         if any(is_collective(node) for _, node in graph.walk()):
             what = f"graph {graph.name}"
             record(Entry(_NAME, "kept", what, reason="it has collectives of its own"))
@@ -86,8 +86,8 @@ class Shard:
         return new
 
 
-def _without_statement(node: Node) -> Sequence[Value] | None:
-    return [node.operand("x")] if node.op in ("shard", "replicate") else None
+def _without_statement(node: Node) -> Sequence[Value]:
+    return [node.operand("x")]
 
 
 def _tell_of_weights(before: Graph, after: Graph, search: Search, ranks: int) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 import qgraph.tracing.functions as functions
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.ops import OPS
-from qgraph.rewrite.rewriter import rewrite_each
+from qgraph.rewrite.rewriter import Visit, rewrite
 from qgraph.rewrite.rules import ApplyRules, Match, Rule
 
 F = functions.FUNCTIONS
@@ -113,11 +113,15 @@ class Simplify:
     contract: str = "exact"
 
     def __call__(self, graph: Graph) -> Graph:
-        graph = rewrite_each(graph, _without_broadcasts, self.name)
+        graph = rewrite(graph, _broadcasting, self.name)
         return ApplyRules(RULES, explain=False, name=self.name)(graph)
 
 
-def _without_broadcasts(node: Node) -> Sequence[Value] | None:
+def _broadcasting(graph: Graph) -> Visit | None:
+    return _without_broadcasts if "broadcast_to" in graph.ops else None
+
+
+def _without_broadcasts(node: Node, _: Node) -> Sequence[Value] | None:
     if node.op not in _BROADCASTING or len(node.outputs) > 1:
         return None
     # By name: of one value that stands in two places, one may need the broadcast.

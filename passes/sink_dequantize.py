@@ -88,7 +88,9 @@ class _Weight:
         return transposed.value
 
 
-def _visitor(graph: Graph) -> Visit:
+def _visitor(graph: Graph) -> Visit | None:
+    if "dequantize" not in graph.ops:
+        return None
     dense = {
         node.serial
         for node in graph.nodes

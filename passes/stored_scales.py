@@ -40,7 +40,7 @@ class StoredScales:
     def __call__(self, graph: Graph) -> Graph:
         if not forms_regions(self.target):
             return graph
-        return rewrite_each(graph, as_stored, self.name)
+        return rewrite_each(graph, as_stored, self.name, ("quantized_matmul",))
 
 
 def as_stored(node: Node) -> Sequence[Value] | None:

@@ -40,7 +40,7 @@ class TailCaches:
     contract: str = "tolerance"
 
     def __call__(self, graph: Graph) -> Graph:
-        return rewrite_each(graph, _visit, self.name)
+        return rewrite_each(graph, _visit, self.name, LOOPS)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class _Cache:
 
 
 def _visit(node: Node) -> Sequence[Value] | None:
-    if node.op not in LOOPS or not any(n.op == _ATTENTION for n in node.bodies[-1].nodes):
+    if _ATTENTION not in node.bodies[-1].ops:
         return None
     count = turns(node)
     if count is None or not 1 < count <= MOST_ROWS:

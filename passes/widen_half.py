@@ -42,11 +42,11 @@ class WidenHalf:
     def __call__(self, graph: Graph) -> Graph:
         if not as_target(self.target).is_cpu:
             return graph
-        return rewrite_each(graph, _widen, self.name)
+        return rewrite_each(graph, _widen, self.name, QUANTIZED)
 
 
 def _widen(node: Node) -> Sequence[Value] | None:
-    if node.op not in QUANTIZED or node.output.dtype not in _HALF:
+    if node.output.dtype not in _HALF:
         return None
     record(Entry.of(node, _NAME, "chosen", "in float32"))
     return [in_float32(node, ("x", "scales", "biases"))]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from qgraph.ir.graph import Graph, Node, Value, input_value
 from qgraph.ir.kinds import SAME_ELEMENTS
-from qgraph.ir.loops import body_inputs, invariant_names
+from qgraph.ir.loops import CONTROL_FLOW, body_inputs, invariant_names
 from qgraph.rewrite.ledger import Entry, record, weight_name
 from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.types import TensorType
@@ -28,7 +28,7 @@ def into_bodies(graph: Graph, needs_dense: NeedsDense, made_by: str) -> Graph:
 
     def visit(node: Node) -> Sequence[Value] | None:
         new = node
-        for which, name in enumerate(invariant_names(node) if node.bodies else ()):
+        for which, name in enumerate(invariant_names(node)):
             for outer in dict.fromkeys(node.args[name]):
                 if chain := _chain(outer):
                     new = _tried(new, which, name, chain)
@@ -50,7 +50,7 @@ def into_bodies(graph: Graph, needs_dense: NeedsDense, made_by: str) -> Graph:
         bodies = tuple(body if i == which else b for i, b in enumerate(entered.bodies))
         return entered.replace(bodies=bodies)
 
-    return rewrite_each(graph, visit, made_by)
+    return rewrite_each(graph, visit, made_by, CONTROL_FLOW)
 
 
 def _chain(value: Value) -> list[Node]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qgraph.ir.graph import Graph, Node, Value
-from qgraph.ir.loops import bodies, invariant_names, unchanging
+from qgraph.ir.loops import CONTROL_FLOW, bodies, invariant_names, unchanging
 from qgraph.rewrite.rewriter import rewrite_each
 
 
@@ -28,7 +28,7 @@ def as_invariants(graph: Graph, made_by: str) -> Graph:
     >>> len(node.args["carried"]), len(node.args["invariants"])
     (1, 1)
     """
-    return rewrite_each(graph, _visit, made_by)
+    return rewrite_each(graph, _visit, made_by, CONTROL_FLOW)
 
 
 def _visit(node: Node) -> Sequence[Value] | None:

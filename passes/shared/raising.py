@@ -87,8 +87,10 @@ def raise_expansions(graph: Graph, find: Find, made_by: str, case: int = 0) -> G
     What only the expansion needed goes, so that the passes to come have less to do.
     """
 
-    def visitor(inner: Graph) -> Visit:
+    def visitor(inner: Graph) -> Visit | None:
         found = {e.root.node.serial: e for e in find(inner)}
+        if not found:
+            return None
         now: dict[Value, Value] = {}
 
         def visit(node: Node, old: Node) -> Sequence[Value] | None:

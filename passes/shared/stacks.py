@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 
 from qgraph.analysis.changes import PARAMETERS, changes
 from qgraph.ir.graph import Graph, Node, Value, input_value
-from qgraph.ir.loops import LOOPS, body_inputs
+from qgraph.ir.loops import CONTROL_FLOW, LOOPS, body_inputs
 from qgraph.origin import stating
 from qgraph.rewrite.ledger import Entry, record, weight_name
 from qgraph.rewrite.rewriter import rewrite_each
@@ -28,17 +28,17 @@ def quantize_whole(graph: Graph, made_by: str) -> Graph:
 
     Stacks that come in at each call stay: they would be quantized as often either way.
     """
+    if graph.ops.isdisjoint(CONTROL_FLOW):
+        return graph
     known = changes(graph)
     weights = {value for value, change in known.items() if change.level <= PARAMETERS}
 
     def visit(node: Node) -> Sequence[Value] | None:
-        if node.op not in LOOPS:
-            return None
         new = _by_index(node, weights, made_by)
         new = _by_slice(new, weights, made_by) if new.op == "scan" else new
         return None if new is node else new.outputs
 
-    return rewrite_each(graph, visit, made_by)
+    return rewrite_each(graph, visit, made_by, LOOPS)
 
 
 def _quantized(stack: Value, like: Node, made_by: str) -> Sequence[Tensor]:
@@ -56,7 +56,7 @@ def _by_index(node: Node, weights: Collection[Value], made_by: str) -> Node:
     fixed = {inner for inner, _ in body_inputs(node)[-1][1] if inner in weights}
 
     def visit(inner: Node) -> Sequence[Value] | None:
-        if inner.op != "quantize" or len(inner.inputs) > 1:
+        if len(inner.inputs) > 1:
             return None
         picked = inner.operand("w").node
         if picked.op != "getitem" or picked.operand("a") not in fixed or not _is_row(picked):
@@ -65,7 +65,7 @@ def _by_index(node: Node, weights: Collection[Value], made_by: str) -> Node:
         parts = _quantized(picked.operand("a"), inner, made_by)
         return [apply("getitem", (part, place)).value for part in parts]
 
-    new = rewrite_each(body, visit, made_by)
+    new = rewrite_each(body, visit, made_by, ("quantize",))
     return node if new is body else node.replace(bodies=(*node.bodies[:-1], new))
 
 

@@ -109,12 +109,14 @@ class Node(Immutable):
         stream: where to run it; None is the program's default.
         kernel: how the target carries it out; "" is MLX's own choice.
         stage: when it runs.
+        inferred: did MLX give the types for these very arguments?  Then nobody need ask it again.
         serial: counts nodes in the order they were made.
     """
 
     __slots__ = (
         "args",
         "bodies",
+        "inferred",
         "inputs",
         "kernel",
         "op",
@@ -134,6 +136,7 @@ class Node(Immutable):
     stream: StreamLike
     kernel: str
     stage: Stage
+    inferred: bool
     serial: int
 
     def __init__(
@@ -147,6 +150,7 @@ class Node(Immutable):
         stream: StreamLike = None,
         kernel: str = "",
         stage: Stage = "run",
+        inferred: bool = False,
     ) -> None:
         found: list[Value] = []
         for arg in args.values():
@@ -161,6 +165,7 @@ class Node(Immutable):
         _set(self, "stream", stream)
         _set(self, "kernel", kernel)
         _set(self, "stage", stage)
+        _set(self, "inferred", inferred)
         _set(self, "serial", next(_serials))
 
     @property
@@ -194,6 +199,8 @@ class Node(Immutable):
 
     def replace(self, **changes: Any) -> Node:
         """A new node with some fields changed; outputs are new values of the same types."""
+        as_before = changes.keys().isdisjoint(("op", "args", "types"))
+        inferred = changes.pop("inferred", self.inferred and as_before)
         types = changes.pop("types", None) or [v.type for v in self.outputs]
         fields = {
             name: changes.pop(name, getattr(self, name))
@@ -203,16 +210,18 @@ class Node(Immutable):
         op, args = changes.pop("op", self.op), changes.pop("args", self.args)
         if changes:
             raise TypeError(f"Node has no field {next(iter(changes))!r}")
-        return Node(op, args, types, **fields)
+        return Node(op, args, types, inferred=inferred, **fields)
 
     def with_inputs(self, replace: Mapping[Value, Value]) -> Node:
         """The same node over other values, or this very node where none of them changes."""
         if not self.inputs or replace.keys().isdisjoint(self.inputs):
             return self
-        if all(replace.get(v, v) is v for v in self.inputs):
+        pairs = [(v, replace.get(v, v)) for v in self.inputs]
+        if all(new is old for old, new in pairs):
             return self
         args = {n: map_values(a, lambda v: replace.get(v, v)) for n, a in self.args.items()}
-        return self.replace(args=args)
+        same = self.inferred and all(new.type == old.type for old, new in pairs)
+        return self.replace(args=args, inferred=same)
 
     def __repr__(self) -> str:
         return f"<Node {self.op} {' '.join(str(v.type) for v in self.outputs)}>"
@@ -325,6 +334,11 @@ class Graph(Immutable):
             for value in node.inputs:
                 readers.setdefault(value, {})[node] = None
         return {value: tuple(nodes) for value, nodes in readers.items()}
+
+    @cached_property
+    def ops(self) -> frozenset[str]:
+        """Those of its nodes, without what stands in bodies."""
+        return frozenset([node.op for node in self.nodes])
 
     def constants(self) -> list[Node]:
         return [node for node in self.nodes if node.op == "constant"]

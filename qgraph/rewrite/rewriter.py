@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.loops import REGION
+from ..ir.loops import CONTROL_FLOW, REGION
 from ..origin import Maker, making
 
 _replaced: ContextVar[dict[Value, Value] | None] = ContextVar("replaced", default=None)
@@ -33,7 +33,11 @@ after this one: what came before keeps reading them as they were.
 """
 
 
-def rewrite(graph: Graph, visitor: Callable[[Graph], Visit], made_by: str) -> Graph:
+Visitor = Callable[[Graph], Visit | None]
+"""Makes the `Visit` of a graph, or None where nothing in the graph itself is to be replaced."""
+
+
+def rewrite(graph: Graph, visitor: Visitor, made_by: str) -> Graph:
     """Replace nodes one by one in topological order, in bodies first.
 
     What a region holds is settled: its back end has been asked about it, so it stays as it is.
@@ -43,7 +47,7 @@ def rewrite(graph: Graph, visitor: Callable[[Graph], Visit], made_by: str) -> Gr
     as it was.
 
     Args:
-        visitor: makes the `Visit` of a graph; called for the graph and for each body.
+        visitor: called for the graph and for each body.
         made_by: name of the pass.
     """
     maker = Maker(made_by)
@@ -54,8 +58,10 @@ def rewrite(graph: Graph, visitor: Callable[[Graph], Visit], made_by: str) -> Gr
         making.reset(token)
 
 
-def _rewrite(graph: Graph, visitor: Callable[[Graph], Visit], maker: Maker) -> Graph:
+def _rewrite(graph: Graph, visitor: Visitor, maker: Maker) -> Graph:
     visit = visitor(graph)
+    if visit is None and graph.ops.isdisjoint(CONTROL_FLOW):
+        return graph
     replace: dict[Value, Value] = {}
     done: dict[Node, None] = dict.fromkeys(value.node for value in graph.inputs)
     skip = len(done)
@@ -65,7 +71,7 @@ def _rewrite(graph: Graph, visitor: Callable[[Graph], Visit], maker: Maker) -> G
         if node.bodies and node.op != REGION:
             new = with_bodies(new, lambda body: _rewrite(body, visitor, maker))
         maker.origin = node.origin
-        results = visit(new, node)
+        results = None if visit is None else visit(new, node)
         maker.origin = None
         if isinstance(results, Mapping):
             replace.update({old: results[v] for old, v in replace.items() if v in results})
@@ -91,10 +97,24 @@ def _rewrite(graph: Graph, visitor: Callable[[Graph], Visit], maker: Maker) -> G
 
 
 def rewrite_each(
-    graph: Graph, visit: Callable[[Node], Sequence[Value] | None], made_by: str
+    graph: Graph,
+    visit: Callable[[Node], Sequence[Value] | None],
+    made_by: str,
+    ops: Collection[str] | None = None,
 ) -> Graph:
-    """`rewrite` for a visit that asks for nothing but the node, in whichever graph it stands."""
-    return rewrite(graph, lambda _: lambda node, _: visit(node), made_by)
+    """`rewrite` for a visit that asks for nothing but the node, in whichever graph it stands.
+
+    Args:
+        ops: the only ones that the visit replaces; a graph that has none of them costs nothing.
+    """
+
+    def each(node: Node, _: Node) -> Sequence[Value] | None:
+        return visit(node) if ops is None or node.op in ops else None
+
+    def visitor(inner: Graph) -> Visit | None:
+        return None if ops is not None and inner.ops.isdisjoint(ops) else each
+
+    return rewrite(graph, visitor, made_by)
 
 
 def with_bodies(node: Node, change: Callable[[Graph], Graph]) -> Node:

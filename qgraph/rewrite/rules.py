@@ -130,7 +130,7 @@ class ApplyRules:
 
     def __call__(self, graph: Graph) -> Graph:
         run = _Run(self)
-        result = rewrite_each(graph, run.visit, self.name)
+        result = rewrite_each(graph, run.visit, self.name, {rule.tree.op for rule in self.rules})
         if self.explain:
             run.report_misses()
         return result

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from functools import cache
 
 import mlx.core as mx
 
 from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node, Value
-from ..ir.loops import CONTROL_FLOW
+from ..ir.loops import CONTROL_FLOW, REGION
 from ..kernels import kernel
 from ..kernels.attention.form import only_mlx
 from ..kernels.matmul.formats import address
@@ -26,6 +27,9 @@ from .interpret import Env, Interpreter, unrolls
 
 _CUDA = frozenset({"decode_attention", "cached_attention", "tail_attention", "merge_tail"})
 """Ops that on a GPU are kernels of our own."""
+
+_CHOSEN = frozenset({"decode_attention", "packed_matmul", "packed_gather", "packed_rows"})
+"""Ops whose kernel was chosen."""
 
 Take = Callable[[list[mx.array]], list[mx.array]]
 
@@ -40,16 +44,15 @@ class OneStream(Streams):
 def by_mlx(graph: Graph) -> Graph:
     """The graph without regions, and with MLX's own kernel wherever one reads the weight as it is
     packed."""
-    return rewrite_each(inlined(graph), _own, "by-mlx")
+    return rewrite_each(inlined(graph), _own, "by-mlx", _CHOSEN)
 
 
 def _own(node: Node) -> Sequence[Value] | None:
     if node.stage != "run":
         return None
-    if node.op == "decode_attention" and node.args.get("cores"):
-        return node.replace(args={**node.args, "cores": 0}, kernel="").outputs
-    if node.op not in ("packed_matmul", "packed_gather", "packed_rows"):
-        return None
+    if node.op == "decode_attention":
+        on_host = node.args.get("cores")
+        return node.replace(args={**node.args, "cores": 0}, kernel="").outputs if on_host else None
     name = kernel(node.args["kernel"]).mlx_form
     if name == node.args["kernel"]:
         return None
@@ -120,16 +123,21 @@ def transformable(
     take: Take, graph: Graph, known: Mapping[Value, mx.array], device: mx.Device
 ) -> Take:
     """`take`, which runs the graph as it was lowered, and for tracers the graph by MLX's ops."""
-    own = by_mlx(graph)
-    views = strided(known)
-    plain = own is graph and not views
-    if plain and not any(_asks_for_care(node, device) for _, node in graph.walk()):
-        return take
+
+    @cache
+    def forms() -> tuple[Graph, list[Value]]:  # with the first tracers: most programs meet none
+        return by_mlx(graph), strided(known)
+
+    if not any(_asks_for_care(node, device) for _, node in graph.walk()):
+        own, views = forms()
+        if own is graph and not views:
+            return take
     tracers = Tracers()
 
     def run(arrays: list[mx.array]) -> list[mx.array]:
         if not tracers.among(arrays):
             return take(arrays)
+        own, views = forms()
         # What `mx.export_function` writes of a view are other elements of its buffer.
         whole = {value: mx.contiguous(known[value]) for value in views}
         mx.eval(list(whole.values()))
@@ -158,7 +166,8 @@ def strided(known: Mapping[Value, mx.array]) -> list[Value]:
 def _asks_for_care(node: Node, device: mx.Device) -> bool:
     """Is it driven from the host, on a stream of its own, or by a kernel written for CUDA?"""
     return (
-        (node.op in CONTROL_FLOW and not unrolls(node))
+        node.op == REGION
+        or (node.op in CONTROL_FLOW and not unrolls(node))
         or (isinstance(node.stream, int) and node.stream > 0)
         or (node.op in _CUDA and device.type == mx.gpu)
     )

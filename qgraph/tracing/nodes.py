@@ -77,4 +77,4 @@ def make_node(
     fields.setdefault("origin", user_frame())
     if isinstance(stream, mx.DeviceType):  # mx.cpu, of which nodes know one spelling
         stream = mx.Device(stream, 0)
-    return Node(name, args, types, stream=stream, **fields), several
+    return Node(name, args, types, stream=stream, inferred=True, **fields), several
