@@ -23,6 +23,7 @@ from tests.support.compiler import needs_compiler
 pytestmark = needs_compiler
 CPU = as_target("cpu")
 W = mx.random.normal((64, 64), key=mx.random.key(1))
+W8 = W[:8, :8]
 EVERYWHERE = [FormRegions(CPU, everywhere=True)]
 
 
@@ -187,6 +188,17 @@ def test_a_profile_shows_phases() -> None:
     assert row.seconds > 0
     assert "phases of regions" in str(measured)
     assert any(", largest cut " in s.label for s in measured.stretches)
+
+
+def test_a_profile_counts_what_copies_move() -> None:
+    def step(x: Any) -> Any:
+        return qg.fori_loop(0, 3, lambda i, h: qg.softmax(h.T.reshape(4, 8) @ W8), x)
+
+    program = qg.compile(step, qg.spec((4, 8)), target="cpu", passes=EVERYWHERE)
+    phases = program.profile(mx.ones((4, 8)), repeats=1).by_phase()
+    copies = [p for what in phases if "reshape" in what for p in phases[what]]
+    assert [p.nbytes for p in copies] == [3 * 2 * 4 * 8 * 4]  # each turn reads and writes h
+    assert all(p.nbytes for found in phases.values() for p in found)
 
 
 def test_a_region_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,11 @@ class Array:
         return math.prod(self.shape)
 
     @property
+    def nbytes(self) -> int:
+        """Of its elements, whatever they lie between."""
+        return self.size * self.dtype.size
+
+    @property
     def ndim(self) -> int:
         return len(self.shape)
 
@@ -59,8 +64,7 @@ class Array:
     @property
     def is_whole(self) -> bool:
         """Is it all of its buffer, row by row?"""
-        nbytes = self.size * self.dtype.size
-        return self.offset == 0 and nbytes == self.buffer.nbytes and self.is_contiguous
+        return self.offset == 0 and self.nbytes == self.buffer.nbytes and self.is_contiguous
 
     def moved(self, elements: int) -> Array:
         return replace(self, offset=self.offset + elements * self.dtype.size)

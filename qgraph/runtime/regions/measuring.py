@@ -15,6 +15,7 @@ from ...ir.graph import Node
 from ...ir.kinds import VIEWS
 from ...ir.loops import turns
 from .cpu.region import NativeRegion
+from .steps import Step
 
 
 class Clock:
@@ -22,7 +23,7 @@ class Clock:
 
     def __init__(self, node: Node, native: NativeRegion, arrays: Sequence[mx.array]) -> None:
         self.node, self.native, self.arrays = node, native, list(arrays)
-        self._places = native.phases()
+        self._phases = native.phases()
         self._turns = dict(_turns_of(node, 1))
         self._rounds: list[list[float]] = []
         self._asked: set[Node] = set()
@@ -30,14 +31,15 @@ class Clock:
     def timers(self, times: int) -> Iterator[InPhase]:
         """Something to ask, in each round, for the seconds of each node; views take none."""
         self.run()
-        for node in dict.fromkeys(n for _, steps in self._places for step in steps for n in step):
+        steps = [step for phase in self._phases for step in phase.steps]
+        for node in dict.fromkeys(node for step in steps for node in step.nodes):
             if node.op not in VIEWS:
                 yield InPhase(node, times * self._turns.get(node, 1), self)
 
     def run(self) -> None:
         nanoseconds = (ctypes.c_int64 * self.native.steps)()
         self.native(self.arrays, nanoseconds)
-        self._rounds.append([nanoseconds[place] / 1e9 for place, _ in self._places])
+        self._rounds.append([nanoseconds[phase.place] / 1e9 for phase in self._phases])
         self._asked.clear()
 
     def seconds(self, node: Node) -> float:
@@ -46,8 +48,8 @@ class Clock:
             self.run()
         self._asked.add(node)
         found = 0.0
-        for (_, steps), seconds in zip(self._places, self._rounds[-1], strict=True):
-            weights = {n: 1 + estimate(n).nbytes for step in steps for n in step}
+        for phase, seconds in zip(self._phases, self._rounds[-1], strict=True):
+            weights = {n: 1 + estimate(n).nbytes for step in phase.steps for n in step.nodes}
             if node in weights:
                 found += seconds * weights[node] / sum(weights.values())
         return found / self._turns.get(node, 1)
@@ -57,12 +59,17 @@ class Clock:
         return [
             PhaseTime(
                 self.node,
-                tuple(steps),
+                tuple(step.nodes for step in phase.steps),
                 statistics.median(each[i] for each in self._rounds),
-                sum(estimate(n).nbytes * self._turns.get(n, 1) for step in steps for n in step),
+                phase.times * sum(map(_bytes, phase.steps)),
             )
-            for i, (_, steps) in enumerate(self._places)
+            for i, phase in enumerate(self._phases)
         ]
+
+
+def _bytes(step: Step) -> float:
+    """What a step moves at least: a copy may be of a view, which is said to move nothing."""
+    return step.moved or sum(estimate(node).nbytes for node in step.nodes)
 
 
 @dataclass(slots=True)

@@ -25,6 +25,8 @@ class Step:
         args: its arguments as the back end has them.
         reads, writes: the buffers it touches.
         nodes: what it carries out.
+        moved: bytes that it reads and writes where its nodes do not say: of a copy, whichever node
+            it is for, and of what no node asked for; 0 elsewhere.
     """
 
     kind: int
@@ -33,6 +35,7 @@ class Step:
     reads: tuple[Buffer, ...]
     writes: tuple[Buffer, ...]
     nodes: tuple[Node, ...] = ()
+    moved: int = 0
 
 
 @dataclass(eq=False)
@@ -45,6 +48,7 @@ class Loop:
         go_on: a bool or integer without axes, in the back end's form; 0 ends the loop.
         turn: the steps of a turn.
         once: is it a branch, whose turn runs once at most?
+        turns: how often it turns, as far as that is known.
     """
 
     level: int
@@ -52,6 +56,7 @@ class Loop:
     go_on: Any
     turn: list[Step | Loop]
     once: bool = False
+    turns: int = 1
 
 
 Work = Step | Loop
@@ -71,11 +76,17 @@ class Schedule:
 
     Attributes:
         entries: each a phase, which is a list of steps, or a jump between phases.
+        times: how often each of them is met in a run, as far as that is known.
         loops: first and last entry of each loop, outer ones first.
     """
 
     entries: list[list[Step] | Jump] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
     loops: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, entry: list[Step] | Jump, times: int) -> None:
+        self.entries.append(entry)
+        self.times.append(times)
 
     @property
     def steps(self) -> Iterator[Step]:
@@ -87,33 +98,33 @@ class Schedule:
 def scheduled(work: Sequence[Work]) -> Schedule:
     """Phases of all steps, by their levels; each loop stands alone."""
     schedule = Schedule()
-    _add(work, schedule)
+    _add(work, schedule, 1)
     return schedule
 
 
-def _add(work: Sequence[Work], schedule: Schedule) -> None:
+def _add(work: Sequence[Work], schedule: Schedule, times: int) -> None:
     levels: dict[int, list[Work]] = {}
     for each in work:
         levels.setdefault(each.level, []).append(each)
     for _, together in sorted(levels.items()):
         steps = [each for each in together if isinstance(each, Step)]
         if steps:
-            schedule.entries.append(steps)
+            schedule.add(steps, times)
         for each in together:
             if isinstance(each, Loop):
-                _add_loop(each, schedule)
+                _add_loop(each, schedule, times * each.turns)
 
 
-def _add_loop(loop: Loop, schedule: Schedule) -> None:
+def _add_loop(loop: Loop, schedule: Schedule, times: int) -> None:
     begin = len(schedule.entries)
     place = len(schedule.loops)
     schedule.loops.append((begin, begin))
-    _add(loop.test, schedule)
+    _add(loop.test, schedule, times)
     leave = len(schedule.entries)
-    schedule.entries.append(Jump(-1, loop.go_on))
-    _add(loop.turn, schedule)
+    schedule.add(Jump(-1, loop.go_on), times)
+    _add(loop.turn, schedule, times)
     if not loop.once:
-        schedule.entries.append(Jump(begin))
+        schedule.add(Jump(begin), times)
     end = len(schedule.entries)
     schedule.entries[leave] = Jump(end, loop.go_on)
     schedule.loops[place] = (begin, end - 1)

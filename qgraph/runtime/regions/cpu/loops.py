@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from ....ir.graph import Graph, Node, Value
-from ....ir.loops import body_inputs
+from ....ir.loops import body_inputs, turns
 from ..arrays import Array, Buffer
 from ..steps import Loop, Step, Work
 from ..unknown import Unknown
@@ -223,7 +223,7 @@ def _close(
     turn.restore()
     used = touched(work) | touched(test) | {go_on.buffer, *(r.buffer for r in results)}
     level = 1 + max((buffer.ready for buffer in used & turn.before), default=-1)
-    t.work.append(Loop(level, test, go_on, work, once))
+    t.work.append(Loop(level, test, go_on, work, once, turns(node) or 1))
     for result in results:
         result.buffer.ready = level
     if not once:

@@ -16,7 +16,7 @@ from ....kernels.cpu.region import Region
 from ....types import TensorType
 from ..arrays import Array, Buffer
 from ..memory import Plan, plan
-from ..steps import Jump, Schedule, scheduled
+from ..steps import Jump, Schedule, Step, scheduled
 from ..taking import take_over
 from . import attention, convolution, indexing, loops, moves, products, rounding, rows  # noqa: F401  (they fill the table of kinds)
 from .refs import DTYPES, h, ref
@@ -123,6 +123,21 @@ def _results(
     return found, pointers
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A phase of a region.
+
+    Attributes:
+        place: of its time among the numbers of a run.
+        steps: what it does.
+        times: how often it comes in a run, as far as that is known.
+    """
+
+    place: int
+    steps: tuple[Step, ...]
+    times: int
+
+
 class NativeRegion:
     """A region's node, ready to run: weights are bound, a call binds inputs and results.
 
@@ -163,14 +178,15 @@ class NativeRegion:
         """How many numbers `nanoseconds` of a call has room for."""
         return int(self._region.steps)
 
-    def phases(self) -> list[tuple[int, list[tuple[Node, ...]]]]:
-        """The phases in order: the place of each one's time, and the nodes of its steps."""
+    def phases(self) -> list[Phase]:
+        """The phases in order."""
         found, place = [], 0
-        for entry in self.translation.schedule.entries:
+        schedule = self.translation.schedule
+        for entry, times in zip(schedule.entries, schedule.times, strict=True):
             if isinstance(entry, Jump):
                 place += 1
                 continue
-            found.append((place, [step.nodes for step in entry]))
+            found.append(Phase(place, tuple(entry), times))
             place += len(entry)
         return found
 

@@ -229,7 +229,9 @@ class Translator:
             for axis in range(h.RANK):
                 at = (starts or {}).get(axis) or h.Start(ref(None), 0, 0)
                 getattr(args, name)[axis] = at
-        return self.step(h.COPY, args, [source, *reads], [goal], *nodes, after=after)
+        made = self.step(h.COPY, args, [source, *reads], [goal], *nodes, after=after)
+        made.moved = 2 * goal.nbytes
+        return made
 
     def cast(self, array: Array, dtype: mx.Dtype, *nodes: Node) -> Array:
         """Its elements in another dtype."""
@@ -244,7 +246,10 @@ class Translator:
         read = tuple(dict.fromkeys(a.buffer for a in chain.inputs))
         written = tuple(dict.fromkeys(a.buffer for a, _ in chain.outputs))
         args = _Encoded(chain.encode)
-        return Step(h.ELEMENTWISE, chain.level, args, read, written, tuple(chain.nodes))
+        made = Step(h.ELEMENTWISE, chain.level, args, read, written, tuple(chain.nodes))
+        if not made.nodes:
+            made.moved = sum(a.nbytes for a in (*chain.inputs, *(a for a, _ in chain.outputs)))
+        return made
 
     # ---- Chains ---------------------------------------------------------------------------------
 
