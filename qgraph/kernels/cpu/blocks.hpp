@@ -30,7 +30,7 @@ class Shape {
       std::memcpy(operand.strides, kept, sizeof(kept));
     }
     for (long i = 0; i < rank_; i++) count_ *= sizes_[i];
-    across_ = across(*operands);
+    across_ = find_across(*operands);
   }
 
   long blocks() const {
@@ -63,6 +63,22 @@ class Shape {
       for (long i = rank_ - 1; i > 0 && index[i] == sizes_[i]; i--) index[i] = 0, index[i - 1]++;
     }
   }
+
+  // Does an operand lie across the others, so that its lines of memory are columns of a tile?
+  bool crosses(const qg_operand& operand) const {
+    return across_ >= 0 && lies_across(operand, across_);
+  }
+
+  // Calls `f(start, step, count, index)` for the columns of a tile: `count` elements along the axis
+  // that crosses the last one, `step` places apart in the block.
+  template <typename F>
+  void columns(long block, F f) const {
+    Tile here = tile(block);
+    for (long i = 0; i < here.wide; i++, here.index[rank_ - 1]++)
+      f(i, here.wide, here.tall, here.index);
+  }
+
+  long across() const { return across_; }
 
   // Is the block one run of whole vectors?
   bool is_run(long block) const {
@@ -102,13 +118,16 @@ class Shape {
     return tile;
   }
 
+  bool lies_across(const qg_operand& operand, long axis) const {
+    return std::abs(operand.strides[rank_ - 1]) >= kSide && std::abs(operand.strides[axis]) == 1;
+  }
+
   // The axis along which an operand lies side by side that does not along the last one.
-  long across(const std::vector<qg_operand>& operands) const {
-    for (const auto& operand : operands) {
-      if (!rank_ || inner() < kSide || std::abs(operand.strides[rank_ - 1]) < kSide) continue;
+  long find_across(const std::vector<qg_operand>& operands) const {
+    if (!rank_ || inner() < kSide) return -1;
+    for (const auto& operand : operands)
       for (long i = 0; i + 1 < rank_; i++)
-        if (std::abs(operand.strides[i]) == 1 && sizes_[i] >= kSide) return i;
-    }
+        if (sizes_[i] >= kSide && lies_across(operand, i)) return i;
     return -1;
   }
 

@@ -275,6 +275,10 @@ class Elementwise : public Work {
       const qg_operand& operand = operands_[v];
       long wide = is_float(operand.at.dtype) ? 4 : 8;
       if (run && direct_[v]) continue;
+      if (shape_->crosses(operand)) {
+        read_columns(here, operand, block, (char*)place(v));
+        continue;
+      }
       shape_->runs(block, [&](long at, long some, const long* index) {
         read(operand.at.dtype, at_index(here, operand, index), inner(operand),
              (char*)place(v) + at * wide, some);
@@ -293,6 +297,20 @@ class Elementwise : public Work {
               at_index(here, operand, index), inner(operand), some);
       });
     }
+  }
+
+  // Line by line as they lie, and turned in the register: along the last axis each line would be
+  // fetched again for each of its elements, where lines lie a power of two apart even from far.
+  void read_columns(const Here& here, const qg_operand& operand, long block, char* to) const {
+    bool real = is_float(operand.at.dtype);
+    long along = operand.strides[shape_->across()];
+    shape_->columns(block, [&](long at, long step, long some, const long* index) {
+      int64_t line[kBlock];
+      read(operand.at.dtype, at_index(here, operand, index), along, line, some);
+      for (long i = 0; i < some; i++)
+        if (real) ((float*)to)[at + i * step] = ((float*)line)[i];
+        else ((int64_t*)to)[at + i * step] = line[i];
+    });
   }
 
   long inner(const qg_operand& operand) const {
