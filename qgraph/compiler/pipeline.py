@@ -74,7 +74,8 @@ def default_passes(
 
     regions: list[Pass] = []
     if not budget and tune == "table" and forms_regions(target):  # else kernels are asked for
-        regions = [StoredScales(target), FormRegions(target)]
+        # What does not change leaves loops before they enter regions as a whole.
+        regions = [StoredScales(target), HoistQuantize(), FormRegions(target)]
     return [
         EliminateDeadCode(),
         RaiseDequantize(),
