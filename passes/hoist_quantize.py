@@ -116,6 +116,8 @@ def _movable(graph: Graph, levels: dict[Value, int], limit: int) -> _Moved:
         and node.stage == "run"
         and level_of(node, levels, limit + 1) <= limit
     }
+    if not free:
+        return _Moved((), frozenset())
     roots = _worth_moving(graph, free)
     needed: set[Node] = set()
     read = set(graph.outputs)
