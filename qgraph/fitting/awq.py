@@ -94,8 +94,8 @@ def search(
     sums = np.bincount(ids, np.sqrt(np.diag(h)), scaling.count)
     means = sums / np.maximum(np.bincount(ids, None, scaling.count), 1)
     best = min((_factors(means, power) for power in _POWERS), key=lambda by: cost(by, False))
-    search = "scales" in methods
-    scaling.factors = best if cost(best, search) < cost(None, search) else None
+    scales = "scales" in methods
+    scaling.factors = best if cost(best, scales) < cost(None, scales) else None
 
 
 def _factors(means: Array, power: float) -> Array:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from .formats import Array, Grid, of
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+
+from .formats import Array, Format, Grid, of
 
 
 def in_turn(
@@ -12,13 +18,22 @@ def in_turn(
 
     Args:
         grid: of the group, one scale and bias a row.
-        wanted: what each column is to be, (columns, rows); it is changed.
+        wanted: what each column is to be, (columns, rows); it may be changed.
         by: how far a column moves back for what an earlier one, (later, earlier), moved by.
         before: what columns move from; by default from what is wanted when they are reached.
 
     Returns:
         The places of the columns, and what was wanted of each when it was reached.
     """
+    if of(wanted) is mx and mx.default_device() != mx.cpu:
+        # Steps of one column are small: a GPU waits for the host, unless they are compiled.
+        arrays = (grid.scale, grid.bias, wanted, by, *(() if before is None else (before,)))
+        places, reached = _compiled(grid.format)(*arrays)
+        return places, reached
+    return _in_turn(grid, wanted, by, before)
+
+
+def _in_turn(grid: Grid, wanted: Array, by: Array, before: Array | None) -> tuple[Array, Array]:
     places = []
     for j in range(len(wanted)):
         places.append(grid.places(wanted[j]))
@@ -26,3 +41,14 @@ def in_turn(
             moved = grid.at(places[j]) - (wanted if before is None else before)[j]
             wanted[j + 1 :] -= by[j + 1 :, j, None] * moved
     return of(wanted).stack(places), wanted
+
+
+@cache
+def _compiled(form: Format) -> Callable[..., Any]:
+    def run(
+        scale: mx.array, bias: mx.array, wanted: mx.array, by: mx.array, *before: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        start = before[0] if before else None
+        return _in_turn(Grid(form, scale, bias), wanted + 0, by, start)
+
+    return mx.compile(run)

@@ -35,12 +35,13 @@ def fitted(
     parts, away, whole, how = [], 0.0, 0.0, ""
     for key, w in statistics.matrices(weight):
         h = hessian(key)
+        near = h.astype(np.float32)
         for start in range(0, len(w), _ROWS):
             some = w[start : start + _ROWS]
             rounded, how = on_grid(some, h, form, dtype, methods)
             parts.append(packed(rounded.places, rounded.scales, rounded.biases, form, dtype))
-            away += float(error(some, h, rounded).sum())
-            whole += float(((some @ h) * some).sum())
+            away += float(error(some, near, rounded).sum())
+            whole += float(((some @ near) * some).sum())
     arrays: list[Any] = [
         None if part[0] is None else mx.concatenate(list(part)).reshape(*weight.shape[:-1], -1)
         for part in zip(*parts, strict=True)
