@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,9 @@ from qgraph.examples import smollm2_files as files
 from qgraph.examples.smollm2 import Llama
 from qgraph.ir.loops import REGION
 from qgraph.target import as_target
+from tests.support import llama_reference as reference
+from tests.support.arrays import to_numpy
+from tests.support.reference import relative_error
 
 GPU = mx.Device(mx.gpu, 0)
 pytestmark = pytest.mark.skipif(
@@ -53,40 +57,32 @@ def test_a_step_gives_what_its_bodies_give() -> None:
     assert all(mx.array_equal(a, y.astype(a.dtype)).item() for a in twice)
 
 
-def test_a_layer_is_about_as_near_to_exact_as_mlxs() -> None:
-    """Logits of a model of one layer after each of eight tokens; prints both errors (pytest -s)."""
+def test_a_layer_is_as_near_to_float64_as_mlxs() -> None:
+    """Logits of a model of one layer after each of 32 tokens; prints both errors (pytest -s)."""
     model = llama(32, layers=1)
-    wide = {
-        n: w.astype(mx.float32) if w.dtype == mx.bfloat16 else w for n, w in model.weights.items()
-    }
-    exact = Llama(model.config, wide, length=32)
-    ids = mx.arange(8, dtype=mx.int32) * 17
+    ids = mx.arange(32, dtype=mx.int32) * 17
 
-    def all_logits(model: Llama) -> Any:
+    def all_logits(ids: Any, cache: Any) -> Any:
         def step(carry: Any, token: Any) -> Any:
             position, cache = carry
             h, cache = model.forward(token.reshape(1, 1), cache, position)
             return (position + 1, cache), model.logits(h)[0, -1]
 
-        return lambda ids, cache: qg.scan(step, (mx.array(0, mx.int32), cache), ids)[1]
+        return qg.scan(step, (mx.array(0, mx.int32), cache), ids)[1]
 
-    program = qg.compile(all_logits(model), ids, model.empty_cache(), target="gpu")
+    program = qg.compile(all_logits, ids, model.empty_cache(), target="gpu")
     assert any(
         n.op == "tail_attention" for _, node in program.plan.graph.walk() if node.op == REGION
         for n in node.bodies[0].nodes
     )  # fmt: skip
-    ours = program(ids, model.empty_cache()).astype(mx.float32)
-    with mx.stream(mx.cpu):
-        right = qg.compile(
-            all_logits(exact), ids, exact.empty_cache(), target="cpu", passes=[]
-        )(ids, exact.empty_cache())  # fmt: skip
+    ours = program(ids, model.empty_cache())
     theirs = files.mlx_lm_model(model.weights, model.config)
     cache = make_prompt_cache(theirs)
-    made = mx.stack([theirs(ids[None, i : i + 1], cache=cache)[0, -1] for i in range(8)])
-    size = mx.linalg.norm(right)
-    errors = [(mx.linalg.norm(y.astype(mx.float32) - right) / size).item() for y in (ours, made)]
-    print(f"from float32: ours {errors[0]:.2e}, MLX {errors[1]:.2e}")
-    assert errors[0] < 1.5 * errors[1]
+    made = mx.stack([theirs(ids[None, i : i + 1], cache=cache)[0, -1] for i in range(32)])
+    right = reference.logits(model, to_numpy(ids))
+    errors = [relative_error(to_numpy(y), right) for y in (ours, made)]
+    print(f"from float64: ours {errors[0]:.3e}, MLX {errors[1]:.3e}")
+    assert errors[0] <= errors[1]
 
 
 def test_ten_thousand_tokens() -> None:
@@ -99,3 +95,18 @@ def test_ten_thousand_tokens() -> None:
         _, tokens = step(*state, model.empty_cache())
         first = tokens if first is None else first
         assert mx.array_equal(first, tokens).item()
+
+
+def test_two_threads() -> None:
+    """Their streams are not ordered by MLX, and two grids at once would wait for ever."""
+    model = llama(64)
+    step = qg.jit(model.decode(50), target="gpu")
+
+    def tokens(first: int) -> Any:
+        state = mx.array(first, mx.int32), mx.array(0, mx.int32), mx.random.key(0)
+        return step(*state, model.empty_cache())[1].tolist()
+
+    alone = [tokens(5), tokens(9)]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            assert list(pool.map(tokens, (5, 9))) == alone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ import pytest
 import qgraph as qg
 from qgraph.examples import smollm2_files as files
 from qgraph.examples.smollm2 import Generator, Llama
-from tests.support import reference
+from tests.support import llama_reference, reference
 from tests.support.arrays import to_numpy
 
 TEXT = "the cat sat on the mat."
@@ -50,6 +51,17 @@ def test_logits_and_perplexity_are_mlx_lm_s(found: files.Model) -> None:
     assert reference.relative_error(to_numpy(logits), to_numpy(expected)) < 2e-5
     ours, theirs = (files.perplexity(x, ids) for x in (logits, expected))
     assert abs(ours / theirs - 1) < 1e-4
+
+
+@pytest.mark.parametrize("traditional", [False, True])
+def test_float32_is_near_to_float64(traditional: bool) -> None:
+    config = replace(files.TOY_CONFIG, rope_traditional=traditional)
+    weights = {n: w.astype(mx.float32) if w.dtype == mx.float16 else w
+               for n, w in files.toy_weights(config).items()}  # fmt: skip
+    llama, ids = Llama(config, weights, length=16), np.arange(9) * 13
+    h, _ = llama.forward(mx.array(ids)[None], llama.empty_cache())
+    exact = llama_reference.logits(llama, ids)
+    assert reference.relative_error(to_numpy(llama.logits(h)[0]), exact) < 2e-6
 
 
 def test_the_loop_is_one_graph_and_greedy_tokens_are_mlx_lm_s(found: files.Model) -> None:
