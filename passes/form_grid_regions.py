@@ -9,7 +9,8 @@ Rewrites:
        elementwise operations: those that wait for nothing else become one `region`, those that wait
        for others the next.
     2. an attention that stores its token in a tail begins a region, if its cache is short.
-    3. on a mesh of GPUs with a process each, sums over the ranks of what a product gives: a barrier
+    3. what picks the greatest number of each row ends one.
+    4. on a mesh of GPUs with a process each, sums over the ranks of what a product gives: a barrier
        of the region is then one of all ranks.  Where they reach no memory of each other, the body
        runs.
 Leaves alone:
@@ -33,6 +34,7 @@ from qgraph.ir.graph import Graph, Node
 from qgraph.rewrite.ledger import Entry, collecting, record
 from qgraph.runtime.regions.cuda.attention import OP as ATTENTION
 from qgraph.runtime.regions.cuda.peers import may_connect
+from qgraph.runtime.regions.cuda.pick import is_pick
 from qgraph.runtime.regions.cuda.region import KERNEL, multiprocessors
 from qgraph.runtime.regions.cuda.source import written
 from qgraph.runtime.regions.cuda.stages import SUM, refusal, rows_of, translate
@@ -63,7 +65,8 @@ class FormGridRegions:
         left_alone: list[Node] = []
 
         def refused(node: Node) -> str | None:
-            if node.op != ATTENTION and any(rows_of(v) not in rows for v in node.outputs if v.ndim):
+            own = node.op == ATTENTION or is_pick(node)
+            if not own and any(rows_of(v) not in rows for v in node.outputs if v.ndim):
                 return "its rows are not those of products"
             if node.op == SUM and not may_connect(target.mesh):
                 return "the ranks of this mesh share no memory"

@@ -85,6 +85,26 @@ def test_a_layer_is_as_near_to_float64_as_mlxs() -> None:
     assert errors[0] <= errors[1]
 
 
+def test_the_greatest_logit_is_found_in_the_region() -> None:
+    """Of rows of 8,192 numbers, many of them equal."""
+    model = llama(64, vocab=8192)
+
+    def step(tokens: Any, position: Any, cache: Any) -> Any:
+        h, _ = model.forward(tokens, cache, position)
+        logits = model.logits(h)[:, 0]
+        return qg.argmax(logits, axis=-1).astype(mx.int32), logits
+
+    given = mx.array([[5], [7], [9]]), mx.array(3, mx.int32), model.empty_cache(3)
+    program = qg.compile(step, *given, target="gpu")
+    assert any(
+        n.op == "argmax" for _, node in program.plan.graph.walk() if node.op == REGION
+        for n in node.bodies[0].nodes
+    )  # fmt: skip
+    for _ in range(20):
+        places, logits = program(*given)
+        assert places.tolist() == mx.argmax(logits, axis=-1).tolist()
+
+
 def test_ten_thousand_tokens() -> None:
     """None waits for ever, and the same tokens come again."""
     model = llama(64)

@@ -114,6 +114,12 @@ inline int atomicAdd(int* to, int what) {  // fibers take turns only where they 
 
 inline int __ffs(unsigned bits) { return __builtin_ffs(bits); }
 
+inline int __float_as_int(float number) {
+  int bits;
+  std::memcpy(&bits, &number, sizeof bits);
+  return bits;
+}
+
 inline float __int_as_float(int bits) {
   float number;
   std::memcpy(&number, &bits, sizeof number);

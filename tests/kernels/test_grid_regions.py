@@ -336,7 +336,7 @@ class Decoding:
 
 DECODING = [
     Decoding(),
-    Decoding(mx.float16, batch=3, heads=2, length=300),  # keys shared out, and joined
+    Decoding(mx.float16, batch=3, heads=2, length=520),  # keys shared out, and joined
     Decoding(dim=128, heads=4, kv_heads=1, length=600, layers=1),
 ]
 
@@ -444,6 +444,28 @@ def test_what_has_no_place(rows: int, width: int, why: str) -> None:
 def test_other_targets_have_none() -> None:
     graph = planned(lambda x: qg.exp(x) + 1, qg.spec((1, 64), mx.bfloat16)).graph
     assert FormGridRegions(Target(mx.Device(mx.cpu, 0), "cpu", "x86_64", 1))(graph) is graph
+
+
+@pytest.mark.parametrize("dtype", [mx.int32, mx.uint32])
+def test_the_greatest_of_each_row(dtype: mx.Dtype, tmp_path: Path) -> None:
+    """Case 3: its place, the first of several, by whichever block; NaN is not one."""
+    w, rows = linear(4096 + 64, 64), 3
+    mask = mx.zeros((rows, 4096 + 64), mx.bfloat16)
+    mask[0, 4150], mask[1, 17], mask[1, 4120], mask[2] = 1e4, 1e4, 1e4, float("nan")
+
+    def fn(x: Any, mask: Any) -> Any:
+        logits = qg.maximum(qg.quantized_matmul(x, *w) * 0.0, mask)
+        return qg.argmax(logits, axis=-1).astype(dtype), logits
+
+    x = mx.random.normal((rows, 64)).astype(mx.bfloat16)
+    plan = planned(fn, qg.spec(x.shape, x.dtype), qg.spec(mask.shape, mask.dtype))
+    (region,) = regions(plan.graph)
+    assert "argmax" in [n.op for n in region.bodies[0].nodes]
+    native = OnCpu(region.bodies[0], tmp_path, 4)
+    results = native(given(plan.graph, region, [x, mask]))
+    assert results is not None
+    (places,) = (made for made in results if made.dtype == dtype)
+    assert places.tolist() == [4150, 17, 0]
 
 
 def test_a_norm_of_a_norm_and_uneven_splits(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ A region's 16 warps have few registers each: with 16,064 positions a layer of Ll
 """
 WARPS = 16
 """Of a block of a region."""
+ALONE = 512
+"""Positions of a cache up to which one block reads all keys of a head: joining takes longer."""
 JOINS = 32
 """The first of the counters by which those that have parts of one result know the last of them."""
 MOST_JOINS = 480
@@ -130,4 +132,5 @@ def cut_of(node: Node) -> Cut:
     """How an attention is cut into tasks."""
     batch, kv_heads, length, dim = node.operand("keys").shape
     sharing = node.args["heads"][0][0] // kv_heads
-    return Cut.of(batch, kv_heads, sharing, dim, length)
+    cut = Cut.of(batch, kv_heads, sharing, dim, length)
+    return cut._replace(splits=1) if length <= ALONE else cut

@@ -23,6 +23,7 @@ from .expressions import (
     literal,
 )
 from .peers import HALF
+from .pick import Pick
 from .stages import Phase, Row, Stages
 
 THREADS = 32 * WARPS
@@ -156,7 +157,7 @@ def _product(phase: Phase, rows: int, fits: int) -> str:
     return f"Product<{TYPES[p.dtype]}, {mode}, {', '.join(map(str, numbers))}>"
 
 
-def _barrier(before: Phase | Attention) -> str:
+def _barrier(before: Phase | Attention | Pick) -> str:
     """What lies between a phase and the next: a barrier over the grid, or those of all ranks."""
     return "peers" if isinstance(before, Phase) and before.is_summed else "grid"
 
@@ -166,11 +167,17 @@ def _waits(barrier: str, meanwhile: str) -> str:
     return f"grid.wait({meanwhile});" if barrier == "grid" else "peers.wait();"
 
 
-def _phase(stages: Stages, phase: Phase | Attention, i: int, ranks: int) -> Iterator[str]:
+def _phase(stages: Stages, phase: Phase | Attention | Pick, i: int, ranks: int) -> Iterator[str]:
     if isinstance(phase, Attention):
         rows = [row for row in stages.written if row.phase == i]
         yield from _rows_written(stages, rows, ranks)
         yield from phase.text()
+        return
+    if isinstance(phase, Pick):
+        yield f"{_barrier(stages.phases[i - 1])}.arrive();"
+        yield _waits(_barrier(stages.phases[i - 1]), "[] {}")
+        yield from _rows_written(stages, [row for row in stages.written if row.phase == i], ranks)
+        yield from phase.text(stages.rows)
         return
     p, x = phase.problem, f"x{i}"
     if i:

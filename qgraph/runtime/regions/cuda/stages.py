@@ -33,6 +33,7 @@ from .expressions import (
     is_rowwise,
     phase_of,
 )
+from .pick import MOST_BLOCKS, Pick, check_pick, is_pick
 
 ROWS = 8
 """Up to which the tensor cores' time is the same: 8 columns of their result are computed anyway."""
@@ -100,7 +101,7 @@ class Stages:
 
     rows: int
     inputs: dict[Value, str]
-    phases: list[Phase | Attention]
+    phases: list[Phase | Attention | Pick]
     results: list[str]
     arrays: dict[str, tuple[tuple[int, ...], mx.Dtype]]
     written: list[Row]
@@ -136,6 +137,9 @@ def _check(node: Node) -> None:
         raise Unknown("it has a stream of its own")
     if node.op == OP:
         check(node)
+        return
+    if is_pick(node):
+        check_pick(node)
         return
     if node.op == "packed_matmul":
         if node.args["kernel"] != Tiled.name:
@@ -186,12 +190,13 @@ class _Translator:
         if not products:
             raise Unknown("it has no product")
         self.rows = rows_of(products[0].output)
-        self.phases: list[Phase | Attention] = []
+        self.phases: list[Phase | Attention | Pick] = []
         self.inputs: dict[Value, str] = {}
         self.arrays: dict[str, tuple[tuple[int, ...], mx.Dtype]] = {}
         self.known: dict[Value, Expression] = {}
         self.stored: dict[Value, Leaf] = {}
         self.written: list[Row] = []
+        self.picks: dict[Value, int] = {}
         self.addends = 0
 
     def run(self) -> Stages:
@@ -201,6 +206,9 @@ class _Translator:
             _check(node)
             if node.op == OP:
                 self._attention(node)
+                continue
+            if is_pick(node):
+                self._pick(node)
                 continue
             for value in node.outputs:
                 if rows_of(value) != self.rows:
@@ -299,6 +307,28 @@ class _Translator:
         settings = {name: node.args[name] for name in ("heads", "rope", "scale")}
         tail, lasts = given["tail_keys"].shape[2], given["last"].type.size
         self.phases.append(Attention(names, keys.dtype, keys.shape, tail, settings, lasts, cut))
+
+    def _pick(self, node: Node) -> None:
+        """A phase, or the place that one has found in another dtype."""
+        source, value = node.inputs[0], node.output
+        if source in self.picks:
+            phase = self.picks[source]
+        else:
+            e = self._readable(source)
+            if not isinstance(e, Leaf) or isinstance(e, Summed) or rows_of(source) != self.rows:
+                raise Unknown(f"an {node.op} of what is in no memory, or of other rows")
+            phase = len(self.phases)
+            parts = f"out{len(self.arrays)}"
+            self.arrays[parts] = (self.rows, 2 * MOST_BLOCKS), mx.float32
+            self.phases.append(Pick(e, source.shape[-1], parts))
+        self.picks[value] = phase
+        name = f"out{len(self.arrays)}"
+        self.arrays[name] = value.shape, value.dtype
+        made = Leaf(name, value.dtype, 1, after=phase)
+        self.known[value] = self.stored[value] = made
+        pick = self.phases[phase]
+        assert isinstance(pick, Pick)
+        pick.writes.append((name, value.dtype))
 
     def _product(self, node: Node) -> None:
         problem: Problem = node.args["problem"]
