@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 CHEAP = 0.02
@@ -55,6 +56,7 @@ def interleaved(
     warmup: int = 2,
     inner: int = 1,
     hopeless: float | None = None,
+    beside: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Time candidates in turn, A B C A B C …, so that a drift of the machine hits all alike.
 
@@ -65,18 +67,24 @@ def interleaved(
         inner: calls in each timed run; seconds are those of one call.
         hopeless: a candidate whose last warm-up took this many times the fastest one's is not
             run again; that one time is its result.
+        beside: those that are no candidates: none is hopeless next to them.
 
     >>> sorted(interleaved({"a": lambda: sum(range(9)), "b": lambda: None}, repeats=3))
     ['a', 'b']
     """
     warm: dict[str, float] = {}
+
+    def limit() -> float:
+        """Seconds beyond which one is hopeless."""
+        known = [s for name, s in warm.items() if name not in beside]
+        return max(hopeless * min(known), CHEAP) if hopeless and known else math.inf
+
     for _ in range(max(warmup, 1 if hopeless else 0)):
         for name, run in candidates.items():
-            slow = hopeless and name in warm and warm[name] > hopeless * min(warm.values())
-            if not slow or warm[name] < CHEAP:
+            if warm.get(name, 0.0) <= limit():
                 warm[name] = once(run)
-    limit = max(hopeless * min(warm.values()), CHEAP) if hopeless else float("inf")
-    seconds = {name: [warm[name]] if warm.get(name, 0) > limit else [] for name in candidates}
+    most = limit()
+    seconds = {name: [warm[name]] if warm.get(name, 0) > most else [] for name in candidates}
     running = [name for name, given in seconds.items() if not given]
     for _ in range(repeats):
         for name in running:

@@ -60,7 +60,7 @@ class CostTable:
         on_cuda = data["machine"]["backend"] == "cuda"
         for row in data["rows"]:
             exact[row["problem"]] = row["us"]
-            if row.get("experts") or (on_cuda and not _tiled(row["n"], row["k"])):
+            if row.get("experts") or (on_cuda and not _whole_tiles(row["n"], row["k"])):
                 continue  # others are not estimated from these
             kind = (row["mode"], row["bits"], row["dtype"], row["transpose"])
             for name, us in row["us"].items():
@@ -83,7 +83,7 @@ class CostTable:
 
         None too for CUDA sizes that MLX gives to other kernels than those of the table's curves.
         """
-        if problem.backend == "cuda" and not _tiled(problem.n, problem.k, problem.group_size):
+        if problem.backend == "cuda" and not _whole_tiles(problem.n, problem.k, problem.group_size):
             return None
         sizes = self.curves.get((name, family(problem)))
         if not sizes:
@@ -131,6 +131,6 @@ def table_for(problem: Problem) -> CostTable:
     return CostTable(machine, {}, {})
 
 
-def _tiled(n: int, k: int, group_size: int = 0) -> bool:
+def _whole_tiles(n: int, k: int, group_size: int = 0) -> bool:
     """Does MLX on CUDA take its kernel for whole tiles, from 8 rows on?"""
     return n % 128 == 0 and k % max(64, group_size) == 0

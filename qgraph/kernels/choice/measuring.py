@@ -1,14 +1,15 @@
 """Timing kernels on random operands, as a program would run them.
 
-On GPUs products are timed in a chain: each waits for the one before, and the host is ahead, as in a
-model.  MLX runs side by side what does not wait, which hides what a kernel leaves idle.  A chain is
-long, for the GPU idles until the host has sent what comes first, a tenth of a millisecond.
+On GPUs products are timed in a chain: each waits for the one before, as in a model.  MLX runs side
+by side what does not wait, which hides what a kernel leaves idle.  The host is ahead as in a model:
+the chain waits for something that takes the GPU longer than the host takes to send all of it.  What
+that takes, and what joins products whose result is smaller than x, is taken off.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle, islice
 
 import mlx.core as mx
@@ -22,10 +23,14 @@ HOPELESS = 6.0
 """A candidate this many times slower than the best in its warm-up is not run again."""
 CACHES = 256 << 20
 """Bytes of weights that no GPU's cache holds: one used again within them is read from memory."""
-LENGTH = 16
-"""Products of a chain that are compiled as one function, on GPUs."""
-LONG = 0.012
-"""Seconds of a chain on a GPU, at least."""
+LENGTH, TURNS = 16, 4
+"""Products of a chain that are compiled as one function, on GPUs, and how often it is called."""
+SLOW = 0.01
+"""Seconds; a chain that takes longer is called once."""
+WAITING = 8192
+"""Rows and columns of the matrices whose product, some 3 ms, chains wait for on GPUs."""
+ALONE = {TURNS: "alone", 1: "alone once"}
+"""Names of the chains without products, by their turns."""
 
 
 def random_operands(problem: Problem, seed: int = 0) -> tuple[mx.array, list[mx.array]]:
@@ -62,17 +67,23 @@ def measure(
     with mx.stream(mx.default_stream(target.device)):
         x, parts = random_operands(problem)
         chains = chains_of(problem, names, x, parts, target)
-        for name in list(chains):
+        for name in set(chains) - set(ALONE.values()):
             try:
-                chains[name].lengthen()
+                chains[name].settle()
             except (RuntimeError, ValueError) as error:
                 warnings.warn(f"{name} fails for {problem}: {error}", stacklevel=2)
                 del chains[name]
-        timings = interleaved(chains, repeats, warmup, hopeless=HOPELESS) if chains else {}
+        timings = interleaved(chains, repeats, warmup, hopeless=HOPELESS, beside=ALONE.values())
+    alone = {turns: timings.pop(name).median for turns, name in ALONE.items() if name in timings}
     return {
-        name: Timing(tuple(s / chains[name].products for s in timing.seconds))
+        name: Timing(tuple(_each(chains[name], s, alone) for s in timing.seconds))
         for name, timing in timings.items()
     }
+
+
+def _each(chain: Chain, seconds: float, alone: Mapping[int, float]) -> float:
+    """Seconds of a product of a chain that took so many, less what it takes without products."""
+    return max(0.0, seconds - alone.get(chain.turns, 0.0)) / (chain.length * chain.turns)
 
 
 class Chain:
@@ -81,78 +92,108 @@ class Chain:
     Attributes:
         length: products of one call of `function`.
         turns: its calls.
+        before: what the first product waits for.
     """
 
     def __init__(
-        self, function: Callable[[mx.array], list[mx.array]], x: mx.array, length: int
+        self,
+        function: Callable[[mx.array], list[mx.array]],
+        x: mx.array,
+        length: int = 1,
+        before: Callable[[], mx.array] | None = None,
+        turns: int = 1,
     ) -> None:
-        self.function, self.x, self.length = function, x, length
-        self.turns = 1
-
-    @property
-    def products(self) -> int:
-        return self.length * self.turns
+        self.function, self.x, self.length, self.before = function, x, length, before
+        self.turns = turns
 
     def __call__(self) -> None:
-        (y,) = self.function(self.x)
-        for _ in range(1, self.turns):
+        y = self.x if self.before is None else self.before()
+        for _ in range(self.turns):
             mx.async_eval(y)  # type: ignore[no-untyped-call]
             (y,) = self.function(after(self.x, y))
         mx.eval(y)
 
-    def lengthen(self) -> None:
-        """More turns, until it takes `LONG`; a chain of one product, as on CPUs, stays as it is."""
+    def settle(self) -> None:
+        """Runs it until all is compiled, and says how often it is called."""
+        self.turns = 1
         self()
-        while self.length > 1 and (seconds := once(self)) < LONG:
-            self.turns = min(4 * self.turns, int(1.25 * self.turns * LONG / seconds) + 1)
+        if self.before is not None and once(self) < SLOW:
+            self.turns = TURNS
 
 
 def chains_of(
     problem: Problem, names: Iterable[str], x: mx.array, parts: list[mx.array], target: Target
 ) -> dict[str, Chain]:
-    """A chain of products by each kernel; each row of x goes to an expert drawn at random."""
+    """Chains of products by each kernel, and on GPUs those without; on CPUs of one product each.
+
+    Each row of x goes to an expert drawn at random.
+    """
     from ..streams import Streams
 
     streams = Streams(target.device)
-    length = 1 if problem.backend == "cpu" else LENGTH
+    on_cpu = problem.backend == "cpu"
+    length, before = (1, None) if on_cpu else (LENGTH, _something_long())
     copies = min(length, 1 + CACHES // problem.packed_bytes)
     weights = [parts, *([part + 0 for part in parts] for _ in range(1, copies))]
     high = max(1, problem.experts)
     experts = mx.random.randint(0, high, (problem.m,), mx.uint32, key=mx.random.key(7))
     mx.eval(weights, experts)
 
-    def chain(name: str) -> Chain:
+    def by(name: str) -> Chain:
         chosen = kernel(name)
 
-        def product(own: list[mx.array]) -> Callable[[mx.array], mx.array]:
+        def product(own: list[mx.array]) -> Product:
             packed = chosen.pack(own, problem)
             mx.eval(packed)
             bound = chosen.bind(packed, problem, streams)
             return (lambda x: bound(x[:, None], None, experts)) if problem.experts else bound
 
-        first, *others = islice(cycle([product(own) for own in weights]), length)
+        function = _in_turn([product(own) for own in weights], length)
+        return Chain(function if chosen.host else Compiled(function).call, x, length, before)
 
-        def call(x: mx.array) -> list[mx.array]:
-            y = first(x)
-            for multiply in others:
-                x = after(x, y)
-                y = multiply(x)
-            return [y]
+    def nothing(x: mx.array) -> mx.array:
+        return x.reshape(-1)[: problem.m * problem.n]
 
-        return Chain(call if chosen.host else Compiled(call).call, x, length)
+    chains = {name: by(name) for name in names}
+    if not on_cpu:
+        for turns, name in ALONE.items():
+            chains[name] = Chain(_in_turn([nothing], length), x, length, before, turns)
+    return chains
 
-    return {name: chain(name) for name in names}
+
+Product = Callable[[mx.array], mx.array]
+
+
+def _in_turn(products: Sequence[Product], length: int) -> Callable[[mx.array], list[mx.array]]:
+    """A function of so many products, of x and what the one before left."""
+
+    def call(x: mx.array) -> list[mx.array]:
+        first, *others = islice(cycle(products), length)
+        y = first(x)
+        for multiply in others:
+            x = after(x, y)
+            y = multiply(x)
+        return [y]
+
+    return call
+
+
+def _something_long() -> Callable[[], mx.array]:
+    """Gives numbers like those of x, when the GPU has worked for some milliseconds."""
+    keys = mx.random.split(mx.random.key(1))
+    a, b = (mx.random.normal((WAITING, WAITING), mx.bfloat16, key=key) for key in keys)
+    b = b * WAITING**-0.5
+    mx.eval(a, b)
+    return lambda: (a @ b) @ b
 
 
 def after(x: mx.array, y: mx.array) -> mx.array:
-    """An array like x that is there when y is: of y's numbers, or where they are too few x itself.
+    """An array like x, of y's numbers, so that it is there when y is.
 
-    The first costs nothing, the second a copy of one number.
+    Costs nothing where y has as many numbers; else they are copied.
     """
     if y.shape == x.shape and y.dtype == x.dtype:
         return y
-    if y.size >= x.size and y.dtype == x.dtype:
-        return y.reshape(-1)[: x.size].reshape(x.shape)
-    waiting = x[...]
-    waiting[0, 0] = y.reshape(-1)[0].astype(x.dtype)
-    return waiting
+    if y.size < x.size:
+        y = mx.broadcast_to(y.reshape(-1), (-(-x.size // y.size), y.size))
+    return y.reshape(-1)[: x.size].reshape(x.shape).astype(x.dtype)

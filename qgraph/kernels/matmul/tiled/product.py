@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ...base import HALF, Kernel, Packed, Problem, Streams
+from ...base import HALF, Kernel, Machine, Packed, Problem, Streams
 from ...cuda.arch import capability
 from .blocks import block, microseconds, tiles
 from .layout import padded
@@ -48,6 +48,11 @@ class Tiled(Kernel):
         """What fills tiles up: all plans of a program read the weight in tiles."""
         p = problem.replace(n=padded(problem.n), k=padded(problem.k))
         return p.packed_bytes - problem.packed_bytes
+
+    def interpolated(self, problem: Problem, machine: Machine) -> float | None:
+        """Not by others where there is a model: how a product is cut up changes in steps."""
+        known = capability(problem.arch) == 90
+        return None if known else super().interpolated(problem, machine)
 
     def modelled(self, problem: Problem) -> float | None:
         """By the time of a stage or of reading the weight, as measured on an H100."""
