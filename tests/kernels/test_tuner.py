@@ -217,6 +217,8 @@ def test_hopper_reads_one_copy_of_a_weight_for_any_rows(cache):
     chosen = {choose(p.replace(m=m), cache=cache).kernel for m in (1, 8, 64, 100, 2048, 8192)}
     assert chosen == {"tiled"}
     assert kernel("tiled").extra_bytes(p) == 0
+    assert "dequantize+matmul" not in candidates(p)  # it reads rows, which no other plan does
+    assert "dequantize+matmul" in candidates(p, budget=p.packed_bytes)
     assert choose(p, cache=cache, exact=True).kernel == "qmm"
 
 

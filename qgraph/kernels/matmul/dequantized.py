@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..base import Kernel, Problem, Streams, named_parts
+from ..base import HALF, Kernel, Problem, Streams, named_parts
+from ..cuda.arch import capability
 from ..cuda.rates import BANDWIDTH, LAUNCH_US, matmul_us
 from .plain import Plain
 
@@ -39,6 +40,11 @@ class Dequantized(Kernel):
 
     def contract(self, problem: Problem) -> str:
         return CONTRACT
+
+    def extra_bytes(self, problem: Problem) -> int:
+        """On Hopper GPUs the packed weight as it is: all other plans read the one in tiles."""
+        tiled = capability(problem.arch) == 90 and problem.dtype in HALF and problem.transpose
+        return problem.packed_bytes if tiled else 0
 
     def modelled(self, problem: Problem) -> float | None:
         if (product := dense_us(problem)) is None:
