@@ -3,7 +3,7 @@
 python -m benchmarks.kernels             what the shipped table and the cost model choose, checked
 python -m benchmarks.kernels --table F   measure the table that ships with the package
 
-On GPUs times are those of products that wait for one another, launches included, with the host ahead.
+On GPUs times are those of products that wait for one another, launches included, the host ahead.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ def test_hopper_decodes_each_weight_once_for_few_rows(cache, m):
     assert fp4.kernel == "tiled"
     assert "mma" not in candidates(p)  # it would need a second copy of the weight
     assert "mma" in candidates(p.replace(arch="sm_80"))
-    assert kernel("qmm").modelled(p) > 2 * kernel("pad8+qmm").modelled(p)
+    assert kernel("qmm").modelled(p) > 1.5 * kernel("pad8+qmm").modelled(p)
 
 
 def test_prompts_of_many_lengths_share_measurements(cache):

@@ -25,8 +25,8 @@ CACHES = 256 << 20
 """Bytes of weights that no GPU's cache holds: one used again within them is read from memory."""
 LENGTH, TURNS = 16, 4
 """Products of a chain that are compiled as one function, on GPUs, and how often it is called."""
-SLOW = 0.01
-"""Seconds; a chain that takes longer is called once."""
+SLOW = 0.006
+"""Seconds; a chain that takes longer is called once: what is sent ahead takes memory."""
 WAITING = 8192
 """Rows and columns of the matrices whose product, some 3 ms, chains wait for on GPUs."""
 ALONE = {TURNS: "alone", 1: "alone once"}

@@ -1,14 +1,15 @@
 """What GPUs of the Hopper generation do at best, for the models that kernels have of their time.
 
-The figures were measured on one H200 (mlx 0.32.4); those of one kernel stand in its file.  Models
-rank kernels where the measured table holds nothing like the problem; they are no promise.
+The figures were measured on one H100 (mlx 0.32.4), as `choice/measuring.py` measures; those of one
+kernel stand in its file.  Models rank kernels where the measured table holds nothing like the
+problem; they are no promise.
 """
 
 from __future__ import annotations
 
 LAUNCH_US = 2.5
-BANDWIDTH = 4.3e6
-"""Bytes a microsecond, read plus written."""
+BANDWIDTH = 2.9e6
+"""Bytes a microsecond, read plus written; an H200 has 1.4 times as much."""
 MATMUL_RATE = 0.75
 """Dense bf16 of cuBLAS, million million operations a millisecond: 8192×8192×8192 at 770 to 790
 teraflops."""

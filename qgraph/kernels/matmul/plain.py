@@ -20,18 +20,19 @@ from ..cuda.rates import LAUNCH_US
 
 QMV_ROWS = 8
 """CUDA runs `qmv` below this many rows."""
-QMV_START_US = 6.0
-QMV_US = 0.65
-"""`qmv`, to begin with, then per million weights and row: 2048×2048 in 9.5 µs, 14336×4096 in 43.6,
-at three rows in 108 (one H200, mlx 0.32.4, as the next)."""
-TILE_US = 0.63
-TILE_STEP_US = 0.003
-"""`qmm_sm80`, up to 16 rows: per million weights, gate and up of Llama-8B as one in 76 µs, and per
-column of a small weight, whose tiles go through them one after the other: 1536×4096 in 14."""
-TILE_RATE = 0.24
-"""`qmm_sm80` on many rows, million million operations a millisecond: a third of the matmul's."""
+QMV_START_US = 2.0
+QMV_US = 0.58
+"""`qmv`, to begin with, then per million weights and row: 2048×2048 in 4.4 µs, 14336×4096 in 34.9,
+at three rows in 102 (one H100, mlx 0.32.4, as the next)."""
+TILE_US = 0.46
+"""`qmm_sm80` per million weights where they are many: 151936×896 in 63 µs, up to 16 rows."""
+TILE_STEP_US = {16: 0.0137, 64: 0.023}
+"""The same per column, whose tiles go through a block one after the other, by the rows of a tile:
+56 µs for 4096 columns, 187 for 14336; at 64 rows 98 and 290."""
+TILE_RATE = 0.105
+"""The same on many rows, million million operations a millisecond: a seventh of the matmul's."""
 NAIVE_SLOWDOWN = 1.2
-"""`qmm_naive` over `qmm_sm80`: 1500 columns against 1536, at 12 to 512 rows 1.0 to 1.2."""
+"""`qmm_naive` over `qmm_sm80`: 1500 rows of W against 1536, for 12 to 512 of x 1.0 to 1.2 (H200)."""
 
 
 class Plain(Kernel):
@@ -52,7 +53,8 @@ class Plain(Kernel):
         runs = cuda_kernel(problem)
         if runs == "qmv":
             return QMV_START_US + QMV_US * millions * problem.m
-        few = max(TILE_US * millions, TILE_STEP_US * problem.k)
+        step = TILE_STEP_US[16 if problem.m <= 16 else 64]
+        few = max(TILE_US * millions, step * problem.k)
         tiles = max(few, problem.flops / (TILE_RATE * 1e9))
         return LAUNCH_US + tiles * (NAIVE_SLOWDOWN if runs == "qmm_naive" else 1.0)
 

@@ -19,10 +19,10 @@ from ..cuda.source import cuda_source
 from .plain import Plain
 
 MOST_ROWS = 32
-START_US = 7.0
+START_US = 2.0
 BYTES = 1.75e6
 """Microseconds before the first byte, and packed bytes a microsecond up to 8 rows: of 4 bits
-2048×2048 in 9 µs, 14336×4096 in 27 (one H200, mlx 0.32.4)."""
+2048×2048 in 9 µs, 14336×4096 in 27 (one H200, mlx 0.32.4), some 5 of which were the host's."""
 ROWS = 16
 """Of the weight, in a block; 32 were measured to be slower on an H200."""
 STRIDE = {4: 160, 8: 192}

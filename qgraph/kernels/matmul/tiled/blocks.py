@@ -1,7 +1,7 @@
 """How a product by `tiled` is cut up among blocks of threads, and what it takes then.
 
-The model was fitted to an H100, to kernels that wait for one another in a CUDA graph, each on
-another weight: eight sizes from 2048×2048 to 28672×4096, 1 to 2048 rows.
+The model was fitted to an H100, to kernels that wait for one another, each on another weight: sizes
+from 2048×2048 to 151936×896, 1 to 2048 rows.  Decision 0014 says how far it is from others.
 """
 
 from __future__ import annotations
@@ -77,13 +77,16 @@ BLOCKS = (
 DECODING_US = {"affine": 0.0, "mxfp8": 0.02, "mxfp4": 0.03, "nvfp4": 0.045}
 """What 64 by 64 numbers take longer to decode than affine ones."""
 PARTS = (1, 2, 3, 4, 6, 8)
-START_US = 4.0
-RAMP_US = 2.0
+START_US = 3.5
+RAMP_US = 1.3
 """Before the first byte and after the last, and between waves of blocks."""
 OVERLAP = 0.8
 """Of the time of blocks one after the other, where two share a multiprocessor."""
 READ, CACHED = 2.8e6, 6.3e6
 """Bytes a microsecond: of what is read once, and of what blocks read again from the cache."""
+WARM = 5.0e9
+"""Operations that take a microsecond more than blocks do by themselves: many of them bring the GPU
+to its limit of power, and its clock down, from 1980 MHz to 1860 and less."""
 PARTS_US = 2.5
 SUMMED = 1.0e7
 """To add parts up: the launch, and their bytes a microsecond, written and read in the cache."""
@@ -114,7 +117,7 @@ def microseconds(b: Block, p: Problem) -> float:
     again = b.count(p) * (b.rows * TILE * p.bits // 8 + 2 * b.columns) * p.k / CACHED
     added = 0.0 if b.parts == 1 else PARTS_US + 8 * b.parts * p.m * p.n / SUMMED
     ramps = START_US + RAMP_US * ((rounds - 1) // together)
-    return ramps + max(p.moved_bytes / READ, again, work) + added
+    return ramps + max(p.moved_bytes / READ, again, work) + added + p.flops / WARM
 
 
 def _fitted(b: Block, p: Problem) -> Block | None:

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from ...base import Machine, Packed, Problem, Streams
 from ...cuda.arch import capability
-from ..gather import Gather, Indices, broadcast_indices
+from ..gather import Gather, Indices, broadcast_indices, each_used
 from .blocks import READ, START_US, Block, block, microseconds, tiles
 from .product import CONTRACT, Tiled
 from .source import gathered_product, gathered_rows, group_rows, template
@@ -50,10 +50,11 @@ class TiledGather(Gather):
             return us
         if capability(problem.arch) != 90:
             return None
+        used, each = each_used(problem)
         b = _gathered_block(problem)
-        # As many rows as if each portion were full.
-        rows = _portions(problem, b) * b.columns
-        steps = microseconds(b, problem.replace(m=rows, experts=0))
+        # As many rows as if the portions of each expert were full.
+        rows = used * -(-each.m // b.columns) * b.columns
+        steps = microseconds(b, each.replace(m=rows))
         sort = SORT_US if problem.m > FEW else 0.0
         return sort + max(START_US + problem.moved_bytes / READ, steps)
 
