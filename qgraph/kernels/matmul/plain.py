@@ -32,7 +32,7 @@ TILE_STEP_US = {16: 0.0137, 64: 0.023}
 TILE_RATE = 0.105
 """The same on many rows, million million operations a millisecond: a seventh of the matmul's."""
 NAIVE_SLOWDOWN = 1.2
-"""`qmm_naive` over `qmm_sm80`: 1500 rows of W against 1536, for 12 to 512 of x 1.0 to 1.2 (H200)."""
+"""`qmm_naive` over `qmm_sm80`: 1500 rows of W to 1536, 12 to 512 of x, 1.0 to 1.2 (an H200)."""
 
 
 class Plain(Kernel):
