@@ -306,7 +306,9 @@ class Elementwise : public Work {
     long along = operand.strides[shape_->across()];
     shape_->columns(block, [&](long at, long step, long some, const long* index) {
       int64_t line[kBlock];
-      read(operand.at.dtype, at_index(here, operand, index), along, line, some);
+      const char* from = at_index(here, operand, index);
+      __builtin_prefetch(from + step * inner(operand) * size_of(operand.at.dtype));  // the next tile's
+      read(operand.at.dtype, from, along, line, some);
       for (long i = 0; i < some; i++)
         if (real) ((float*)to)[at + i * step] = ((float*)line)[i];
         else ((int64_t*)to)[at + i * step] = line[i];
