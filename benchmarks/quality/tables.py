@@ -35,8 +35,10 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
     found = []
     for row in sorted(rows, key=lambda row: (row["bits"], -row["gap"])):
         closed = 1 - row["gap"] / plain[row["bits"]] if row["bits"] in plain else None
+        value = row["value"]
         found.append([
-            f"{row['bits']:.1f}", row["method"], f"{row['bytes']:,}", f"{row['value']:,.4g}",
+            f"{row['bits']:.1f}", row["method"], f"{row['bytes']:,}",
+            f"{value:.4g}" if value < 1000 else f"{value:,.0f}",
             f"{row['gap']:.4f}", "" if closed is None or closed <= 0 else f"{closed:.0%}",
         ])  # fmt: skip
     return found

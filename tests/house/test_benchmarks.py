@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +21,13 @@ def test_it_can_be_imported(name: str) -> None:
         if str(error.name).partition(".")[0] in ("qgraph", "benchmarks", "tests"):
             raise
         pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("model", ["smollm2", "minilm"])
+def test_the_page_has_the_rows_that_are_kept(model: str) -> None:
+    """`python -m benchmarks.quality --page` prints them for it."""
+    from benchmarks.quality.__main__ import TASKS
+    from benchmarks.quality.tables import kept, markdown
+
+    page = Path(benchmarks.__file__).parents[1] / "docs" / "benchmarks.md"
+    assert markdown(TASKS[model].measure, kept(model, 2048)) in page.read_text()
