@@ -26,10 +26,10 @@ from qgraph.kernels.attention.tail_attention import MOST_ROWS
 from qgraph.rewrite.ledger import Entry, record
 from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.tracing.tensor import Tensor, apply, as_tensor
-from qgraph.types import TensorType
+
+from .shared.tails import ATTENTION, Cache, caches_of, tail_attention
 
 _NAME = "tail-caches"
-_ATTENTION = "cached_attention"
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,8 @@ class TailCaches:
         return rewrite_each(graph, _visit, self.name, LOOPS)
 
 
-@dataclass(frozen=True)
-class _Cache:
-    """Keys and values that a loop carries.
-
-    Attributes:
-        places: of keys and values among what is carried.
-        attention: the node of the body that reads and updates them.
-    """
-
-    places: tuple[int, int]
-    attention: Node
-
-
 def _visit(node: Node) -> Sequence[Value] | None:
-    if _ATTENTION not in node.bodies[-1].ops:
+    if ATTENTION not in node.bodies[-1].ops:
         return None
     count = turns(node)
     if count is None or not 1 < count <= MOST_ROWS:
@@ -66,7 +53,8 @@ def _visit(node: Node) -> Sequence[Value] | None:
         )
         record(Entry.of(node, _NAME, "refused", f"caches are copied at each turn: {why}"))
         return None
-    found = _caches(node)
+    body = bodies(node)[-1]
+    found = caches_of(body.graph, [(value, i) for i, value in enumerate(body.carried)])
     if not found:
         record(Entry.of(node, _NAME, "refused", "caches are copied at each turn: something else "
                         "reads them"))  # fmt: skip
@@ -78,32 +66,7 @@ def _visit(node: Node) -> Sequence[Value] | None:
     return _with_tails(node, found, count)
 
 
-def _caches(node: Node) -> list[_Cache]:
-    """The caches of a loop that only their attention reads."""
-    body = bodies(node)[-1]
-    place = {value: i for i, value in enumerate(body.carried)}
-    readers: dict[Value, list[Node | int]] = {}
-    for inner in body.graph.nodes:
-        for value in inner.inputs:
-            readers.setdefault(value, []).append(inner)
-    for i, value in enumerate(body.graph.outputs):
-        readers.setdefault(value, []).append(i)
-    found = []
-    for inner in body.graph.nodes:
-        if inner.op != _ATTENTION:
-            continue
-        before = [inner.operand(name) for name in ("keys", "values")]
-        places = [place.get(value) for value in before]
-        alone = all(
-            i is not None and readers[value] == [inner] and readers.get(after) == [i]
-            for i, value, after in zip(places, before, inner.outputs[1:], strict=True)
-        )
-        if alone:
-            found.append(_Cache((place[before[0]], place[before[1]]), inner))
-    return found
-
-
-def _with_tails(node: Node, caches: Sequence[_Cache], rows: int) -> list[Value]:
+def _with_tails(node: Node, caches: Sequence[Cache], rows: int) -> list[Value]:
     """The results of the loop over tails."""
     body = bodies(node)[-1]
     graph, args = body.graph, dict(node.args)
@@ -123,15 +86,14 @@ def _with_tails(node: Node, caches: Sequence[_Cache], rows: int) -> list[Value]:
                 (a, b) for a, b in zip(inner.outputs, new.outputs, strict=True) if a is not b
             )
             continue
-        keys = inner.operand("keys").type
-        tail = TensorType((*keys.shape[:2], rows, keys.shape[3]), keys.dtype)
+        tail, _ = of[inner].tail(rows)
         zeros = as_tensor(mx.zeros(tail.shape, tail.dtype)).value
         unused = as_tensor(mx.full((rows,), -1, mx.int32)).value
         own = [
             input_value(value.type, f"tail_{name}")
             for value, name in ((zeros, "keys"), (zeros, "values"), (unused, "positions"))
         ]
-        attention = _tail_attention(new, own)
+        attention = tail_attention(new, own, _NAME)
         nodes.append(attention)
         replace[inner.outputs[0]] = attention.outputs[0]
         starts += [zeros, zeros, unused]
@@ -160,16 +122,3 @@ def _with_tails(node: Node, caches: Sequence[_Cache], rows: int) -> list[Value]:
             operands = (Tensor(node.args["carried"][i]), Tensor(some), Tensor(positions))
             after[i] = apply("merge_tail", operands).value
     return [*(after[i] for i in range(count)), *loop.outputs[len(kept) + len(starts) :]]
-
-
-def _tail_attention(attention: Node, tail: Sequence[Value]) -> Node:
-    """What takes the place of a `cached_attention`."""
-    names = ("q", "k", "v", "keys", "values")
-    operands = [attention.operand(name) for name in names] + [
-        *tail, attention.operand("position"), attention.operand("last"),
-        *([] if attention.value("freqs") is None else [attention.operand("freqs")]),
-    ]  # fmt: skip
-    settings = {name: attention.args[name] for name in ("heads", "rope", "scale")}
-    results = apply("tail_attention", tuple(map(Tensor, operands)), settings)
-    made: Node = results[0].value.node
-    return made.replace(stream=attention.stream, origin=attention.origin.by(_NAME))

@@ -45,10 +45,8 @@ class Report:
 
 def refusals(program: Program) -> Counter[str]:
     """What passes and lowering left alone in a program, and how often for which reason."""
-    assert program.executable is not None
-    made = [] if program.plan is None else program.plan.ledger()
-    entries = [*made, *program.executable.entries]
-    return Counter(f"{e.what}: {e.reason}" for e in entries if e.decision == "refused")
+    refused = [entry for entry in program.ledger() if entry.decision == "refused"]
+    return Counter(f"{entry.what}: {entry.reason}" for entry in refused)
 
 
 def packed_bytes(programs: Sequence[Program], packed: PackCache) -> int:

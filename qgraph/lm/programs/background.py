@@ -10,6 +10,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+from ...runtime.regions.cuda.order import leave
 from .form import Form
 from .maker import Program
 
@@ -114,6 +115,7 @@ class Worker:
                 pass
             finally:
                 del job
+                leave()  # else who calls programs would wait for each, in turn with this thread
                 with self._idle:
                     self._count -= 1
                     self._idle.notify_all()

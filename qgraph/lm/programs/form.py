@@ -43,6 +43,16 @@ class Form:
         return repr((parts, self.arrays))
 
     @property
+    def inputs(self) -> int:
+        """How many a program has: tokens, numbers, how many tokens are no padding, arrays."""
+        return 1 + len(self.numbers) + (self.count > 1) + sum(map(len, self.arrays))
+
+    def states(self) -> list[tuple[int, int]]:
+        """The caches: numbers of inputs, and of the outputs that they are after a call."""
+        count = sum(map(len, self.arrays))
+        return [(self.inputs - count + i, 1 + i) for i in range(count)]
+
+    @property
     def length(self) -> int:
         """Positions of the largest buffer."""
         found = [shape[2] for some in self.arrays for shape, _ in some if len(shape) == 4]

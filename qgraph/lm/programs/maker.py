@@ -14,8 +14,8 @@ from ...compiler.pipeline import Tune, optimize
 from ...compiler.plan import Plan
 from ...errors import QGraphError
 from ...importer import from_mlx
-from ...ir.graph import Graph
 from ...quantization.config import Quantize
+from ...rewrite.ledger import Entry
 from ...runtime.executable import Executable
 from ...runtime.packing import PackCache, Release
 from ...target import Target
@@ -25,6 +25,7 @@ from .call import Call
 from .form import Form
 from .shadow import shadow
 from .store import Store
+from .tails import Tails, rows_for
 
 Own = Callable[..., Any]
 """The call of a model's class, which runs without programs."""
@@ -45,6 +46,7 @@ class Program:
         chances: how often it may still part from it in half precision before it is given up.
         kept: was it read from the disk?
         reference: what is compared in place of a program whose weights are quantized further.
+        tails: beside the caches that it is called with, where it copies none.
     """
 
     form: Form
@@ -56,7 +58,14 @@ class Program:
     chances: int = CHANCES
     kept: bool = False
     reference: Executable | None = None
+    tails: Tails | None = None
     calls: int = 0
+
+    def ledger(self) -> list[Entry]:
+        """What passes and lowering decided; of a program that was read, lowering alone."""
+        if self.plan is not None:
+            return self.plan.ledger()
+        return [] if self.executable is None else self.executable.entries
 
 
 @dataclass(frozen=True)
@@ -95,13 +104,16 @@ class Maker:
                     source = self._graph(model, form)
                 program.plan = optimize(
                     source, target=self.target, quantize=self.quantize, tune=self.tune, check=False,
-                    states=states_of(source, form),
+                    states=form.states(), tails=rows_for(self.target, form),
                 )  # fmt: skip
                 graph = program.plan.graph
             program.executable = Executable(
-                graph, self.target, packed, release=release, progress=None,
-                states=states_of(graph, form),
-            )  # fmt: skip
+                graph, self.target, packed, release=release, progress=None, states=form.states()
+            )
+            if len(graph.inputs) > form.inputs:
+                program.tails = Tails(graph, form.inputs)
+            if program.plan is not None:
+                program.plan = program.plan.lowered_as(program.executable.entries)
             if program.plan is not None and self.quantize is not None and not release:
                 program.reference = Executable(
                     program.plan.source, self.target, PackCache(), release=False, progress=None
@@ -141,10 +153,3 @@ class Maker:
             MethodType(step, shadow(model)), tokens, numbers, arrays,
             name=type(model).__name__,
         )  # fmt: skip
-
-
-def states_of(graph: Graph, form: Form) -> list[tuple[int, int]]:
-    """Which of the inputs are caches, and which outputs are the same after a call."""
-    count = sum(map(len, form.arrays))
-    inputs, outputs = len(graph.inputs), len(graph.outputs)
-    return [(inputs - count + i, outputs - count + i) for i in range(count)]

@@ -49,6 +49,19 @@ def _own() -> _Own:
     return own
 
 
+def leave() -> None:
+    """This thread has nothing under way, and calls no regions for now: others need not wait.
+
+    For threads that never end, such as one that makes programs in the background.
+    """
+    own: _Own | None = getattr(_thread, "own", None)
+    if own is not None:
+        _wait_for_device()
+        with _turn:
+            _threads.discard(own)
+        _thread.own = None
+
+
 def _wait_for_device() -> None:
     """Until all that was sent to the GPU is done, by whichever thread."""
     try:
