@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -31,9 +31,13 @@ class Interpreter:
         shares: the same op on the same arrays runs once.  `mx.compile` (0.32.4) merges equal arrays
             itself, but fails with "IndexError: _Map_base::at" where they come of an op with several
             results, as of a `quantize` in each turn of a loop that unrolls.
+        grids: how regions are launched, by their bodies.
     """
 
-    def __init__(self, streams: Streams, *, shares: bool = False) -> None:
+    def __init__(
+        self, streams: Streams, *, shares: bool = False,
+        grids: Mapping[Graph, GridRegion | None] | None = None,
+    ) -> None:  # fmt: skip
         self._shares = shares
         self._streams = streams
         self._tables = Tables()
@@ -41,7 +45,7 @@ class Interpreter:
         self._made: dict[Any, tuple[list[mx.array], Sequence[mx.array]]] = {}
         self._settings: dict[Node, str] = {}
         self._last_collective: list[mx.array] = []
-        self._grids: dict[Graph, GridRegion | None] = {}
+        self._grids = grids or {}
         self.order: tuple[mx.array, mx.array] | None = None
         """The counters of the barrier and what the last region gave; without, bodies run."""
 
@@ -120,10 +124,8 @@ class Interpreter:
         """A region, after the one before it."""
         assert self.order is not None
         (body,) = node.bodies
-        if body not in self._grids:
-            self._grids[body] = GridRegion.on(body, self._streams.device, self._streams.peers)
         grid = self._grids[body]
-        if grid is None:  # a plan of another GPU
+        if grid is None:
             self._unroll(node, env)
             return
         counters, last = self.order
@@ -155,9 +157,24 @@ def is_launched(node: Node) -> bool:
     return node.op == REGION and node.kernel == KERNEL
 
 
-def launches(nodes: Sequence[Node]) -> bool:
-    """Are there such regions among nodes, or in their loops?"""
-    return any(is_launched(n) or any(launches(body.nodes) for body in n.bodies) for n in nodes)
+def launched(nodes: Sequence[Node]) -> Iterator[Node]:
+    """Such regions among nodes, and in their loops."""
+    for node in nodes:
+        if is_launched(node):
+            yield node
+        else:
+            for body in node.bodies:
+                yield from launched(body.nodes)
+
+
+def grids_of(nodes: Sequence[Node], streams: Streams) -> dict[Graph, GridRegion | None]:
+    """How regions are launched, by their bodies; None for those whose bodies run."""
+    found: dict[Graph, GridRegion | None] = {}
+    for node in launched(nodes):
+        (body,) = node.bodies
+        if body not in found:
+            found[body] = GridRegion.on(node, streams.device, streams.peers)
+    return found
 
 
 def has_several_results(nodes: Sequence[Node]) -> bool:

@@ -26,9 +26,9 @@ from .interpret import (
     Arrays,
     Env,
     Interpreter,
+    grids_of,
     has_several_results,
     is_launched,
-    launches,
     unrolls,
 )
 from .positions import expand_ahead
@@ -185,7 +185,7 @@ class Stretch(Step):
 
         def in_order(arrays: list[mx.array], counters: mx.array, last: mx.array) -> list[mx.array]:
             refuse_shapeless()
-            interpreter = Interpreter(streams, shares=shares)
+            interpreter = Interpreter(streams, shares=shares, grids=grids)
             interpreter.order = counters, last
             results = run(arrays, interpreter)
             return [*results, interpreter.order[1]]
@@ -198,7 +198,8 @@ class Stretch(Step):
             return [env[v] for v in gives]
 
         on_cpu = streams.device.type == mx.cpu
-        if not on_cpu and launches(nodes):
+        grids = grids_of(nodes, streams)
+        if not on_cpu and grids:
             return Stretch(needs, gives, InOrder(in_order))
         if on_cpu and breaks_compile(nodes, captured.values()):
             return Stretch(needs, gives, Uncompiled(stretch))

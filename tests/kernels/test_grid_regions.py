@@ -441,6 +441,17 @@ def test_what_has_no_place(rows: int, width: int, why: str) -> None:
     assert why in str(refusal(product)) or any(why in text for text in told)
 
 
+def test_where_a_region_is_not_launched_its_body_runs_and_the_ledger_says_so() -> None:
+    plan, inputs, wanted, _ = Case(mx.bfloat16, "affine", 4, 64, 1).build()
+    program = qg.compile(plan.graph, passes=[], target="cpu")
+    for made, want in zip(program(*inputs), wanted, strict=True):
+        assert error(made, want) < 2e-2
+    said = [e for e in program.plan.ledger() if e.made_by == "lowering"]
+    assert [e.decision for e in said] == ["refused"]
+    assert "it runs by its body: it was formed for a GPU" in said[0].reason
+    assert said[0].reason in program.plan.report()
+
+
 def test_other_targets_have_none() -> None:
     graph = planned(lambda x: qg.exp(x) + 1, qg.spec((1, 64), mx.bfloat16)).graph
     assert FormGridRegions(Target(mx.Device(mx.cpu, 0), "cpu", "x86_64", 1))(graph) is graph

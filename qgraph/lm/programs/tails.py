@@ -1,8 +1,8 @@
 """On CUDA a token copies no caches: they stay as they are, and new rows go to tails beside them.
 
 To write into a cache is to copy it, as the GPU still holds it for the token before.  So programs
-take tails too (`tail-states`).  What mlx-lm's objects hold meanwhile is a cache with its tail merged,
-which is computed where somebody asks for it or the tail is full.
+take tails too (`tail-states`).  What mlx-lm's objects hold meanwhile is a cache with its tail
+merged, which is computed where somebody asks for it or the tail is full.
 """
 
 from __future__ import annotations

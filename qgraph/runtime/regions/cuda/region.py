@@ -9,9 +9,10 @@ from functools import cache
 
 import mlx.core as mx
 
-from ....ir.graph import Graph
+from ....ir.graph import Graph, Node
 from ....kernels.cuda.kernel import CudaKernel
 from ....kernels.cuda.source import cuda_source
+from ....rewrite.ledger import LOWERING, Entry, record
 from ....target import as_target
 from ..unknown import Unknown
 from .attention import JOINS, MOST_JOINS, Attention
@@ -63,11 +64,15 @@ class GridRegion:
         )  # fmt: skip
 
     @staticmethod
-    def on(body: Graph, device: mx.Device, peers: Peers | None = None) -> GridRegion | None:
-        """A region for the GPU of this process; None if it cannot be launched there."""
+    def on(node: Node, device: mx.Device, peers: Peers | None = None) -> GridRegion | None:
+        """A region for the GPU of this process; None where its body must run instead, with the
+        reason in the ledger."""
         try:
-            return GridRegion(body, multiprocessors(), as_target(device).arch, peers)
-        except Unknown:
+            if device.type == mx.DeviceType.cpu:
+                raise Unknown(f"it was formed for a GPU, this is {device}")
+            return GridRegion(node.bodies[0], multiprocessors(), as_target(device).arch, peers)
+        except Unknown as error:  # formed by another version, or for another GPU
+            record(Entry.of(node, LOWERING, "refused", f"it runs by its body: {error}", types=()))
             return None
 
     def __call__(
