@@ -6,7 +6,8 @@ CUDA a step of Llama-8B took some 500 operations, of which 11 of each layer's 17
 Rewrites:
     1. `decode_attention` of caches that are `slice_update`s of one token at one position becomes
        `cached_attention`, which gives the result and both caches.
-    2. `rope`s of the query and of the key at that position, read by nothing else, go into it.
+    2. `rope`s of the query and of the key by one number, read by nothing else, go into it: by that
+       position, or by another, as in a ring, where a token takes the place of an older one.
     3. so do views and splits before them: it reads heads from the product of Q, K and V.
 Leaves alone:
     1. caches of which something reads the updates besides this attention and the caller or next
@@ -114,37 +115,38 @@ def _gives_on(reader: Node | None) -> bool:
 
 
 def _ropes(attention: Node) -> tuple[Node, Node] | None:
-    """The rotations of query and key, if they are equal and by the position that is stored at."""
+    """The rotations of query and key, if they are equal and by one number of the run."""
     query, key = attention.operand("q").node, _update(attention, "k").node
-    position = attention.operand("k").node.operand("start_indices")
     if query.op != "fast.rope" or key.op != "fast.rope" or query.stream or key.stream:
         return None
     fields = ("dims", "traditional", "base", "scale", "offset", "freqs")
     if any(setting(query, name) != setting(key, name) for name in fields):
         return None
     offset = setting(query, "offset")
-    if not isinstance(offset, Value) or without_views(offset) is not without_views(position):
-        return None
-    return query, key
+    return (query, key) if isinstance(offset, Value) and offset.type.size == 1 else None
 
 
 def _fused(attention: Node, ropes: tuple[Node, Node] | None) -> Mapping[Value, Value]:
     """The outputs of an attention and of the updates before it, by one kernel, rotations too."""
     keys, values = (attention.operand(name).node for name in "kv")
     taken = [attention.operand("q"), _update(attention, "k"), _update(attention, "v")]
-    rope, freqs = Rope(), None
+    rope, freqs, offset = Rope(), None, None
     if ropes is not None:
         taken[:2] = [node.operand("a") for node in ropes]
         fields = (setting(ropes[0], name) for name in ("dims", "traditional", "base", "scale"))
         rope, freqs = Rope(*fields), ropes[0].value("freqs")
+        turned = ropes[0].operand("offset")
+        if without_views(turned) is not without_views(keys.operand("start_indices")):
+            offset = turned
     found = [_heads(value) for value in taken]
     operands = [value for value, _ in found] + [
         keys.operand("a"), values.operand("a"), keys.operand("start_indices"),
-        attention.operand("last"), *([] if freqs is None else [freqs]),
+        attention.operand("last"),
     ]  # fmt: skip
+    turning = (None if value is None else Tensor(value) for value in (freqs, offset))
     results = apply(
         "cached_attention",
-        tuple(Tensor(value) for value in operands),
+        (*map(Tensor, operands), *turning),
         {
             "heads": tuple(tuple(at) for _, at in found),
             "rope": tuple(rope),

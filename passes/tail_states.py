@@ -93,9 +93,9 @@ def _with_tails(graph: Graph, caches: Sequence[Cache], ends: Sequence[int], rows
         replace[node.outputs[0]] = made.outputs[0]
         for value, stored, place in zip(given, made.outputs[1:3], cache.places, strict=True):
             operands = tuple(map(Tensor, (value, stored, made.outputs[3])))
-            merged = apply("merge_tail", operands).value
-            nodes.append(merged.node)
-            after[ends[place]] = merged
+            merge = apply("merge_tail", operands).value.node.replace(origin=made.origin)
+            nodes.append(merge)
+            after[ends[place]] = merge.output
         inputs += tail
         tails += made.outputs[1:3]
     return graph.replace(

@@ -72,11 +72,13 @@ def tail_attention(attention: Node, tail: Sequence[Value], maker: str) -> Node:
         maker: the pass.
     """
     names = ("q", "k", "v", "keys", "values")
-    operands = [attention.operand(name) for name in names] + [
-        *tail, attention.operand("position"), attention.operand("last"),
-        *([] if attention.value("freqs") is None else [attention.operand("freqs")]),
-    ]  # fmt: skip
+    operands = [*map(attention.operand, names), *tail]
+    operands += map(attention.operand, ("position", "last"))
+    turning = (attention.value(name) for name in ("freqs", "offset"))
+    given = (*operands, *turning)
     settings = {name: attention.args[name] for name in ("heads", "rope", "scale")}
-    results = apply("tail_attention", tuple(map(Tensor, operands)), settings)
+    results = apply(
+        "tail_attention", tuple(None if v is None else Tensor(v) for v in given), settings
+    )
     made: Node = results[0].value.node
     return made.replace(stream=attention.stream, origin=attention.origin.by(maker))

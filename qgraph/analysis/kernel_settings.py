@@ -194,7 +194,8 @@ def _cached_attention(node: Node) -> str | None:
     freqs = node.value("freqs")
     if freqs is not None and freqs.shape != (rope[0] // 2,):
         return f"turns {rope[0]} numbers by {freqs.type}"
-    positions = _is_position(node.value("position")) and _is_position(node.value("last"))
+    names = ["position", "last", *["offset"] * (node.value("offset") is not None)]
+    positions = all(_is_position(node.value(name)) for name in names)
     return None if positions else "has no positions"
 
 

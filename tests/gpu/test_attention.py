@@ -102,15 +102,17 @@ def test_cached_attention(dtype, length, turn):
     together = tuple(Heads(n, s, width) for n, s in zip(counts, (0, *ends.tolist()), strict=True))
     alone = tuple(Heads(n, 0, n * dim) for n in counts)
     given = None if freqs is None else mx.array(freqs, mx.float32)
+    offset = None if turn % 2 else mx.array(1000)  # else it is turned by its position
     for position, last in ((0, 0), (57, 57), (length - 1, length - 1), (57, 80), (57, 20), (57, -1),
                            (length, 30)):  # fmt: skip
         for arrays, where in (([x] * 3, together), (apart, alone)):
             got = cached_attention(
-                *arrays, keys, values, mx.array(position), mx.array(last), given,
+                *arrays, keys, values, mx.array(position), mx.array(last), given, offset,
                 heads=where, rope=rope, scale=0.125,
             )  # fmt: skip
             q, k, v = (as_float64(a).reshape(batch, -1, dim) for a in apart)
-            q, k = (rotate(a, rope, position, freqs) for a in (q, k))
+            by = position if offset is None else 1000
+            q, k = (rotate(a, rope, by, freqs) for a in (q, k))
             want = [as_float64(keys), as_float64(values)]
             if position < length:
                 want[0][:, :, position], want[1][:, :, position] = k, v

@@ -16,6 +16,7 @@ struct Given {
   float* parts;
   void *y, *new_keys, *new_values;
   int* new_positions;
+  const int* offset;
   int batch, heads, kv_heads, queries, length, splits, window, last_step, first_step, dims,
       traditional;
   long long mask_batch, mask_head, mask_query, mask_key;
@@ -50,7 +51,7 @@ void cached() {
       {given.dims, bool(given.traditional), given.base, given.rope_scale, given.freqs},
       static_cast<const S*>(given.tail_keys), static_cast<const S*>(given.tail_values),
       given.tail_positions, static_cast<S*>(given.new_keys), static_cast<S*>(given.new_values),
-      given.new_positions};
+      given.new_positions, given.offset};
   cached_attention<F>(call<F>(), token, blockIdx.x, shared);
 }
 

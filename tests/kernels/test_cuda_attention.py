@@ -21,7 +21,7 @@ ROOM = Path(qgraph.__file__).parent / "kernels" / "attention"
 SOURCES = {"DECODE_SOURCE": "decode_attention", "CACHED_SOURCE": "cached_attention"}
 POINTERS = ("q", "keys", "values", "mask", "sinks", "k", "v", "tail_keys", "tail_values", "last",
             "first", "place", "tail_positions", "freqs", "parts", "y", "new_keys", "new_values",
-            "new_positions")  # fmt: skip
+            "new_positions", "offset")  # fmt: skip
 NUMBERS = ("batch", "heads", "kv_heads", "queries", "length", "splits", "window", "last_step",
            "first_step", "dims", "traditional")  # fmt: skip
 STEPS = ("mask_batch", "mask_head", "mask_query", "mask_key")
@@ -285,7 +285,10 @@ class Cache:
         self.tail = [np.full(tail, np.nan) for _ in "kv"]
         self.positions = np.full(kernel.tail, -1)
 
-    def step(self, library: Any, position: int, last: int, splits: int, **rope: Any) -> Any:
+    def step(
+        self, library: Any, position: int, last: int, splits: int, offset: int | None = None,
+        **rope: Any,
+    ) -> Any:  # fmt: skip
         """A token through the kernel, and float64."""
         kernel, arrays, dtype = self.kernel, self.arrays, self.kernel.dtype
         batch, kv, length, dim = self.cache[0].shape
@@ -300,6 +303,8 @@ class Cache:
                                  strict=True):  # fmt: skip
             setattr(given, name, arrays.at(numbers, dtype))
         given.place, given.last = arrays.at([position], mx.int32), arrays.at([last], mx.int32)
+        if offset is not None:
+            given.offset = arrays.at([offset], mx.int32)
         after = self.tail if with_tail else self.cache
         if with_tail:
             given.tail_keys, given.tail_values = (arrays.at(a, dtype) for a in self.tail)
@@ -315,7 +320,8 @@ class Cache:
             self.tail, self.positions = after, read(given.new_positions, mx.int32, kernel.tail)
         else:
             self.cache = after
-        q, k = (rotate(x, position, given.dims, bool(given.traditional)) for x in (q, k))
+        turn = position if offset is None else offset
+        q, k = (rotate(x, turn, given.dims, bool(given.traditional)) for x in (q, k))
         if 0 <= position < length:
             self.now[0][:, :, position], self.now[1][:, :, position] = k, v
         seen = (np.arange(length) <= last)[None, None, None]
@@ -365,6 +371,15 @@ def test_tokens_into_a_tail(library: Any, kernel: Kernel, splits: int) -> None:
     assert sorted(cache.positions.tolist())[-8:-1] == [17, 40, 41, 41, 42, 42, 43]
 
 
+@pytest.mark.parametrize("kernel", [COPYING[1], WITH_TAILS[0]], ids=lambda k: str(k.dtype))
+def test_a_token_in_the_place_of_another(library: Any, kernel: Kernel) -> None:
+    """As in a ring: it is turned by its own number, and stored where one was that is forgotten."""
+    cache = Cache(kernel, 2, 4, 2, 33)
+    for offset in (32, 33, 34, 70):
+        got, want = cache.step(library, offset % 33, 32, 2, offset, dims=64)
+        assert near(got, want, kernel.dtype, 2), offset
+
+
 def test_a_tail_is_merged(library: Any) -> None:
     for positions in ((3, 4, 5, 4, 90, 89, -1, 0), (1, 2)):
         cache = Cache(WITH_TAILS[-1], 2, 6, 2, 90)
@@ -385,6 +400,7 @@ def test_what_is_no_number(library: Any) -> None:
 
 
 FAULTS = {
+    "turned by its place": ("token.offset ? token.offset[0] : position", "position"),
     "the last tile": ("min(share, tiles - from)", "min(share, tiles - 1 - from)"),
     "weights are rounded": ("OF_WEIGHTS = 2", "OF_WEIGHTS = 1"),
     "what was summed does not shrink": ("*= keep[i % 2]", "*= 1"),
@@ -424,6 +440,7 @@ def _finds_nothing(library: Any) -> bool:
             return False
     try:
         test_tokens_into_a_tail(library, WITH_TAILS[-1], 4)
+        test_a_token_in_the_place_of_another(library, WITH_TAILS[-1])
         test_a_tail_is_merged(library)
     except AssertionError:
         return False

@@ -51,7 +51,8 @@ def step(**changed: Any) -> Any:
         def turned(y: Any, offset: Any = position) -> Any:
             return qg.fast.rope(y, offset=offset, **rope) if rope["dims"] else y
 
-        q, k = turned(q), turned(k, changed.get("offset", lambda p: p)(position))
+        number = changed.get("number", lambda p: p)(position)
+        q, k = turned(q, number), turned(k, changed.get("offset", lambda p: p)(number))
         start = position.reshape(1)
         keys = qg.slice_update(keys, k, start, axes=(2,))
         values = qg.slice_update(values, v, changed.get("start", lambda s: s)(start), axes=(2,))
@@ -190,6 +191,42 @@ def test_in_a_nested_loop() -> None:
         x = x + np.concatenate([y, y], axis=-1)
     for ours, want in zip(got, (x, keys, values), strict=False):
         np.testing.assert_allclose(to_numpy(ours), want, rtol=2e-4, atol=2e-5)
+
+
+def test_a_ring() -> None:
+    """Case 2: turned by a number that is not the place that the token is stored at."""
+    fn = step(number=lambda position: position + 3 * LENGTH)
+    made = plan(fn)
+    assert made.graph.format(origins=False).splitlines()[1:4] == [
+        "  %0: i32[] = add(position, 36)",
+        "  %1: i32[1] = reshape(position) {shape=(1,)}",
+        "  %2: f32[1,4,1,64], %3: f32[1,2,12,64], %4: f32[1,2,12,64] = cached_attention("
+        "x, x, x, keys, values, %1, position, offset=%0) {heads=((4, 0, 512), (2, 256, 512), "
+        "(2, 384, 512)), rope=(64, False, 10000.0, 1.0), scale=0.125}",
+    ]
+    program = qg.compile(made.graph, passes=[], target="cpu")
+    got = program(*operands(), mx.array(5))
+    given = [mx.array(a, mx.float32) for a in operands()]
+    x, keys, values = (to_numpy(a).astype(np.float64) for a in given)
+    q, k, v = np.split(x.reshape(1, -1, DIM), [HEADS, HEADS + KV], axis=1)
+    rope = {"dims": DIM, "traditional": False, "base": 1e4, "scale": 1.0}
+    keys[:, :, 5], values[:, :, 5] = rotate(k, 5 + 3 * LENGTH, **rope), v
+    scores = 0.125 * np.einsum(
+        "bhd,bhld->bhl", rotate(q, 5 + 3 * LENGTH, **rope), np.repeat(keys[:, :, :6], 2, axis=1)
+    )
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    y = np.einsum(
+        "bhl,bhld->bhd", p / p.sum(-1, keepdims=True), np.repeat(values[:, :, :6], 2, axis=1)
+    )
+    for ours, want in zip(got, (y.reshape(1, 1, -1), keys, values), strict=True):
+        np.testing.assert_allclose(to_numpy(ours), want, rtol=2e-4, atol=2e-5)
+
+
+def test_a_number_for_each_row_stays_outside() -> None:
+    fn = step(number=lambda position: qg.stack([position, position + 1]))
+    made = plan(fn, batch=2)
+    assert ops(made.graph).count("fast.rope") == 2
+    assert ops(made.graph).count("cached_attention") == 1
 
 
 OUTSIDE: dict[str, dict[str, Any]] = {

@@ -53,6 +53,7 @@ struct Token {
   const int* tail_positions;
   S *new_keys, *new_values;
   int* new_positions;
+  const int* offset = nullptr;  // the number that it is turned by; null: its place
 };
 
 // Part `part` of `parts` of `count` rows of D numbers, all but row `but`.
@@ -137,8 +138,9 @@ __device__ void cached_attention(const Call<typename F::S>& call, const Token<ty
     copy_rows(token.tail_keys + start, new_keys, rows, F::D, row, threadIdx.x, F::THREADS);
     copy_rows(token.tail_values + start, new_values, rows, F::D, row, threadIdx.x, F::THREADS);
   }
+  const int offset = token.offset ? token.offset[0] : position;
   for (int i = threadIdx.x; i < token.rope.dims / 2; i += F::THREADS)
-    turn(i, position, token.rope, shared.angles[i]);
+    turn(i, offset, token.rope, shared.angles[i]);
   see<F>(call, place, limits, shared);
   __syncthreads();
 #pragma unroll

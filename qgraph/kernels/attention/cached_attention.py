@@ -63,6 +63,7 @@ def cached_attention(
     position: mx.array,
     last: mx.array,
     freqs: mx.array | None = None,
+    offset: mx.array | None = None,
     *,
     heads: tuple[Heads, Heads, Heads],
     rope: Rope,
@@ -77,6 +78,8 @@ def cached_attention(
         position: an integer of one element.  Outside the cache nothing is stored.
         last: like `position`; as of `decode_attention`.
         freqs: of `mx.fast.rope`, (dims / 2,), or None with a base in `rope`.
+        offset: what q and k are rotated by, where it is not `position`: a ring stores a token in
+            the place of one that is forgotten.
         heads: where those of q, k and v lie.
         scale: of the scores.
 
@@ -92,26 +95,29 @@ def cached_attention(
     ((1, 4, 1, 64), True)
     """
     if not on_cuda():
-        token = token_by_mlx(q, k, v, keys.shape, position, freqs, heads, rope)
+        turn = position if offset is None else offset
+        token = token_by_mlx(q, k, v, keys.shape, turn, freqs, heads, rope)
         here = (mx.arange(keys.shape[2]) == position.reshape(1))[:, None]
         query, key, value = token
         keys, values = mx.where(here, key, keys), mx.where(here, value, values)
         return decode_attention(query, keys, values, last, scale), keys, values
     y, new_keys, new_values = run_cached(
-        (q, k, v, keys, values, position, last), (), freqs, heads, rope, scale
+        (q, k, v, keys, values, position, last), (), (freqs, offset), heads, rope, scale
     )
     return y, new_keys, new_values
 
 
 def run_cached(
-    arrays: tuple[mx.array, ...], tail: tuple[mx.array, ...], freqs: mx.array | None,
-    heads: tuple[Heads, Heads, Heads], rope: Rope, scale: float,
+    arrays: tuple[mx.array, ...], tail: tuple[mx.array, ...],
+    turning: tuple[mx.array | None, mx.array | None], heads: tuple[Heads, Heads, Heads], rope: Rope,
+    scale: float,
 ) -> list[mx.array]:  # fmt: skip
     """The result, and what is after: the caches with the token in them, or the tail.
 
     Args:
         arrays: q, k, v, keys, values, position, last of `cached_attention`.
         tail: none, or keys, values and positions of `tail_attention`.
+        turning: freqs and offset.
     """
     q, k, v, keys, values, position, last = arrays
     batch, kv_heads, length, dim = keys.shape
@@ -121,8 +127,14 @@ def run_cached(
     after = tail or (keys, values)
     inputs = [q, k, v, keys, values, *tail, as_position(position.reshape(-1), length),
               as_position(last.reshape(-1), length)]  # fmt: skip
-    y, *stored = _kernel(freqs is not None, bool(tail), cut.splits == 1)(
-        inputs=inputs if freqs is None else [*inputs, freqs.astype(mx.float32)],
+    freqs, offset = turning
+    if freqs is not None:
+        inputs.append(freqs.astype(mx.float32))
+    if offset is not None:
+        inputs.append(offset.reshape(-1).astype(mx.int32))
+    which = freqs is not None, offset is not None, bool(tail), cut.splits == 1
+    y, *stored = _kernel(*which)(
+        inputs=inputs,
         template=[
             ("T", keys.dtype), ("D", dim), ("SCALE", bits_of(scale)), *cut.template,
             ("HEADS", number), ("QUERIES", 1), ("WINDOW", 0),
@@ -141,7 +153,7 @@ def run_cached(
 
 
 def token_by_mlx(
-    q: mx.array, k: mx.array, v: mx.array, shape: tuple[int, ...], position: mx.array,
+    q: mx.array, k: mx.array, v: mx.array, shape: tuple[int, ...], offset: mx.array,
     freqs: mx.array | None, heads: tuple[Heads, Heads, Heads], rope: Rope,
 ) -> list[mx.array]:  # fmt: skip
     """The query, the key and the value, (batch, heads, 1, dim), turned."""
@@ -156,7 +168,7 @@ def token_by_mlx(
             return x
         return mx.fast.rope(
             x, rope.dims, traditional=rope.traditional, base=rope.base, scale=rope.scale,
-            offset=position.reshape(()), freqs=freqs,
+            offset=offset.reshape(()), freqs=freqs,
         )  # fmt: skip
 
     query, key, value = (taken(x, at) for x, at in zip((q, k, v), heads, strict=True))
@@ -164,15 +176,15 @@ def token_by_mlx(
 
 
 @cache
-def _kernel(with_freqs: bool, with_tail: bool, alone: bool) -> CudaKernel:
+def _kernel(with_freqs: bool, with_offset: bool, with_tail: bool, alone: bool) -> CudaKernel:
     tail = ["tail_keys", "tail_values", "tail_positions"] if with_tail else []
     after = ["new_keys", "new_values", *["new_positions"] * with_tail]
     nothing = "nullptr"
     return CudaKernel(
         name="qgraph_" + ("tail" if with_tail else "cached") + "_attention"
-        + "_freqs" * with_freqs + "_alone" * alone,
+        + "_freqs" * with_freqs + "_offset" * with_offset + "_alone" * alone,
         inputs=["q", "k", "v", "keys", "values", *tail, "place", "last",
-                     *["freqs"] * with_freqs],
+                *["freqs"] * with_freqs, *["offset"] * with_offset],
         outputs=["out", *after],
         header=sources("decode_attention", "cached_attention"),
         source="using F = qgraph::Form<T, D, D, TILES, WARPS, TAIL>;\n"
@@ -183,6 +195,6 @@ def _kernel(with_freqs: bool, with_tail: bool, alone: bool) -> CudaKernel:
         f"__int_as_float(ROPE_SCALE), {'freqs' if with_freqs else nothing}}};\n"
         "const qgraph::Token<T> token{k + K_START, v + V_START, K_STEP, V_STEP, place, rope, "
         f"{', '.join(tail or [nothing] * 3)}, new_keys, new_values, "
-        f"{'new_positions' if with_tail else nothing}}};\n"
+        f"{'new_positions' if with_tail else nothing}, {'offset' if with_offset else nothing}}};\n"
         "qgraph::cached_attention<F>(call, token, blockIdx.x, shared);",
     )  # fmt: skip

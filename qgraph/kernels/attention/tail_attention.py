@@ -34,6 +34,7 @@ def tail_attention(
     position: mx.array,
     last: mx.array,
     freqs: mx.array | None = None,
+    offset: mx.array | None = None,
     *,
     heads: tuple[Heads, Heads, Heads],
     rope: Rope,
@@ -42,7 +43,8 @@ def tail_attention(
     """`cached_attention` that stores the token in a tail and leaves the caches as they are.
 
     Args:
-        q, k, v, keys, values, position, last, freqs, heads, rope, scale: of `cached_attention`.
+        q, k, v, keys, values, position, last, freqs, offset, heads, rope, scale: of
+            `cached_attention`.
         tail_keys, tail_values: (batch, kv_heads, rows, dim), rows that take the place of the
             caches'.
         tail_positions: (rows,), int32: the position that each row has in the caches, -1 where the
@@ -55,10 +57,11 @@ def tail_attention(
     if not on_cuda():
         return _tail_by_mlx(
             q, k, v, keys, values, tail_keys, tail_values, tail_positions, position, last, freqs,
-            heads, rope, scale,
+            offset, heads, rope, scale,
         )  # fmt: skip
     tail = (tail_keys, tail_values, tail_positions)
-    y, *after = run_cached((q, k, v, keys, values, position, last), tail, freqs, heads, rope, scale)
+    given, turning = (q, k, v, keys, values, position, last), (freqs, offset)
+    y, *after = run_cached(given, tail, turning, heads, rope, scale)
     return y, after[0], after[1], after[2]
 
 
@@ -89,9 +92,11 @@ def merge_tail(cache: mx.array, tail: mx.array, positions: mx.array) -> mx.array
 def _tail_by_mlx(
     q: mx.array, k: mx.array, v: mx.array, keys: mx.array, values: mx.array, tail_keys: mx.array,
     tail_values: mx.array, tail_positions: mx.array, position: mx.array, last: mx.array,
-    freqs: mx.array | None, heads: tuple[Heads, Heads, Heads], rope: Rope, scale: float,
+    freqs: mx.array | None, offset: mx.array | None, heads: tuple[Heads, Heads, Heads], rope: Rope,
+    scale: float,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:  # fmt: skip
-    query, *token = token_by_mlx(q, k, v, keys.shape, position, freqs, heads, rope)
+    turn = position if offset is None else offset
+    query, *token = token_by_mlx(q, k, v, keys.shape, turn, freqs, heads, rope)
     here = mx.arange(tail_positions.size) == mx.sum(tail_positions != -1)
     place = as_position(position.reshape(1), keys.shape[2])
     place = mx.where((place >= 0) & (place < keys.shape[2]), place, mx.array(FAR, mx.int32))

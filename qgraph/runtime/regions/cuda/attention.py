@@ -118,6 +118,8 @@ def check(node: Node) -> None:
     for name in ("position", "last", "tail_positions"):
         if node.operand(name).dtype != mx.int32:
             raise Unknown(f"{name} of {node.operand(name).dtype}")
+    if node.value("offset") is not None:
+        raise Unknown("a rotation by another number than its position")
     freqs = node.value("freqs")
     if freqs is not None and freqs.dtype != mx.float32:
         raise Unknown(f"frequencies of {freqs.dtype}")
