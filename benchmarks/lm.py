@@ -44,7 +44,7 @@ def answer(
 def compare(name: str, model: Any, prompt: int, count: int, rounds: int) -> dict[str, Any]:
     """One row: what mlx-lm takes and how many times as fast programs are."""
     runners = {"mlx-lm": model, "qgraph": qg.lm.accelerate(model)}
-    ids = mx.random.randint(0, 32768, (prompt + 1,), key=mx.random.key(1))
+    ids = mx.random.randint(0, 32768, (max(prompt, 16) + 1,), key=mx.random.key(1))
     short = ids[:17]
     stream = mx.new_thread_local_stream(mx.default_device())
     cold, memory = {}, {}
@@ -61,18 +61,20 @@ def compare(name: str, model: Any, prompt: int, count: int, rounds: int) -> dict
     for _ in range(2):  # programs are made
         settled()
         answer(runners["qgraph"], short, count, stream)
-        answer(runners["qgraph"], ids, 3, stream)
+        if prompt:
+            answer(runners["qgraph"], ids, 3, stream)
     settled()
     for _ in range(rounds):
         for label, runner in runners.items():
             warm, times, _ = answer(runner, short, count, stream)
-            read, _, _ = answer(runner, ids, 3, stream)
             first[label].append(warm)
-            reads[label].append(read)
             steps[label] += times[1:]
+            if prompt:
+                reads[label].append(answer(runner, ids, 3, stream)[0])
     took = {
         what: {label: median(values[label]) for label in runners}
         for what, values in (("step", steps), ("prompt", reads), ("first", first))
+        if values["qgraph"]
     } | {"cold": cold}
     row: dict[str, Any] = {"model": name}
     for what, times in took.items():
@@ -91,7 +93,7 @@ def main(
     dtype: str = "float32",
     bits: Annotated[int, typer.Option(help="of the weights; 0 for floats")] = 4,
     layers: Annotated[int | None, typer.Option(help="instead of their own number")] = None,
-    prompt: Annotated[int, typer.Option(help="tokens")] = 512,
+    prompt: Annotated[int, typer.Option(help="tokens; 0 times none but the short one")] = 512,
     tokens: int = 16,
     rounds: int = 3,
     name: Annotated[str, typer.Option(help="of the file of results")] = "",
@@ -113,11 +115,13 @@ def main(
         mx.clear_cache()
     heading = f"{bits} bits, {dtype}, {target}: times as fast as mlx-lm (its ms)"
     table = Table(title=heading, title_justify="left")
-    for column in ("", "step", f"prompt of {prompt}", "first token", "cold", "memory", "same"):
+    timed = {"step": "step", "prompt": f"prompt of {prompt}", "first": "first token", "cold": "cold"}
+    if not prompt:
+        del timed["prompt"]
+    for column in ("", *timed.values(), "memory", "same"):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:
-        parts = [f"{row[f'{w}_gain']} ({row[f'{w}_ms']})" for w in ("step", "prompt", "first",
-                                                                    "cold")]  # fmt: skip
+        parts = [f"{row[f'{what}_gain']} ({row[f'{what}_ms']})" for what in timed]
         table.add_row(row["model"], *parts, str(row["memory"]), f"{row['same_tokens']}/{tokens}")
     console.print(table)
     if name:
