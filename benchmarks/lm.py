@@ -115,7 +115,8 @@ def main(
         mx.clear_cache()
     heading = f"{bits} bits, {dtype}, {target}: times as fast as mlx-lm (its ms)"
     table = Table(title=heading, title_justify="left")
-    timed = {"step": "step", "prompt": f"prompt of {prompt}", "first": "first token", "cold": "cold"}
+    timed = {"step": "step", "prompt": f"prompt of {prompt}", "first": "first token"}
+    timed["cold"] = "cold"
     if not prompt:
         del timed["prompt"]
     for column in ("", *timed.values(), "memory", "same"):
