@@ -25,8 +25,8 @@ ROWS = 32
 
 
 LONG = 4096
-"""Positions of a buffer beyond which a copy costs more than what more arrays cost the host: a token of
-Llama-8B's shape in buffers of 256 took 4.2 ms with tails and 2.8 with copies (one H100)."""
+"""Positions of a buffer beyond which tails are taken: a token of Llama-8B's shape in buffers of 256
+took 4.2 ms with them and 2.8 with copies (one H100), as more arrays cost the host more."""
 
 
 def rows_for(target: Target, form: Form) -> int:
