@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from qgraph.analysis.changes import fixed_values
 from qgraph.analysis.meshes import is_collective
 from qgraph.analysis.placements.costs import HELD, Costs
-from qgraph.analysis.placements.search import Search, is_weight
+from qgraph.analysis.placements.search import Search
+from qgraph.analysis.placements.ways import is_weight
 from qgraph.ir.graph import Graph, Node, Value, is_constant
 from qgraph.ir.loops import outermost
 from qgraph.rewrite.ledger import Entry, record, weight_name

@@ -19,8 +19,9 @@ from qgraph.examples import smollm2_files as files
 from qgraph.examples.smollm2 import Llama
 from qgraph.ir.graph import Graph
 from qgraph.ir.ops import OPS
+from qgraph.mesh import LINKS, Link
 from qgraph.passes import Shard
-from qgraph.target import as_target, on_mesh
+from qgraph.target import Target, as_target, on_mesh
 from tests.support import mesh_zoo, reference, zoo
 from tests.support.arrays import to_numpy
 from tests.support.fusion import random
@@ -243,6 +244,36 @@ def test_where_time_counts_a_weight_is_split_only_if_that_is_faster() -> None:
         graph = traced(lambda x, a=up, b=down: qg.exp(x @ a.T) @ b.T, mx.zeros((1, 1024)))
         mesh = qg.Mesh(2, goal="time")
         assert talks(Shard(on_mesh(as_target("cpu"), mesh))(graph))["all_sum"] == count
+
+
+def test_a_row_is_looked_up_whole_where_time_counts() -> None:
+    """To split what takes no time saves none: scales of a table once went round for it."""
+    table = mx.quantize(random(512, 512, seed=1))
+
+    def fn(tokens: Any) -> Any:
+        return qg.exp(qg.dequantize(*(qg.take(part, tokens, axis=0) for part in table)))
+
+    target = on_mesh(as_target("cpu"), qg.Mesh(2, backend="nccl", goal="time"))
+    assert not talks(Shard(target)(traced(fn, mx.array([[3]]))))
+
+
+def test_by_rows_where_that_is_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partial sums become parts of the rows, which are joined behind what treats rows apart."""
+    monkeypatch.setitem(LINKS, "nccl", Link(10e-6, 150e9))
+    up, down, norm = random(512, 512, seed=1), random(512, 512, seed=2), random(512, seed=3)
+
+    def block(h: Any) -> Any:
+        return h + qg.tanh(qg.fast.rms_norm(h, norm, 1e-5) @ up.T / 9) @ down.T
+
+    cuda = Target(mx.Device(mx.cpu, 0), "cuda", "sm_90", 4, qg.Mesh(2, backend="nccl"))
+    for rows, count in ((256, 0), (1 << 13, 2)):
+        x = random(rows, 512, seed=4)
+        graph = traced(lambda x: block(block(x)), x)
+        after = Shard(cuda)(graph)
+        assert talks(after)["sum_scatter"] == count
+    with mx.stream(mx.cpu):
+        (wanted,), (actual,) = (mesh_zoo.run(g, x) for g in (graph, in_one_process(after, 2)))
+    assert reference.relative_error(to_numpy(actual), to_numpy(wanted)) < 1e-5
 
 
 def test_ties_go_to_the_first() -> None:

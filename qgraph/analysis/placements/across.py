@@ -24,12 +24,20 @@ _EXACT_IN_FLOAT = 1 << 24
 def across(node: Node, units: Units) -> Iterator[Strategy]:
     """Ways to carry out a node on parts of the axis that it needs whole."""
     rule = _RULES.get(node.op)
-    if rule is not None and node.inputs and node.inputs[0].ndim:
-        yield from rule(node, units)
+    axis = None if rule is None or not node.inputs else _axis(node, node.inputs[0])
+    if rule is None or axis is None:
+        return
+    x = node.inputs[0]
+    if mx.issubdtype(x.dtype, mx.floating) and (size := units.length(x, axis)):
+        yield from rule(node, axis, split(axis, size), units.ranks)
 
 
 def _axis(node: Node, x: Value) -> int | None:
-    """The one axis that a reduction is over."""
+    """The one axis that a reduction is over, or a norm."""
+    if not x.ndim:
+        return None
+    if node.op == "fast.rms_norm":
+        return x.ndim - 1
     axis = setting(node, "axis")
     if axis is None:
         return 0 if x.ndim == 1 else None
@@ -38,34 +46,20 @@ def _axis(node: Node, x: Value) -> int | None:
     return int(axis) % x.ndim
 
 
-def _split_axis(node: Node, units: Units) -> tuple[int, Placement] | None:
-    """The axis that a reduction of floats is over, and its parts; None if it has none."""
+def _argmax(node: Node, axis: int, place: Placement, ranks: int) -> Iterator[Strategy]:
     x = node.inputs[0]
-    axis = _axis(node, x)
-    if axis is None or not mx.issubdtype(x.dtype, mx.floating):
-        return None
-    size = units.length(x, axis)
-    return (axis, split(axis, size)) if size else None
-
-
-def _argmax(node: Node, units: Units) -> Iterator[Strategy]:
-    x = node.inputs[0]
-    axis = _axis(node, x)
-    if axis is None or x.dtype not in (mx.float32, mx.float16, mx.bfloat16):
+    if x.dtype == mx.float64 or x.shape[axis] >= _EXACT_IN_FLOAT:
         return
-    if not (size := units.length(x, axis)) or x.shape[axis] >= _EXACT_IN_FLOAT:
-        return
-    place = split(axis, size)
     least = node.op == "argmin"
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
         worst = float("inf") if least else -float("inf")
         found = Tensor(emit.padding.filled(x, local[0], place, worst))
-        return [_largest(emit, -found if least else found, axis, size, node)]
+        return [_largest(emit, -found if least else found, axis, place.size, node)]
 
     others = (REPLICATED,) * (len(node.inputs) - 1)
-    talk = (("all_gather", 8 * units.ranks * node.output.type.size),)
-    yield Strategy((place, *others), (REPLICATED,), 1 / units.ranks, build=build, talks=talk)
+    talk = (("all_gather", 8 * ranks * node.output.type.size),)
+    yield Strategy((place, *others), (REPLICATED,), 1 / ranks, build=build, talks=talk)
 
 
 def _largest(emit: Any, x: Tensor, axis: int, size: int, node: Node) -> Value:
@@ -83,33 +77,28 @@ def _largest(emit: Any, x: Tensor, axis: int, size: int, node: Node) -> Value:
     return value
 
 
-def _categorical(node: Node, units: Units) -> Iterator[Strategy]:
+def _categorical(node: Node, axis: int, place: Placement, ranks: int) -> Iterator[Strategy]:
     """The largest of logits and Gumbel's noise, which is drawn whole: as on one device."""
     x = node.inputs[0]
-    axis = setting(node, "axis") % x.ndim
     plain = all(node.args.get(name) is None for name in ("shape", "num_samples"))
     if not plain or x.dtype != mx.float32 or axis != x.ndim - 1:
         return
-    if not (size := units.length(x, axis)) or x.shape[axis] >= _EXACT_IN_FLOAT:
+    if x.shape[axis] >= _EXACT_IN_FLOAT:
         return
-    place = split(axis, size)
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
         key = Tensor(local[1])
         noise = apply("random.gumbel", (), {"shape": x.shape, "dtype": x.dtype, "key": key})
         noisy = Tensor(local[0]) + Tensor(emit.part_of(noise.value, place))
         found = Tensor(emit.padding.filled(x, noisy.value, place, -float("inf")))
-        return [_largest(emit, found, axis, size, node)]
+        return [_largest(emit, found, axis, place.size, node)]
 
-    talk = (("all_gather", 8 * units.ranks * node.output.type.size),)
-    yield Strategy((place, REPLICATED), (REPLICATED,), 1 / units.ranks, build=build, talks=talk)
+    talk = (("all_gather", 8 * ranks * node.output.type.size),)
+    yield Strategy((place, REPLICATED), (REPLICATED,), 1 / ranks, build=build, talks=talk)
 
 
-def _extreme(node: Node, units: Units) -> Iterator[Strategy]:
+def _extreme(node: Node, axis: int, place: Placement, ranks: int) -> Iterator[Strategy]:
     x = node.inputs[0]
-    if (found := _split_axis(node, units)) is None:
-        return
-    axis, place = found
     worst = -float("inf") if node.op == "max" else float("inf")
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
@@ -119,15 +108,12 @@ def _extreme(node: Node, units: Units) -> Iterator[Strategy]:
         return [emit.collectives.within(f"all_{node.op}", most.value, node)]
 
     talk = (("all_max", node.output.type.nbytes),)
-    yield Strategy((place,), (REPLICATED,), 1 / units.ranks, build=build, talks=talk)
+    yield Strategy((place,), (REPLICATED,), 1 / ranks, build=build, talks=talk)
 
 
-def _mean(node: Node, units: Units) -> Iterator[Strategy]:
+def _mean(node: Node, axis: int, place: Placement, ranks: int) -> Iterator[Strategy]:
     """The ranks' sums over the whole length: partial sums."""
     x = node.inputs[0]
-    if (found := _split_axis(node, units)) is None:
-        return
-    axis, place = found
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
         given = Tensor(emit.padding.filled(x, local[0], place, 0.0))
@@ -135,15 +121,12 @@ def _mean(node: Node, units: Units) -> Iterator[Strategy]:
         total = apply("sum", (given,), {"axis": axis, "keepdims": keep})
         return [(total / x.shape[axis]).value]
 
-    yield Strategy((place,), (PARTIAL,), 1 / units.ranks, build=build)
+    yield Strategy((place,), (PARTIAL,), 1 / ranks, build=build)
 
 
-def _rms_norm(node: Node, units: Units) -> Iterator[Strategy]:
+def _rms_norm(node: Node, axis: int, place: Placement, ranks: int) -> Iterator[Strategy]:
     """Squares are summed over the ranks, one number a row."""
     x, *weight = node.inputs
-    if not (size := units.length(x, x.ndim - 1)):
-        return
-    place = split(x.ndim - 1, size)
     rows = x.type.size // x.shape[-1]
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
@@ -156,17 +139,14 @@ def _rms_norm(node: Node, units: Units) -> Iterator[Strategy]:
             result = result * Tensor(local[1])
         return [result.astype(node.output.dtype).value]
 
-    needs = (place, *(split(0, size) for _ in weight))
+    needs = (place, *(split(0, place.size) for _ in weight))
     talk = (("all_sum", 4 * rows),)
-    yield Strategy(needs, (place,), 1 / units.ranks, build=build, talks=talk)
+    yield Strategy(needs, (place,), 1 / ranks, build=build, talks=talk)
 
 
-def _softmax(node: Node, units: Units) -> Iterator[Strategy]:
+def _softmax(node: Node, axis: int, place: Placement, ranks: int) -> Iterator[Strategy]:
     """The largest of a row, then the sum of its powers: two numbers a row from each rank."""
     x = node.inputs[0]
-    if (found := _split_axis(node, units)) is None:
-        return
-    axis, place = found
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
         powers, _, total = _powers(emit, node, local[0], axis, place)
@@ -174,14 +154,11 @@ def _softmax(node: Node, units: Units) -> Iterator[Strategy]:
         emit.padding.zeros(result)
         return [result]
 
-    yield Strategy((place,), (place,), 1 / units.ranks, build=build, talks=_of_rows(x, axis))
+    yield Strategy((place,), (place,), 1 / ranks, build=build, talks=_of_rows(x, axis))
 
 
-def _logsumexp(node: Node, units: Units) -> Iterator[Strategy]:
+def _logsumexp(node: Node, axis: int, place: Placement, ranks: int) -> Iterator[Strategy]:
     x = node.inputs[0]
-    if (found := _split_axis(node, units)) is None:
-        return
-    axis, place = found
 
     def build(emit: Any, node: Node, local: Sequence[Value]) -> list[Value]:
         _, most, total = _powers(emit, node, local[0], axis, place)
@@ -190,7 +167,7 @@ def _logsumexp(node: Node, units: Units) -> Iterator[Strategy]:
             result = apply("reshape", (result, node.output.shape))
         return [result.value]
 
-    yield Strategy((place,), (REPLICATED,), 1 / units.ranks, build=build, talks=_of_rows(x, axis))
+    yield Strategy((place,), (REPLICATED,), 1 / ranks, build=build, talks=_of_rows(x, axis))
 
 
 def _powers(
@@ -210,7 +187,7 @@ def _of_rows(x: Value, axis: int) -> tuple[tuple[str, int], ...]:
     return ("all_max", nbytes), ("all_sum", nbytes)
 
 
-_RULES: dict[str, Callable[[Node, Units], Iterator[Strategy]]] = {
+_RULES: dict[str, Callable[[Node, int, Placement, int], Iterator[Strategy]]] = {
     "argmax": _argmax,
     "argmin": _argmax,
     "random.categorical": _categorical,

@@ -17,6 +17,9 @@ BANDWIDTH = {"cpu": 20e9, "metal": 200e9, "cuda": 2000e9}
 
 FLOPS = {"cpu": 100e9, "metal": 7e12, "cuda": 400e12}
 LAUNCH = 1e-6
+TRIFLE = LAUNCH / 50
+"""A node of less, such as a look-up of one row, is not worth splitting: ways that differ by nothing
+else would crowd out those that need no collective later."""
 
 HELD = 1e-6
 """Seconds that a byte of a weight is worth which every rank holds though each could hold a part.
@@ -68,7 +71,9 @@ class Costs:
                 flops = cost.flops / FLOPS.get(self.backend, 100e9)
                 self._whole[node] = max(cost.nbytes / self._bandwidth, flops)
         whole = self._whole[node]
-        return LAUNCH + whole * share if node.op not in VIEWS else 0.0
+        if node.op in VIEWS:
+            return 0.0
+        return LAUNCH + (whole * share if whole > TRIFLE else whole)
 
     def holding(self, value: Value, placement: Placement) -> float:
         """What it is worth not to hold so much of a weight."""

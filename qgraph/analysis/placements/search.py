@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ...ir.graph import Graph, Node, Value
-from ...ir.ops import OPS
-from .across import across
 from .assignment import Assignment
-from .costs import GONE, Costs
+from .costs import Costs
 from .frame import Frame, Have
 from .loops import assign_bodies, fixed_slices, strategy_of
-from .parts import is_there
-from .placement import PARTIAL, REPLICATED, Placement, split
-from .strategies import Strategy, on_owned, strategies, whole
+from .placement import REPLICATED
+from .strategies import Strategy
 from .units import Units
+from .ways import Ways, is_weight
 
 BEAM = 16
 """States that are kept for each way in which weights are held that are read again."""
@@ -64,9 +62,7 @@ class Search:
         self.fixed = fixed
         self.units = Units(graph, costs.mesh.size)
         self._inner: dict[Node, list[Assignment]] = {}
-        self._ways: dict[Node, list[Strategy]] = {}
-        self._columns: dict[Node, bool] = {}
-        self._held: dict[tuple[Value, Placement], float] = {}
+        self._ways = Ways(self.units, costs, fixed)
 
     def assign(
         self, graph: Graph, free: Sequence[Value] = (), wanted: Mapping[int, int] | None = None
@@ -126,89 +122,15 @@ class Search:
                 if place in there:
                     continue
                 if value in self.fixed:
-                    left -= self._holding(value, place)
+                    left -= self._ways.holding(value, place)
                 else:
                     left -= self.costs.convert(value.type, there, place)[0]
                 if left < 0:
                     return False
         return True
 
-    def _ways_of(self, node: Node, state: State, frame: Frame) -> Iterator[Strategy]:
-        if node.bodies:
-            yield self._loop(node)
-            return
-        if node.op in ("shard", "replicate"):
-            yield _stated(node, self.costs.mesh.size)
-            return
-        yield whole(node)
-        if node not in self._ways:
-            ways = [*strategies(node, self.units), *across(node, self.units)]
-            self._ways[node] = [
-                way._replace(seconds=sum(self.costs.mesh.seconds(*talk) for talk in way.talks))
-                for way in ways
-            ]
-        here = [() if v in self.fixed else state.live.get(v, ()) for v in node.inputs]
-        kinds = {p.kind for have in here for p in have}
-        for way in self._ways[node]:
-            if self._worth_trying(node, way, here, kinds, state, frame):
-                yield way
-        if "owned" in kinds:
-            for rows in {p for have in here for p in have if p.kind == "owned"}:
-                apart = on_owned(node, self.units.spec(node), rows)
-                if apart is not None:
-                    yield apart
-
-    def _worth_trying(
-        self,
-        node: Node,
-        way: Strategy,
-        here: Sequence[Have],
-        kinds: Collection[str],
-        state: State,
-        frame: Frame,
-    ) -> bool:
-        """Is anything there already as the strategy needs it, or a weight that can be?"""
-        if PARTIAL in way.needs and not way.contracted:
-            return "partial" in kinds or "owned" in kinds
-        if way.contracted and self._splits_results(node):
-            # To split the rows of a weight costs no more than its columns, unless its other operand
-            # is split already, or no other part of the weight is there.
-            return any(
-                way.needs[i] in here[i] or self._is_all(node, node.inputs[i], way.needs[i])
-                for i in way.contracted
-            )
-        made = True
-        for value, need, have in zip(node.inputs, way.needs, here, strict=True):
-            if value.ndim:
-                made = False
-            if need.kind not in ("split", "owned"):
-                continue
-            if need in have:
-                return True
-            if value in self.fixed and is_weight(node, value):
-                return True
-            if value in frame.free and value not in state.live:
-                return True
-        return made  # nothing but numbers goes in: any part can be made
-
-    def _is_all(self, node: Node, value: Value, place: Placement) -> bool:
-        """Is this part all that is there of a weight?"""
-        if value not in self.fixed or not is_weight(node, value):
-            return False
-        return self._holding(value, place) < GONE <= self._holding(value, REPLICATED)
-
-    def _splits_results(self, node: Node) -> bool:
-        """Can the results be split by splitting a weight?"""
-        if node not in self._columns:
-            self._columns[node] = any(
-                way.gives[0].kind == "split"
-                and any(
-                    need.kind == "split" and v in self.fixed
-                    for v, need in zip(node.inputs, way.needs, strict=True)
-                )
-                for way in self._ways[node]
-            )
-        return self._columns[node]
+    def _ways_of(self, node: Node, state: State, frame: Frame) -> Iterable[Strategy]:
+        return [self._loop(node)] if node.bodies else self._ways.of(node, state.live, frame)
 
     def _step(
         self, node: Node, place: int, state: State, way: Strategy, frame: Frame
@@ -221,7 +143,7 @@ class Search:
                 have = live.get(value, ())
                 if need not in have:
                     if is_weight(node, value):
-                        seconds += self._holding(value, need)
+                        seconds += self._ways.holding(value, need)
                     live[value] = (*have, need)
             elif value in frame.free and value not in live and need.kind in ("replicated", "split"):
                 live[value] = (need,)
@@ -235,13 +157,6 @@ class Search:
         for value, give in zip(node.outputs, way.gives, strict=True):
             live[value] = (give,)
         return self._settle(place, State(live, seconds, (state.choices, node, way)), frame)
-
-    def _holding(self, value: Value, place: Placement) -> float:
-        """What it costs to hold a weight so; of what was let go, no program can have more."""
-        if (value, place) not in self._held:
-            there = is_there(value, place, self.units)
-            self._held[value, place] = self.costs.holding(value, place) if there else GONE
-        return self._held[value, place]
 
     def _settle(self, place: int, state: State, frame: Frame) -> State | None:
         """Outputs that nothing reads any more take their last form; what is dead is forgotten."""
@@ -290,25 +205,3 @@ class Search:
             self.fixed |= fixed_slices(node, self.fixed)
             self._inner[node] = assign_bodies(node, self.assign)
         return strategy_of(node, self._inner[node])
-
-
-def is_weight(node: Node, value: Value) -> bool:
-    """Is a fixed value a weight where this node reads it: of a product, or a table of rows?"""
-    if value.ndim < 2 or node.op not in OPS:
-        return False
-    return OPS[node.op].kind in _WITH_WEIGHTS or (
-        node.op in ("take", "getitem") and value is node.inputs[0]
-    )
-
-
-_WITH_WEIGHTS = frozenset({"product", "quantization", "convolution"})
-
-
-def _stated(node: Node, ranks: int) -> Strategy:
-    """What the user said."""
-    x = node.operand("x")
-    if node.op == "replicate" or not x.shape:
-        return whole(node)
-    axis = node.args["axis"] % x.ndim
-    place = split(axis, -(-x.shape[axis] // ranks))
-    return Strategy((place,), (place,))
