@@ -6,6 +6,7 @@ Merges, within one graph or one body:
 Leaves alone:
     1. loops and branches, which are compared by identity.
     2. `keep`, which holds a value where it is.
+    3. messages from rank to rank, each of which is sent.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from qgraph.ir.graph import Graph, Node, Value, map_values
+from qgraph.ir.kinds import MESSAGES
 from qgraph.rewrite.rewriter import Visit, rewrite
 
 
@@ -32,7 +34,7 @@ def _visitor(graph: Graph) -> Visit:
     seen: dict[Hashable, tuple[Value, ...]] = {}
 
     def visit(node: Node, _: Node) -> Sequence[Value] | None:
-        if node.bodies or node.op == "keep":
+        if node.bodies or node.op == "keep" or node.op in MESSAGES:
             return None
         first = seen.setdefault(key(node), node.outputs)
         return None if first is node.outputs else first

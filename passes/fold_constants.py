@@ -6,7 +6,7 @@ Folds:
 Leaves alone:
     1. anything larger: zeros of a key-value cache would only take memory.
     2. quantize and dequantize: `hoist-quantize` moves them, where the report shows them.
-    3. random ops, `keep`, loops and branches.
+    3. random ops, `keep`, loops and branches, and what differs from rank to rank of a mesh.
     4. broadcasts of constants: what reads them broadcasts by itself, and a number stays one.
 """
 
@@ -23,6 +23,7 @@ from qgraph.rewrite.rewriter import rewrite_each
 
 _KEPT = RANDOM | {"quantize", "dequantize", "keep", "quantized_matmul", "gather_qmm", "pack_weight",
                   "broadcast_to"}  # fmt: skip
+_OF_RANKS = frozenset({"collective", "placement"})
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class FoldConstants:
 
     def _fold(self, node: Node) -> Sequence[Value] | None:
         if node.op in _KEPT or node.op not in OPS or node.stream is not None:
+            return None
+        if OPS[node.op].kind in _OF_RANKS:
             return None
         if not all(is_constant(v) and not v.node.args["data"].is_released for v in node.inputs):
             return None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.kinds import SAME_ELEMENTS
+from ..ir.kinds import MESSAGES, SAME_ELEMENTS
 from ..ir.loops import LOOPS, bodies, unchanging
 from ..ir.ops import OPS, RANDOM
 
@@ -20,9 +20,12 @@ HELD = 1 << 30
 """The level of what `qg.keep` holds where it is."""
 
 
+_STAYS = RANDOM | MESSAGES | {"keep"}
+
+
 def stays(node: Node) -> bool:
     """Must a node be computed where it stands, even if its operands never change?"""
-    return bool(node.bodies) or node.op in RANDOM or node.op == "keep" or node.op not in OPS
+    return bool(node.bodies) or node.op in _STAYS or node.op not in OPS
 
 
 def level_of(node: Node, levels: Mapping[Value, int], floor: int) -> int:

@@ -31,3 +31,6 @@ SAME_ELEMENTS = _with("same elements")
 STRIDED = _with("strided")
 PRODUCTS = _with("by a weight")
 GATHERS = _with("gathers")
+
+MESSAGES = frozenset({"distributed.send", "distributed.recv"})
+"""From rank to rank: each is another one, at every call, though operands be the same."""

@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 from qgraph.target import as_target
-from tests.runtime.test_mesh import free_ports, hosts
+from tests.support.ports import free_ports, hosts
 
 GPU = mx.Device(mx.gpu, 0)
 pytestmark = pytest.mark.skipif(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -15,26 +14,12 @@ from mlx_lm.generate import generate_step
 
 import qgraph as qg
 from qgraph.runtime.mesh import LOST, difference
-from tests.support.rank import PROMPT, generator, tiny
+from tests.support.ports import hosts
+from tests.support.rank import PROMPT, generator, relay, tiny
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240
 """Seconds, on a busy machine; a scenario takes five on an idle one."""
-
-
-def free_ports(count: int) -> list[int]:
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in servers]
-    for server in servers:
-        server.close()
-    return ports
-
-
-def hosts(ranks: int, folder: Path) -> Path:
-    """A file that says where the ranks of a ring on this machine listen."""
-    found = folder / "hosts.json"
-    found.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(ranks)]))
-    return found
 
 
 def launch(scenario: str, ranks: int, folder: Path) -> list[tuple[int, str, str]]:
@@ -114,6 +99,36 @@ def test_a_model_on_a_mesh_in_one_process() -> None:
              for m in (model, fast)]  # fmt: skip
     assert steps[0] == steps[1]
     assert not fast.qgraph.eager
+
+
+def test_messages_in_one_process() -> None:
+    """What a rank sends comes to the one that it is for, and nowhere else."""
+    x = mx.array([1.0, 2.0])
+    first, second, on_all = qg.compile(relay, x, mesh=qg.Mesh(3))(x)
+    assert [first.tolist(), second.tolist(), on_all.tolist()] == [[2, 4], [1, 1], [3, 5]]
+
+
+def test_messages_between_processes(tmp_path: Path) -> None:
+    for status, out, errors in launch("messages", 3, tmp_path):
+        assert status == 0, errors
+        assert "on all [3.0, 5.0]" in out
+
+
+def test_messages_of_one_end() -> None:
+    """The other end is in another rank's graph, which one process has not."""
+    for one in (lambda x: qg.distributed.send(x, 1), lambda x: x + _received()):
+        with pytest.raises(qg.errors.UnsupportedError, match="without its other end"):
+            qg.compile(one, qg.spec((2,)), mesh=qg.Mesh(2))
+
+
+def _received() -> Any:
+    return qg.distributed.recv((2,), mx.float32, 0)
+
+
+def test_messages_that_are_alike_are_two() -> None:
+    """They are no common subexpression, and what comes is no constant."""
+    plan = qg.optimize(qg.trace(lambda x: x + _received() * _received(), qg.spec((2,))))
+    assert [n.op for n in plan.graph.nodes].count("distributed.recv") == 2
 
 
 def test_meshes_say_what_is_wrong() -> None:

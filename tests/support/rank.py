@@ -53,6 +53,13 @@ def tiny() -> Any:
     return model
 
 
+def relay(x: Any) -> Any:
+    """Rank 0 sends to 1, that one to 2; what comes there is told to all."""
+    sent = qg.distributed.send(x * 2, 1)
+    again = qg.distributed.send(qg.distributed.recv((2,), mx.float32, 0) + 1, 2)
+    return sent, again, qg.distributed.all_sum(qg.distributed.recv((2,), mx.float32, 1))
+
+
 def main(scenario: str) -> None:
     mx.set_default_device(mx.cpu)
     mesh = qg.Mesh.of(mx.distributed.init(strict=True, backend="ring"))
@@ -64,6 +71,9 @@ def main(scenario: str) -> None:
     elif scenario == "steps":
         steps(mesh, 1000)
         print("1000 steps returned", flush=True)
+    elif scenario == "messages":
+        x = mx.array([1.0, 2.0])
+        print("on all", qg.compile(relay, x, mesh=mesh)(x)[2].tolist(), flush=True)
     elif scenario == "model":
         model, spread = tiny(), tiny()
         fast = qg.lm.accelerate(spread, target="cpu", mesh=mesh)
