@@ -9,9 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..analysis.meshes import Part, for_mesh, is_collective, keeping_parts, note_parts
+from ..analysis.meshes import Part, for_mesh, is_spread, keeping_parts, note_parts
 from ..ir.graph import Graph
-from ..ir.loops import REGION
 from ..kernels.compiled import Compiled
 from ..kernels.streams import Streams
 from ..kernels.tracers import Tracers
@@ -64,7 +63,7 @@ class Executable:
         group = peers = None
         if target.mesh is not None:
             group = target.mesh.group
-            peers = connect(target.mesh) if _has_sums(graph) else None
+            peers = connect(target.mesh) if is_spread(graph) else None
         self.streams = Streams(device, group, peers)
         self.on_device = _device_context(device)
         with self.on_device():
@@ -150,12 +149,6 @@ class Executable:
                     if last_reader[value] is node and value not in self.prepared:
                         env.pop(value, None)
         return [env[v] for v in self.prepared]
-
-
-def _has_sums(graph: Graph) -> bool:
-    """Does a region of it take sums over the ranks of a mesh?"""
-    regions = [node for _, node in graph.walk() if node.op == REGION]
-    return any(is_collective(node) for region in regions for node in region.bodies[0].nodes)
 
 
 def _result_form(graph: Graph) -> Tree:

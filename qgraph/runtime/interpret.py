@@ -15,6 +15,7 @@ from ..ir.ops import OPS
 from ..kernels.chosen import runs_on_host, streams_in_use
 from ..kernels.streams import Streams
 from .positions import Tables, has_tables
+from .regions.cuda.exchange import can_exchange, exchange
 from .regions.cuda.region import KERNEL, GridRegion
 
 UNROLL_NODES = 2048
@@ -44,10 +45,11 @@ class Interpreter:
         # The inputs are kept with the results, so that their identities stay theirs.
         self._made: dict[Any, tuple[list[mx.array], Sequence[mx.array]]] = {}
         self._settings: dict[Node, str] = {}
-        self._last_collective: list[mx.array] = []
+        self._last_collective: mx.array | None = None
+        """What it gave, or where the launches are that it was one of."""
         self._grids = grids or {}
         self.order: tuple[mx.array, mx.array] | None = None
-        """The counters of the barrier and what the last region gave; without, bodies run."""
+        """The counters of the barrier and what the last launch gave; without, bodies run."""
 
     def run(self, node: Node, env: Env) -> None:
         """Add the results of `node` to `env`."""
@@ -104,21 +106,33 @@ class Interpreter:
             return op.call(args)
 
     def _talk(self, op: Op, args: dict[str, Any]) -> mx.array:
-        """A collective, after the one before it: all ranks must issue them in one order.
-
-        Those that depend on nothing of one another MLX might evaluate in any.
-        """
+        """A collective, after the one before it: all ranks must issue them in one order."""
+        name, peers = op.name.partition(".")[2], self._streams.peers
+        if self.order is not None and peers is not None and can_exchange(name, args.get("x")):
+            counters, last = self.order
+            last = self._after_the_last_collective(last)
+            found, last = exchange(name, args["x"], peers, last)
+            self.order, self._last_collective = (counters, last), last
+            return found
         if "x" in args:
             args["x"] = self._after_the_last_collective(args["x"])
         result: mx.array = op.call(args, group=self._streams.group)
-        self._last_collective = [result]
+        self._last_collective = result
         return result
 
     def _after_the_last_collective(self, array: mx.array) -> mx.array:
-        if not self._last_collective:
+        """An array that is there when the last collective is over.
+
+        Those that depend on nothing of one another MLX might evaluate in any order, and a GPU carry
+        out side by side if they share no array.
+        """
+        last = self._last_collective
+        if last is None or last is array:
             return array
-        (array,) = mx.depends([array], self._last_collective)
-        return array
+        (array,) = mx.depends([array], [last])
+        if self._streams.device.type == mx.cpu:
+            return array
+        return mx.where(mx.array(True), array, last.flatten()[0].astype(array.dtype))
 
     def _launch(self, node: Node, env: Env) -> None:
         """A region, after the one before it."""
@@ -129,12 +143,14 @@ class Interpreter:
             self._unroll(node, env)
             return
         counters, last = self.order
-        if talks := any(map(is_collective, body.nodes)):
+        summed = any(map(is_collective, body.nodes))
+        talked = summed or last is self._last_collective
+        if summed:
             last = self._after_the_last_collective(last)
         given = [env[v] for v in node.args["invariants"]]
         results, last = grid(given, counters, last)
-        if talks:
-            self._last_collective = [last]
+        if talked:
+            self._last_collective = last
         self.order = counters, last
         env.update(zip(node.outputs, results, strict=True))
 
@@ -175,6 +191,13 @@ def grids_of(nodes: Sequence[Node], streams: Streams) -> dict[Graph, GridRegion 
         if body not in found:
             found[body] = GridRegion.on(node, streams.device, streams.peers)
     return found
+
+
+def talks(nodes: Sequence[Node]) -> bool:
+    """Are there collectives among nodes, or in their loops?"""
+    return any(
+        is_collective(node) or any(talks(body.nodes) for body in node.bodies) for node in nodes
+    )
 
 
 def has_several_results(nodes: Sequence[Node]) -> bool:

@@ -29,6 +29,7 @@ from .interpret import (
     grids_of,
     has_several_results,
     is_launched,
+    talks,
     unrolls,
 )
 from .positions import expand_ahead
@@ -199,7 +200,8 @@ class Stretch(Step):
 
         on_cpu = streams.device.type == mx.cpu
         grids = grids_of(nodes, streams)
-        if not on_cpu and grids:
+        in_kernels = streams.peers is not None and talks(nodes)  # collectives, as launches
+        if not on_cpu and (grids or in_kernels):
             return Stretch(needs, gives, InOrder(in_order))
         if on_cpu and breaks_compile(nodes, captured.values()):
             return Stretch(needs, gives, Uncompiled(stretch))

@@ -15,10 +15,13 @@ from qgraph.analysis.meshes import is_collective
 from qgraph.ir.loops import REGION
 from qgraph.runtime.executable import Executable
 from qgraph.runtime.packing import PackCache
-from qgraph.runtime.regions.cuda.peers import connect
+from qgraph.runtime.regions.cuda.exchange import exchange
+from qgraph.runtime.regions.cuda.peers import Peers, connect
+from qgraph.runtime.regions.cuda.region import COUNTERS
 from tests.gpu.test_grid_regions import llama
 
 TOKENS = 40
+ROWS = 16384
 
 
 def kept_in_parts(fn: Any, given: Any, mesh: qg.Mesh) -> tuple[Any, qg.Plan]:
@@ -37,10 +40,54 @@ def kept_in_parts(fn: Any, given: Any, mesh: qg.Mesh) -> tuple[Any, qg.Plan]:
     return call, plan
 
 
+def exchange_all(peers: Peers, rank: int) -> None:
+    """Collectives of some sizes and dtypes, one after the other: all right, to the last bit."""
+    last = mx.zeros((COUNTERS,), mx.uint32)
+    for dtype in (mx.float32, mx.bfloat16, mx.float16):
+        for count in (2, 4098, 100_002, 3 << 20):
+            keys = mx.random.split(mx.random.key(count), 2)
+            xs = [mx.random.normal((count,), key=key).astype(dtype) for key in keys]
+            total = (xs[0].astype(mx.float32) + xs[1].astype(mx.float32)).astype(dtype)
+            wanted = {
+                "all_sum": total,
+                "all_gather": mx.concatenate(xs),
+                "all_max": mx.maximum(*xs),
+                "all_min": mx.minimum(*xs),
+                "sum_scatter": mx.split(total, 2)[rank],
+            }
+            for op, right in wanted.items():
+                found, last = exchange(op, xs[rank], peers, last)
+                assert mx.array_equal(found, right).item(), (op, dtype, count)
+
+
+def prompt_in_halves(mesh: qg.Mesh) -> None:
+    """Rows that are summed in halves, each beside the other's products, give one device's."""
+    model = llama(ROWS, hidden=1024, vocab=4096)
+    tokens = mx.arange(ROWS)[None] % 4096
+
+    def prompt(tokens: Any) -> Any:
+        h, _ = model.forward(tokens, model.empty_cache())
+        return model.logits(h[:, -8:])
+
+    one = qg.compile(prompt, tokens, target="gpu")(tokens).astype(mx.float32)
+    program = qg.compile(prompt, tokens, target="gpu", mesh=mesh)
+    halves = [n for n in program.plan.graph.nodes if n.op == "distributed.all_sum"]
+    assert {ROWS // 2} <= {n.output.shape[-2] for n in halves}
+    for _ in range(3):
+        away = mx.linalg.norm(program(tokens).astype(mx.float32) - one)
+        assert away.item() < 2e-2 * mx.linalg.norm(one).item()
+
+
 def main(backend: str) -> None:
     mx.set_default_device(mx.gpu)
     mesh = qg.Mesh.of(mx.distributed.init(strict=True, backend=backend), "nccl")
-    assert connect(mesh) is not None, "the ranks reach no memory of each other"
+    peers = connect(mesh)
+    assert peers is not None, "the ranks reach no memory of each other"
+    assert mesh.rank is not None
+    exchange_all(peers, mesh.rank)
+    print("exchanged", flush=True)
+    prompt_in_halves(mesh)
+    print("prompted", flush=True)
     model = llama(64, hidden=4096, vocab=32768)
 
     def step(token: Any, position: Any, cache: Any) -> Any:

@@ -2,7 +2,7 @@
 
 A collective of NCCL is a launch of its own, which splits a region in two, and takes some 40 µs
 within MLX's CUDA graphs.  Where the GPUs of one machine reach each other's memory, a kernel adds up
-by itself: `kernels/cuda/peers.cuh`.
+by itself, within a region (`kernels/cuda/peers.cuh`) or in a launch of its own (`exchange.cuh`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ HEADER = 4096
 
 HALF = 4 << 20
 """Bytes that one launch may take; the next takes the other half."""
+
+BLOCKS, PIECE = 128, 32 << 10
+"""How many blocks exchange something at a time, and bytes of each; as `exchange.cuh` has it."""
 
 PARTS = ("cuda/words", "matmul/tiled/instructions", "matmul/tiled/formats", "cuda/grid",
          "cuda/phases", "cuda/peers")  # fmt: skip
@@ -75,7 +78,7 @@ def may_connect(mesh: Mesh | None) -> bool:
 def _connected(mesh: Mesh) -> Peers | None:
     assert mesh.rank is not None
     driver = _driver()
-    own = None if driver is None else driver.allocate(HEADER + 2 * HALF)
+    own = None if driver is None else driver.allocate(bytes_for(mesh.size))
     handle = [0] * _WORDS if own is None else own[1]
     row = mx.array([[own is not None, _machine(), *handle]], mx.uint32)
     rows: Any = mx.distributed.all_gather(row, group=mesh.group).tolist()
@@ -89,6 +92,11 @@ def _connected(mesh: Mesh) -> Peers | None:
     table[: 2 + mesh.size] = [mesh.rank, HALF, *places]
     peers = Peers(mesh.size, mx.array(table))
     return peers if _on_all(_adds_up(peers), mesh) else None
+
+
+def bytes_for(ranks: int) -> int:
+    """How much memory each rank shares."""
+    return HEADER + 2 * HALF + BLOCKS * (64 + 2 * ranks * PIECE)
 
 
 def _on_all(here: bool, mesh: Mesh) -> bool:
@@ -143,17 +151,19 @@ def _driver() -> _Driver | None:
 
 
 class _Driver:
-    """CUDA's driver, in the context that MLX has."""
+    """CUDA's driver, in the context of the GPU that MLX computes on: each process's first.
+
+    Another may be this thread's, as that of NCCL is where a process sees several GPUs; memory of it
+    kernels could not reach.
+    """
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libcuda.so.1")
         context, device = ctypes.c_void_p(), ctypes.c_int()
         self._call("cuInit", 0)
-        self._call("cuCtxGetCurrent", ctypes.byref(context))
-        if not context:
-            self._call("cuDeviceGet", ctypes.byref(device), 0)
-            self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
-            self._call("cuCtxSetCurrent", context)
+        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        self._call("cuCtxSetCurrent", context)
 
     def _call(self, name: str, *args: Any) -> None:
         status = getattr(self._library, name)(*args)

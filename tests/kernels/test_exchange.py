@@ -1,0 +1,140 @@
+"""Collectives over memory that GPUs share: the very source, run by a CPU, all ranks at once."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qgraph.runtime.regions.cuda.exchange import TALKS
+from qgraph.runtime.regions.cuda.peers import HALF, HEADER, bytes_for
+from tests.kernels.grid_on_cpu import HERE, ROOM, aligned
+
+BLOCKS, PIECE = 2, 128
+
+MAIN = """
+#include "grid_on_cpu.hpp"
+#include "{room}/matmul/tiled/formats.cuh"
+{sources}
+void** all;
+size_t count;
+
+void kernel_of_talk() {{
+  void** given = all + blockIdx.y * 3;  // of this rank
+  qgraph::phases::talk<qgraph::phases::{talk}, float, {ranks}>(
+      static_cast<const uint64_t*>(given[0]), static_cast<const float*>(given[1]),
+      static_cast<float*>(given[2]), count);
+}}
+
+extern "C" bool run(void** arrays, size_t n, int blocks, bool backwards) {{
+  all = arrays, count = n;
+  qgraph::phases::prepare(blocks * {ranks}, qgraph::phases::THREADS, 64, false);
+  return launch(kernel_of_talk, {{blocks, {ranks}, 1}}, qgraph::phases::THREADS, blocks * {ranks},
+                backwards);
+}}
+"""
+
+
+class Ranks:
+    """GPUs that exchange something, again and again."""
+
+    def __init__(
+        self, op: str, ranks: int, folder: Path, change: Callable[[str], str] = str
+    ) -> None:
+        self.ranks = ranks
+        sources = [
+            (ROOM / "cuda" / f"{n}.cuh").read_text() for n in ("phases", "peers", "exchange")
+        ]
+        text = MAIN.format(room=ROOM, sources="".join(sources), talk=TALKS[op], ranks=ranks)
+        text = text.replace("PIECE = 32768", f"PIECE = {PIECE}")
+        (folder / "talk.cpp").write_text(change(text))
+        subprocess.run(
+            ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", f"-I{HERE}",
+             "-o", folder / "talk.so", folder / "talk.cpp"],
+            check=True,
+        )  # fmt: skip
+        self._run: Any = ctypes.CDLL(str(folder / "talk.so")).run
+        self._memory = [aligned(np.zeros(bytes_for(ranks), np.uint8)) for _ in range(ranks)]
+
+    def __call__(
+        self, xs: list[Any], gives: int, count: int, backwards: bool = False
+    ) -> list[Any] | None:
+        kept, pointers = [], []
+        for rank, x in enumerate(xs):
+            places = np.array([rank, HALF, *(m.ctypes.data for m in self._memory)], np.uint64)
+            made = aligned(np.full(gives, np.nan, np.float32))
+            kept.append((places, aligned(x), made))
+            pointers += [a.ctypes.data for a in kept[-1]]
+        table = (ctypes.c_void_p * len(pointers))(*pointers)
+        fine = self._run(table, ctypes.c_size_t(count), BLOCKS, backwards)
+        return [made for *_, made in kept] if fine else None
+
+
+def wanted(op: str, xs: list[Any]) -> list[Any]:
+    """What each rank gets, by NumPy."""
+    ranks = len(xs)
+    if op == "all_gather":
+        return [np.concatenate(xs)] * ranks
+    if op == "sum_scatter":
+        return list(np.split(sum(x.astype(np.float64) for x in xs), ranks))
+    word = {"all_sum": np.sum, "all_max": np.max, "all_min": np.min}[op]
+    return [word(np.stack(xs).astype(np.float64), axis=0)] * ranks
+
+
+def is_right(op: str, talk: Ranks) -> bool:
+    """Pieces of several turns, sizes that are no multiples of 16 bytes, launch after launch."""
+    random = np.random.default_rng(7)
+    for number, count in enumerate((1, 3, 64, 100, 333)):
+        given = count * talk.ranks if op == "sum_scatter" else count
+        gives = count * talk.ranks if op == "all_gather" else count
+        xs = [random.normal(size=given).astype(np.float32) for _ in range(talk.ranks)]
+        found = talk(xs, gives, count, bool(number % 2))
+        if found is None:
+            return False
+        for one, right in zip(found, wanted(op, xs), strict=True):
+            if not np.allclose(one, right, rtol=1e-6, atol=1e-6):
+                return False
+        if op != "sum_scatter" and not all(np.array_equal(found[0], one) for one in found):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("op", TALKS)
+def test_exchange(op: str, ranks: int, tmp_path: Path) -> None:
+    assert is_right(op, Ranks(op, ranks, tmp_path))
+
+
+FAULTS = {
+    "one place for all turns": ("turn % 2 * BLOCKS", "0 * BLOCKS"),
+    "nobody is told": ("turn + 1);", "turn);"),
+    "nobody waits": ("i > Peers<RANKS>::POLLS", "true) break; if (false"),
+    "a turn that is counted twice": ("table.turn++;", "table.turn += 1 + (table.rank == 0);"),
+    "turns that are forgotten": ("[TURN] = turn;", "[TURN] = 0;"),
+    "one place for all blocks": ("BLOCKS + blockIdx.x) * RANKS", "BLOCKS) * RANKS"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
+    before, after = FAULTS[fault]
+
+    def planted(text: str) -> str:
+        assert before in text
+        return text.replace(before, after)
+
+    assert not is_right("all_sum", Ranks("all_sum", 2, tmp_path, planted))
+
+
+def test_memory_is_as_the_source_has_it() -> None:
+    """`exchange.cuh` and `peers.py` lay it out alike."""
+    text = (ROOM / "cuda" / "exchange.cuh").read_text()
+    assert "BLOCKS = 128, PIECE = 32768" in text
+    assert "HEADER = 4096" in (ROOM / "cuda" / "peers.cuh").read_text()
+    ranks, inboxes = 3, 2 * 128 * 3 * 32768
+    assert bytes_for(ranks) == HEADER + 2 * HALF + 128 * 16 * 4 + inboxes
