@@ -15,6 +15,7 @@ from .hoist_quantize import HoistQuantize
 from .legalize import Legalize
 from .merge_matmuls import MergeMatmuls
 from .merge_views import MergeViews
+from .overlap_collectives import OverlapCollectives
 from .quantize_weights import QuantizeWeights
 from .raise_attention import RaiseAttention
 from .raise_dequantize import RaiseDequantize
@@ -47,6 +48,7 @@ __all__ = [
     "Legalize",
     "MergeMatmuls",
     "MergeViews",
+    "OverlapCollectives",
     "QuantizeWeights",
     "RaiseAttention",
     "RaiseDequantize",

@@ -16,15 +16,14 @@ from qgraph.analysis.placements.costs import Costs
 from qgraph.analysis.placements.parts import in_parts
 from qgraph.analysis.placements.search import Search
 from qgraph.analysis.placements.strategies import Strategy
-from qgraph.ir.graph import Graph, Node, Value, constant_value, input_value, is_constant, map_values
-from qgraph.ir.ops import OPS
+from qgraph.ir.graph import Graph, Node, Value, constant_value, input_value, is_constant
 from qgraph.origin import stating
-from qgraph.tracing.nodes import infer
 from qgraph.tracing.tensor import Tensor, apply
 
 from .collectives import Collectives
 from .padding import Padding
 from .ranks import Rank
+from .rebuilding import rebuilt
 from .spread_loops import spread_loop
 
 
@@ -212,7 +211,7 @@ class Spreading:
         is_split = any(p.kind == "split" for p in (*way.needs, *way.gives))
         if spec is not None and spec.local_args is not None and is_split:
             changed = spec.local_args(node, [v.type for v in local], types)
-        new = _rebuilt(node, local, changed)
+        new = rebuilt(node, local, changed)
         self.padding.follow(node, way, local, new)
         return new.outputs
 
@@ -220,17 +219,7 @@ class Spreading:
         """A look-up in a rank's rows of a table; of rows that it does not hold, some other row."""
         given = list(local)
         given[index] = self.rank.own_rows(local[index], size)
-        return _rebuilt(node, given, {}).outputs
-
-
-def _rebuilt(node: Node, local: Sequence[Value], changed: Mapping[str, Any]) -> Node:
-    """The node on other operands, its types inferred anew; this very node if they are its own."""
-    if not changed and all(new is old for new, old in zip(local, node.inputs, strict=True)):
-        return node
-    given = iter(local)
-    args = {n: map_values(a, lambda _: next(given)) for n, a in node.args.items()}
-    args |= changed
-    return node.replace(args=args, types=infer(OPS[node.op], args)[0])
+        return rebuilt(node, given, {}).outputs
 
 
 def _zero(like: Value) -> Tensor:

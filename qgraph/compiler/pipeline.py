@@ -57,6 +57,7 @@ def default_passes(
         Legalize,
         MergeMatmuls,
         MergeViews,
+        OverlapCollectives,
         RaiseAttention,
         RaiseDequantize,
         RaiseLayerNorm,
@@ -93,6 +94,7 @@ def default_passes(
         EliminateDeadCode(),  # a dequantize that nothing reads any more still holds its weight
         Shard(target, states=tuple(states)),
         MergeMatmuls(target),
+        OverlapCollectives(target),
         Legalize(target),
         *([RoundActivations()] if activations else []),
         ChooseAttention(target),
