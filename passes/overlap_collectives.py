@@ -14,7 +14,7 @@ Leaves alone:
     3. sums of what no product gives: there is nothing to compute beside them.
     4. what treats rows together, and rows of an odd number.
     5. CPUs: their regions wait for what they take.
-    6. graphs without a mesh.
+    6. graphs without a mesh, or one that was not asked to (`qg.Mesh(…, overlap=True)`).
 
 Runs after products are merged, before kernels are chosen.
 """
@@ -53,10 +53,11 @@ class OverlapCollectives:
 
     def __call__(self, graph: Graph) -> Graph:
         target = as_target(self.target)
-        if target.mesh is None or target.mesh.size == 1 or target.is_cpu:
+        mesh = target.mesh
+        if mesh is None or mesh.size == 1 or not mesh.overlap or target.is_cpu:
             return graph
-        chosen = _Choice(graph, target.mesh, BANDWIDTH[target.backend])
-        return _Halving(graph, chosen, target.mesh).run() if chosen.ways else graph
+        chosen = _Choice(graph, mesh, BANDWIDTH[target.backend])
+        return _Halving(graph, chosen, mesh).run() if chosen.ways else graph
 
 
 class Way(NamedTuple):

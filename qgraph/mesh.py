@@ -55,6 +55,8 @@ class Mesh:
         group: what MLX's collectives are given.
         goal: "memory": no rank holds a weight of which it can hold a part; "time": a weight is
             split only where that should be faster.
+        overlap: rows of a prompt go in halves on GPUs, one summed over the ranks while the other is
+            computed, where that should be faster.  It never was timed.
 
     Raises:
         InputError: a size below 1, an unknown back end, or another goal.
@@ -71,6 +73,7 @@ class Mesh:
     backend: str = "ring"
     group: Any = field(default=None, compare=False)
     goal: Goal = "memory"
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -82,15 +85,16 @@ class Mesh:
             raise InputError(f"a mesh for {self.goal!r}", hint="its goal is 'memory' or 'time'")
 
     @staticmethod
-    def of(group: Any, backend: str = "", goal: Goal = "memory") -> Mesh:
+    def of(group: Any, backend: str = "", goal: Goal = "memory", *, overlap: bool = False) -> Mesh:
         """The mesh of an MLX group, of which this process is one rank.
 
         Args:
             group: what `mx.distributed.init()` gave.
             backend: of that group; by default the one whose variables the launcher has set.
-            goal: as the mesh's.
+            goal, overlap: as the mesh's.
         """
-        return Mesh(group.size(), group.rank(), backend or launched_backend(), group, goal)
+        name = backend or launched_backend()
+        return Mesh(group.size(), group.rank(), name, group, goal, overlap)
 
     @property
     def in_one_process(self) -> bool:

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..analysis.meshes import is_collective
 from ..ir.graph import Graph, Node, Value, map_values
+from ..ir.kinds import MESSAGES
 from ..ir.loops import CONTROL_FLOW, LOOPS, REGION, bodies, carry_out, turns
 from ..ir.op import Op
 from ..ir.ops import OPS
@@ -47,12 +48,19 @@ class Interpreter:
         self._settings: dict[Node, str] = {}
         self._last_collective: mx.array | None = None
         """What it gave, or where the launches are that it was one of."""
+        self._behind: set[Value] = set()
+        """What is computed from what the last collective gave, so that it comes after it anyway."""
         self._grids = grids or {}
         self.order: tuple[mx.array, mx.array] | None = None
         """The counters of the barrier and what the last launch gave; without, bodies run."""
 
     def run(self, node: Node, env: Env) -> None:
         """Add the results of `node` to `env`."""
+        self._run(node, env)
+        if any(v in self._behind for v in node.inputs):
+            self._behind.update(node.outputs)
+
+    def _run(self, node: Node, env: Env) -> None:
         if node.bodies:
             if self.order is not None and is_launched(node):
                 self._launch(node, env)
@@ -62,7 +70,7 @@ class Interpreter:
         if node.op == "constant":
             env[node.output] = self.known(node.args["data"].array)
             return
-        if not self._shares:
+        if not self._shares or node.op in MESSAGES:
             env.update(zip(node.outputs, self._results(node, env), strict=True))
             return
         inputs = [env[v] for v in node.inputs]
@@ -93,7 +101,7 @@ class Interpreter:
                 return result
         stream = self._streams.resolve(node.stream)
         if op.kind == "collective":
-            return self._talk(op, args)
+            return self._talk(node, op, args)
         if op.kind == "chosen kernels":
             token = streams_in_use.set(self._streams)
             try:
@@ -105,16 +113,18 @@ class Interpreter:
         with mx.stream(stream):
             return op.call(args)
 
-    def _talk(self, op: Op, args: dict[str, Any]) -> mx.array:
+    def _talk(self, node: Node, op: Op, args: dict[str, Any]) -> mx.array:
         """A collective, after the one before it: all ranks must issue them in one order."""
         name, peers = op.name.partition(".")[2], self._streams.peers
+        is_behind = any(v in self._behind for v in node.inputs)
+        self._behind = {node.output}
         if self.order is not None and peers is not None and can_exchange(name, args.get("x")):
             counters, last = self.order
-            last = self._after_the_last_collective(last)
+            last = last if is_behind else self._after_the_last_collective(last)
             found, last = exchange(name, args["x"], peers, last)
             self.order, self._last_collective = (counters, last), last
             return found
-        if "x" in args:
+        if "x" in args and not is_behind:
             args["x"] = self._after_the_last_collective(args["x"])
         result: mx.array = op.call(args, group=self._streams.group)
         self._last_collective = result

@@ -6,6 +6,7 @@ Over `ring` the ranks are processes of one GPU that take turns on it.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -44,7 +45,7 @@ def exchange_all(peers: Peers, rank: int) -> None:
     """Collectives of some sizes and dtypes, one after the other: all right, to the last bit."""
     last = mx.zeros((COUNTERS,), mx.uint32)
     for dtype in (mx.float32, mx.bfloat16, mx.float16):
-        for count in (2, 4098, 100_002, 3 << 20):
+        for count in (2, 4098, 100_002, 1 << 20):
             keys = mx.random.split(mx.random.key(count), 2)
             xs = [mx.random.normal((count,), key=key).astype(dtype) for key in keys]
             total = (xs[0].astype(mx.float32) + xs[1].astype(mx.float32)).astype(dtype)
@@ -86,7 +87,7 @@ def main(backend: str) -> None:
     assert mesh.rank is not None
     exchange_all(peers, mesh.rank)
     print("exchanged", flush=True)
-    prompt_in_halves(mesh)
+    prompt_in_halves(replace(mesh, overlap=True))
     print("prompted", flush=True)
     model = llama(64, hidden=4096, vocab=32768)
 

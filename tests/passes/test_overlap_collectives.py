@@ -29,8 +29,8 @@ def slow_link(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LINKS, "nccl", Link(2e-6, 1e9))
 
 
-def target(ranks: int = 2, backend: str = "cuda") -> Target:
-    mesh = qg.Mesh(ranks, backend="nccl") if ranks else None
+def target(ranks: int = 2, backend: str = "cuda", overlap: bool = True) -> Target:
+    mesh = qg.Mesh(ranks, backend="nccl", overlap=overlap) if ranks else None
     return Target(mx.Device(mx.cpu, 0), backend, "sm_90", 4, mesh)
 
 
@@ -190,7 +190,7 @@ def test_rows_that_are_needed_together_stay() -> None:
     stays(layer, *given(ROWS + 1))
 
 
-@pytest.mark.parametrize("to", [target(0), target(1), target(2, "cpu")])
+@pytest.mark.parametrize("to", [target(0), target(1), target(2, "cpu"), target(overlap=False)])
 def test_other_targets(to: Target) -> None:
     """Leaves alone 5 and 6."""
     graph = qg.trace(layer, *given(ROWS), name="f")

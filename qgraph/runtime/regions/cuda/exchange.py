@@ -3,6 +3,8 @@
 NCCL's take 31 to 44 µs within the CUDA graphs that MLX collects launches in, and nothing orders two
 of them there that depend on nothing of one another.  These take what the launch before gave, as
 regions do, so what does not need them may run beside them.
+
+What is more than a piece for each block is left to NCCL (decision 0031).
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ _WORD_TYPES = {mx.uint16: "uint16_t", mx.uint32: "uint32_t"}
 
 
 def can_exchange(op: str, x: mx.array | None) -> bool:
-    """Is there a kernel for this collective of `x`?
+    """Is there a kernel for this collective of `x`, and is it for so much?
 
     >>> can_exchange("all_sum", mx.zeros(3)), can_exchange("all_sum", mx.arange(3))
     (True, False)
     """
-    if op not in TALKS or x is None or not x.size:
+    if op not in TALKS or x is None or not 0 < x.nbytes <= BLOCKS * PIECE:
         return False
     return x.itemsize in _WORDS if op == "all_gather" else x.dtype in FLOATS
 
