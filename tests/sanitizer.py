@@ -3,8 +3,8 @@
 Wants a GPU of NVIDIA's and CUDA's compute-sanitizer.  Each of its tools must first find a fault
 that is planted, so that silence means something, and then nothing in some of `tests/gpu`.
 
-`racecheck` is not among them: it reports the flag by which one warp tells the others of a block
-that a barrier over the grid is over, once a barrier (decision 0030).
+`racecheck` is not among them: it did not find the fault that was planted for it, and displays
+hazards that may be the polled flag of the barrier over the grid (decision 0030).
 """
 
 from __future__ import annotations

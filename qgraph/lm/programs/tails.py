@@ -7,6 +7,7 @@ merged, which is computed where somebody asks for it or the tail is full.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -24,9 +25,10 @@ ROWS = 32
 """Of a tail: with each token all of it is copied, and when it is full the caches once."""
 
 
-LONG = 4096
-"""Positions of a buffer beyond which tails are taken: a token of Llama-8B's shape in buffers of 256
-took 4.2 ms with them and 2.8 with copies (one H100), as more arrays cost the host more."""
+LONG = sys.maxsize
+"""Positions of a buffer beyond which tails are taken: none for now.  In buffers of 256 a token of
+Llama-8B's shape took 4.2 ms with them and 2.8 with copies (one H100), as more arrays cost the host
+more; beyond 4,096 they should win, which was not measured yet (decision 0036)."""
 
 
 def rows_for(target: Target, form: Form) -> int:
