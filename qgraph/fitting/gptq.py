@@ -26,7 +26,7 @@ def gptq(w: Array, upper: Array, form: Format, dtype: mx.Dtype, *, search: bool 
     """
     lib, size = of(w), form.group_size
     rest = turned(w) + 0.0
-    scales, biases, places = [], [], []
+    groups = []
     for start in range(0, w.shape[1], size):
         own, later = slice(start, start + size), slice(start + size, None)
         factors = upper[own, own]
@@ -37,10 +37,7 @@ def gptq(w: Array, upper: Array, form: Format, dtype: mx.Dtype, *, search: bool 
         found, wanted = in_turn(one, rest[own] + 0.0, -(factors / diagonal).T)
         if start + size < w.shape[1]:
             rest[later] -= upper[own, later].T @ ((wanted - one.at(found)) / diagonal)
-        places.append(found)
-        scales.append(one.scale)
-        biases.append(one.bias)
+        groups.append((found, one))
         if lib is mx:
             mx.eval(rest, found, one.scale, one.bias)
-    scale, bias = (lib.stack(part).T for part in (scales, biases))
-    return Rounded(form, lib.concatenate(places).T, scale, bias)
+    return Rounded.joined(form, groups)

@@ -50,7 +50,7 @@ def _visited(w: Array, h: Array, rounded: Rounded, dtype: mx.Dtype) -> Rounded:
     lib, size = of(w), rounded.form.group_size
     values, codes = turned(rounded.values()), turned(rounded.places)
     pull = h @ (turned(w) - values)  # what moving each number would gain
-    scales, biases, places = [], [], []
+    groups = []
     for start in range(0, w.shape[1], size):
         own, later = slice(start, start + size), slice(start + size, None)
         grid, before, near = rounded.grid(start // size), values[own], h[own, own]
@@ -61,13 +61,10 @@ def _visited(w: Array, h: Array, rounded: Rounded, dtype: mx.Dtype) -> Rounded:
         found, _ = in_turn(one, wanted, near / diagonal, now)
         if start + size < w.shape[1]:
             pull[later] -= h[later, own] @ (one.at(found) - before)
-        places.append(found)
-        scales.append(one.scale)
-        biases.append(one.bias)
+        groups.append((found, one))
         if lib is mx:
             mx.eval(pull, found, one.scale, one.bias)
-    scale, bias = (lib.stack(part).T for part in (scales, biases))
-    return Rounded(rounded.form, lib.concatenate(places).T, scale, bias)
+    return Rounded.joined(rounded.form, groups)
 
 
 def _best_scales(grid: Grid, codes: Array, near: Array, pull: Array, dtype: mx.Dtype) -> Grid:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import numpy as np
 
@@ -19,6 +21,15 @@ class Rounded:
 
     def __init__(self, form: Format, places: Array, scales: Array, biases: Array) -> None:
         self.form, self.places, self.scales, self.biases = form, places, scales, biases
+
+    @classmethod
+    def joined(cls, form: Format, groups: Sequence[tuple[Array, Grid]]) -> Rounded:
+        """Of each group in turn: places, (columns, rows), and a grid with a number for each row."""
+        lib = of(groups[0][0])
+        places = lib.concatenate([found for found, _ in groups]).T
+        scales = lib.stack([grid.scale for _, grid in groups]).T
+        biases = lib.stack([grid.bias for _, grid in groups]).T
+        return cls(form, places, scales, biases)
 
     def grid(self, group: int) -> Grid:
         part = slice(group, group + 1)

@@ -28,6 +28,19 @@ def shared_memory(arch: str) -> int:
     return known.get(capability(arch), 99) * 1024
 
 
+def without_tensor_cores(backend: str, arch: str) -> str | None:
+    """Why kernels of ours that use tensor cores cannot run there; None if they can.
+
+    >>> without_tensor_cores("cuda", "sm_75")
+    'tensor cores for bfloat16 begin with sm_80, this is sm_75'
+    """
+    if backend != "cuda":
+        return "written for CUDA"
+    if capability(arch) < 80:
+        return f"tensor cores for bfloat16 begin with sm_80, this is {arch}"
+    return None
+
+
 @cache
 def compiled_for() -> str:
     """What compilers call the GPU of this process, with all that it alone can do; "" for none."""

@@ -4,7 +4,7 @@
 // shared memory, computing it there if it is a norm, multiplies some rows of the weight, and writes
 // what becomes of them.  Between phases lies a barrier over the grid.  All blocks must be resident.
 //
-// The weight lies in tiles (tile_layout.py).  A unit of work is 16 rows of it, or PARTS times 16 that
+// The weight lies in tiles (matmul/tiled/layout.py).  A unit of work is 16 rows of it, or PARTS times 16 that
 // end up in the same elements (gate and up); the warps of a block share its columns.  Each warp copies
 // its tiles into a ring in shared memory, as far ahead as that holds, from one product into the next: no
 // weight waits for a barrier.  But no more are under way at a time than keep the memory busy: whatever

@@ -13,7 +13,7 @@ from functools import cache
 import mlx.core as mx
 
 from ..base import HALF, Kernel, Problem, Streams
-from ..cuda.arch import capability
+from ..cuda.arch import capability, without_tensor_cores
 from ..cuda.kernel import CudaKernel
 from ..cuda.source import cuda_source
 from .plain import Plain
@@ -42,10 +42,8 @@ class TensorCores(Kernel):
 
     def applies(self, problem: Problem) -> str | None:
         p = problem
-        if p.backend != "cuda":
-            return "written for CUDA"
-        if capability(p.arch) < 80:
-            return f"tensor cores for bfloat16 begin with sm_80, this is {p.arch}"
+        if why := without_tensor_cores(p.backend, p.arch):
+            return why
         if p.mode != "affine" or p.bits not in (4, 8) or not p.transpose:
             return "takes affine weights of 4 or 8 bits, transposed"
         if p.dtype not in HALF or p.scales_dtype != p.dtype:

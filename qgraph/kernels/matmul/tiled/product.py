@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from ...base import HALF, Kernel, Machine, Packed, Problem, Streams
-from ...cuda.arch import capability
+from ...cuda.arch import capability, without_tensor_cores
 from .blocks import block, microseconds, tiles
 from .layout import padded
 from .source import MODES, add_parts, product, take_rows, template
@@ -31,10 +31,8 @@ class Tiled(Kernel):
 
     def applies(self, problem: Problem) -> str | None:
         p = problem
-        if p.backend != "cuda":
-            return "written for CUDA"
-        if capability(p.arch) < 80:
-            return f"tensor cores for bfloat16 begin with sm_80, this is {p.arch}"
+        if why := without_tensor_cores(p.backend, p.arch):
+            return why
         if p.dtype not in HALF or p.scales_dtype not in (p.dtype, mx.uint8):
             return "takes half precision, scales in the dtype of x"
         if not p.transpose:
