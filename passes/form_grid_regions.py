@@ -30,8 +30,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qgraph.ir.graph import Graph, Node
+from qgraph.ir.graph import Graph, Node, Value
 from qgraph.rewrite.ledger import Entry, collecting, record
+from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.runtime.regions.cuda.attention import OP as ATTENTION
 from qgraph.runtime.regions.cuda.peers import may_connect
 from qgraph.runtime.regions.cuda.pick import is_pick
@@ -40,8 +41,10 @@ from qgraph.runtime.regions.cuda.source import written
 from qgraph.runtime.regions.cuda.stages import SUM, refusal, rows_of, translate
 from qgraph.runtime.regions.unknown import Unknown
 from qgraph.target import Target, as_target
+from qgraph.tracing.tensor import Tensor, apply
 
 from .form_regions import formed, region_of
+from .shared.views import is_plain
 
 _NAME = "form-grid-regions"
 _VIEWS = frozenset({"reshape", "split"})
@@ -60,8 +63,12 @@ class FormGridRegions:
         if target.backend != "cuda":
             return graph
 
-        rows = {rows_of(n.output) for _, n in graph.walk() if n.op == "packed_matmul"}
+        plain = rewrite_each(graph, _reshaped, _NAME)
+        made = self._formed(plain, target)
+        return graph if made is plain else made
 
+    def _formed(self, graph: Graph, target: Target) -> Graph:
+        rows = {rows_of(n.output) for _, n in graph.walk() if n.op == "packed_matmul"}
         left_alone: list[Node] = []
 
         def refused(node: Node) -> str | None:
@@ -88,6 +95,13 @@ class FormGridRegions:
         for entry in entries:
             record(entry)
         return made
+
+
+def _reshaped(node: Node) -> Sequence[Value] | None:
+    """Views that leave all elements in order, in one word."""
+    if node.op == "reshape" or not is_plain(node):
+        return None
+    return [apply("reshape", (Tensor(node.inputs[0]), node.output.shape)).value]
 
 
 def _pays(graph: Graph, nodes: Sequence[Node], target: Target) -> bool:
