@@ -42,7 +42,7 @@ def problems(table: CostTable, n: int, k: int, dtype: str) -> list[Problem]:
     return [problem for problem in found if problem_key(problem) in table.exact]
 
 
-def draw(table: CostTable) -> Path:
+def draw(name: str, table: CostTable) -> Path:
     """One figure a table, one panel a size of weight."""
     backend = table.machine["backend"]
     dtype, sizes = SHOWN[backend]
@@ -73,11 +73,11 @@ def draw(table: CostTable) -> Path:
     where = f"{cores} cores of an {device}" if backend == "cpu" else f"one {device}"
     figure.suptitle(f"{dtype} by 4 bits in groups of {GROUP}, {where}, mlx {table.machine['mlx']}")
     figure.tight_layout(rect=(0, 0, 0.86, 1))
-    path = IMAGES / f"kernels_{backend}.svg"
+    path = IMAGES / f"kernels_{name}.svg"
     figure.savefig(path, metadata={"Date": None})
     return path
 
 
 if __name__ == "__main__":
-    for shipped in shipped_tables():
-        print(f"written: {draw(shipped).relative_to(IMAGES.parents[1])}")
+    for name, shipped in shipped_tables().items():
+        print(f"written: {draw(name, shipped).relative_to(IMAGES.parents[1])}")

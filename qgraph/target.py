@@ -19,7 +19,8 @@ class Target:
     Attributes:
         device: MLX's device.
         backend: "cpu", "cuda" or "metal".
-        arch: the processor ("x86_64", "arm64") or the GPU's name as MLX gives it.
+        arch: the processor ("x86_64", "arm64"), or the GPU's architecture and name: an H100 and an
+            H200 are both "sm_90".
         cores: processor cores that this process may use; streams of a CPU target.
         mesh: the ranks that a graph is spread over; None is one device.
     """
@@ -70,8 +71,9 @@ def as_target(target: Target | str | mx.Device | mx.DeviceType | None = None) ->
     if device.type == mx.cpu:
         return Target(device, "cpu", platform.machine(), cores or 1)
     backend = "metal" if mx.metal.is_available() else "cuda"
-    name = str(mx.device_info(device).get("architecture", "gpu"))
-    return Target(device, backend, name, cores or 1)
+    info = mx.device_info(device)
+    arch = f"{info.get('architecture', 'gpu')} {info.get('device_name', '')}".rstrip()
+    return Target(device, backend, arch, cores or 1)
 
 
 def _refusal(target: object) -> InputError:

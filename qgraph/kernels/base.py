@@ -30,7 +30,8 @@ class Problem:
         scales_dtype: of affine scales and biases, by default that of x; of the other modes always
             uint8.
         backend: "cpu", "cuda" or "metal".
-        arch: the processor, or the GPU as MLX names it.
+        arch: the processor, or the GPU's architecture and name; without a name that of an H100 is
+            meant where that matters.
         cores: CPU cores, as many streams at most.
         experts: matrices a `gather_qmm` picks from; 0 for a plain product.
 

@@ -28,10 +28,11 @@ FORMAT = 2
 
 def device_key(problem: Problem) -> str:
     """What measurements are valid for: processor or GPU, cores, and whose kernels were measured."""
-    device = mx.Device(mx.cpu if problem.backend == "cpu" else mx.gpu, 0)
-    name = mx.device_info(device).get("device_name", "") if mx.is_available(device) else ""
-    cores = f", {problem.cores} cores" if problem.backend == "cpu" else ""
-    return f"{problem.backend} {problem.arch} {name}{cores}, {_versions(problem.backend)}"
+    more = ""
+    if problem.backend == "cpu":
+        name = mx.device_info(mx.Device(mx.cpu, 0)).get("device_name", "")
+        more = f" {name}, {problem.cores} cores"
+    return f"{problem.backend} {problem.arch}{more}, {_versions(problem.backend)}"
 
 
 @cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -115,20 +115,29 @@ def _between(sizes: Mapping[int, Curve], x: float, size: int) -> float:
 
 
 @cache
-def shipped_tables() -> Sequence[CostTable]:
-    """The tables that the package brings."""
+def shipped_tables() -> Mapping[str, CostTable]:
+    """The tables that the package brings, by name, in its order."""
     folder = resources.files("qgraph.kernels.choice") / "tables"
-    files = [f for f in folder.iterdir() if f.name.endswith(".json")]
-    return [CostTable.of(json.loads(f.read_text())) for f in files]
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".json")), key=lambda f: f.name)
+    return {f.name[:-5]: CostTable.of(json.loads(f.read_text())) for f in files}
 
 
 def table_for(problem: Problem) -> CostTable:
-    """The shipped table of the problem's backend and architecture; an empty one if none is."""
-    for table in shipped_tables():
-        if (table.machine["backend"], table.machine["arch"]) == (problem.backend, problem.arch):
-            return table
+    """The shipped table of the problem's machine; an empty one if none is.
+
+    Of a GPU that none was measured on it is the first of its architecture: an H100's for an H20.
+    """
+    shipped = shipped_tables().values()
+    near = [table for table in shipped if _of_one_architecture(table.machine, problem)]
     machine = {key: getattr(problem, key) for key in ("backend", "arch", "cores")}
-    return CostTable(machine, {}, {})
+    nothing = CostTable(machine, {}, {})
+    return min(near, key=lambda table: table.machine["arch"] != problem.arch, default=nothing)
+
+
+def _of_one_architecture(machine: Mapping[str, Any], problem: Problem) -> bool:
+    """Do a table's machine and a problem's differ in their GPU's name at most?"""
+    theirs = machine["backend"], machine["arch"].partition(" ")[0]
+    return theirs == (problem.backend, problem.arch.partition(" ")[0])
 
 
 def _whole_tiles(n: int, k: int, group_size: int = 0) -> bool:

@@ -8,13 +8,22 @@ problem; they are no promise.
 from __future__ import annotations
 
 LAUNCH_US = 2.5
-BANDWIDTH = 2.9e6
-"""Bytes a microsecond, read plus written; an H200 has 1.4 times as much."""
+H100_MEMORY, H200_MEMORY = 2.8e6, 4.0e6
+"""Bytes a microsecond, read plus written."""
 MATMUL_RATE = 0.75
 """Dense bf16 of cuBLAS, million million operations a millisecond: 8192×8192×8192 at 770 to 790
 teraflops."""
 
 
-def matmul_us(nbytes: float, flops: float) -> float:
+def bandwidth(arch: str) -> float:
+    """Bytes a microsecond that a GPU's memory moves.
+
+    >>> bandwidth("sm_90 NVIDIA H200") > bandwidth("sm_90 NVIDIA H100 PCIe") == bandwidth("sm_90")
+    True
+    """
+    return H200_MEMORY if "H200" in arch else H100_MEMORY
+
+
+def matmul_us(nbytes: float, flops: float, arch: str) -> float:
     """Microseconds of a dense product whose larger operand has so many bytes."""
-    return LAUNCH_US + max(nbytes / BANDWIDTH, flops / (MATMUL_RATE * 1e9))
+    return LAUNCH_US + max(nbytes / bandwidth(arch), flops / (MATMUL_RATE * 1e9))

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from ..base import HALF, Kernel, Problem, Streams, named_parts
 from ..cuda.arch import capability
-from ..cuda.rates import BANDWIDTH, LAUNCH_US, matmul_us
+from ..cuda.rates import LAUNCH_US, bandwidth, matmul_us
 from .plain import Plain
 
 CONTRACT = "the weight is rounded to the dtype of the product, sums run in another order"
@@ -29,7 +29,7 @@ def dense_us(problem: Problem) -> float | None:
     """Microseconds of the product by a dense weight; None but on CUDA."""
     if problem.backend != "cuda":
         return None
-    return matmul_us(problem.weights * problem.out_dtype.size, problem.flops)
+    return matmul_us(problem.weights * problem.out_dtype.size, problem.flops, problem.arch)
 
 
 class Dequantized(Kernel):
@@ -50,7 +50,7 @@ class Dequantized(Kernel):
         if (product := dense_us(problem)) is None:
             return None
         written = problem.packed_bytes + problem.weights * problem.out_dtype.size
-        return LAUNCH_US + written / BANDWIDTH + product
+        return LAUNCH_US + written / bandwidth(problem.arch) + product
 
     def run(
         self, x: mx.array, packed: Sequence[mx.array], problem: Problem, streams: Streams

@@ -11,6 +11,7 @@ from functools import cache
 
 from ...base import Problem
 from ...cuda.arch import capability, shared_memory
+from ...cuda.rates import bandwidth
 from .layout import TILE
 
 SMS = 132
@@ -59,10 +60,10 @@ class Block:
 
 
 BLOCKS = (
-    Block(1, 2, 8, 256, 6, 0.098),
+    Block(1, 2, 8, 256, 6, 0.108),
     Block(1, 4, 8, 512, 6, 0.078),
-    Block(2, 2, 16, 256, 5, 0.15),
-    Block(1, 2, 16, 256, 6, 0.108),
+    Block(2, 2, 16, 256, 5, 0.175),
+    Block(1, 2, 16, 256, 6, 0.118),
     Block(1, 4, 16, 512, 5, 0.094),
     Block(1, 2, 32, 256, 4, 0.125),
     Block(2, 2, 32, 256, 4, 0.20),
@@ -82,8 +83,8 @@ RAMP_US = 1.3
 """Before the first byte and after the last, and between waves of blocks."""
 OVERLAP = 0.8
 """Of the time of blocks one after the other, where two share a multiprocessor."""
-READ, CACHED = 2.8e6, 6.3e6
-"""Bytes a microsecond: of what is read once, and of what blocks read again from the cache."""
+CACHED = 6.3e6
+"""Bytes a microsecond of what blocks read again from the cache."""
 WARM = 5.0e9
 """Operations that take a microsecond more than blocks do by themselves: many of them bring the GPU
 to its limit of power, and its clock down, from 1980 MHz to 1860 and less."""
@@ -117,7 +118,7 @@ def microseconds(b: Block, p: Problem) -> float:
     again = b.count(p) * (b.rows * TILE * p.bits // 8 + 2 * b.columns) * p.k / CACHED
     added = 0.0 if b.parts == 1 else PARTS_US + 8 * b.parts * p.m * p.n / SUMMED
     ramps = START_US + RAMP_US * ((rounds - 1) // together)
-    return ramps + max(p.moved_bytes / READ, again, work) + added + p.flops / WARM
+    return ramps + max(p.moved_bytes / bandwidth(p.arch), again, work) + added + p.flops / WARM
 
 
 def _fitted(b: Block, p: Problem) -> Block | None:

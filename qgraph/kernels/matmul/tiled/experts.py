@@ -14,8 +14,9 @@ import mlx.core as mx
 
 from ...base import Machine, Packed, Problem, Streams
 from ...cuda.arch import capability
+from ...cuda.rates import bandwidth
 from ..gather import Gather, Indices, broadcast_indices, each_used
-from .blocks import READ, START_US, Block, block, microseconds, tiles
+from .blocks import START_US, Block, block, microseconds, tiles
 from .product import CONTRACT, Tiled
 from .source import gathered_product, gathered_rows, group_rows, template
 from .untiled import LAYOUT, UntiledGather, in_tiles
@@ -56,7 +57,7 @@ class TiledGather(Gather):
         rows = used * -(-each.m // b.columns) * b.columns
         steps = microseconds(b, each.replace(m=rows))
         sort = SORT_US if problem.m > FEW else 0.0
-        return sort + max(START_US + problem.moved_bytes / READ, steps)
+        return sort + max(START_US + problem.moved_bytes / bandwidth(problem.arch), steps)
 
     def pack(self, parts: Sequence[mx.array], problem: Problem) -> Packed:
         return in_tiles(parts, problem)
