@@ -16,6 +16,7 @@ Leaves alone:
     3. stretches so small that a call would cost more than it gives.
     4. nodes with a stream of their own.
     5. other targets, and machines on which the engine cannot be built.
+    6. the part of a value that a rank takes, and loops with one: which it is, is known later.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from qgraph.analysis.estimate import estimate
+from qgraph.analysis.meshes.ops import is_part
 from qgraph.ir.graph import Graph, Node, Value, input_value, is_constant, is_scalar
 from qgraph.ir.kinds import PRODUCTS
 from qgraph.ir.loops import REGION, turns
@@ -104,7 +106,8 @@ def formed(
     def inside(body: Graph) -> Graph:
         return formed(body, refusal, pays, name, kernel, opens)
 
-    why = {n: refusal(n) for n in graph.nodes if n.op != "constant" and n.stage == "run"}
+    why = {n: _of_a_rank(n) or refusal(n) for n in graph.nodes
+           if n.op != "constant" and n.stage == "run"}  # fmt: skip
     turns = _turns(graph, why, opens)
     stretches = [nodes for i, nodes in sorted(turns.items()) if i % 2 == 0]
     chosen = [nodes for nodes in stretches if pays(graph, nodes)]
@@ -155,6 +158,11 @@ def _turns(
         at.update(dict.fromkeys(node.outputs, turn))
         turns.setdefault(turn, []).append(node)
     return turns
+
+
+def _of_a_rank(node: Node) -> str | None:
+    inside = (inner for body in node.bodies for _, inner in body.walk())
+    return "each rank takes another part" if any(map(is_part, (node, *inside))) else None
 
 
 def region_of(

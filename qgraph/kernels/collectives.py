@@ -10,6 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..mesh import launched_backend
+
 
 def _group(group: Any) -> Any:
     return group if group is not None else mx.distributed.init()
@@ -64,11 +66,16 @@ def sum_scatter(
 ) -> mx.array:
     """This rank's part, along the first axis, of the sum of all ranks' `x`.
 
-    The `ring` has none (MLX 0.32.4 hangs there): it sums all and takes the part.
+    Only `nccl` has it (MLX 0.32.4): elsewhere all is summed, and the part taken.
     """
     if group is None and ranks is not None:
         return mx.zeros((x.shape[0] // ranks, *x.shape[1:]), x.dtype)
-    return mx.distributed.sum_scatter(x, group=_group(group), stream=stream)
+    group = _group(group)
+    if launched_backend() == "nccl":
+        return mx.distributed.sum_scatter(x, group=group, stream=stream)
+    rows = x.shape[0] // group.size()
+    whole = all_sum(x, group=group, stream=stream)
+    return whole[group.rank() * rows : (group.rank() + 1) * rows]
 
 
 def send(x: mx.array, dst: int, *, group: Any = None, stream: Any = None) -> mx.array:

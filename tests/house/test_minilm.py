@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 
 import qgraph as qg
 from qgraph.examples import minilm
+from tests.support import mesh_zoo
 
 TINY = {"hidden_size": 64, "layer_norm_eps": 1e-12, "num_attention_heads": 4,
         "intermediate_size": 128, "vocab_size": 50, "max_position_embeddings": 16,
@@ -113,6 +114,18 @@ def test_similarities(real: Any) -> None:
         vectors = np.array(program(*given))
         distance = np.abs(vectors @ vectors.T - published).max()
         assert distance < {"float": 1e-4, "8 bits": 0.01, "4 bits": 0.05}[name]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+def test_on_a_mesh(real: Any, ranks: int) -> None:
+    """Heads, of which there are twelve, and units are split, and vectors stay as they are."""
+    model, tokenizer = real
+    given = minilm.batch(tokenizer, minilm.SENTENCES)
+    graph = qg.from_mlx(model, *given)
+    away, plan, _ = mesh_zoo.compare(graph, ranks, *given)
+    assert away < 1e-5
+    after = next(step.after for step in plan.steps if step.name == "shard")
+    assert mesh_zoo.held(after) < 1.1 / ranks
 
 
 def test_padding_changes_nothing(real: Any) -> None:

@@ -13,11 +13,13 @@ import qgraph as qg
 from qgraph.analysis.verify import verify
 from qgraph.errors import VerifyError
 from qgraph.ir import Graph
+from qgraph.ir.loops import REGION
 from qgraph.kernels.cpu.region import RegionError
 from qgraph.passes import FormRegions
 from qgraph.rewrite.regions import inlined
 from qgraph.runtime.regions.cpu.known import refusal
 from qgraph.target import Target, as_target
+from qgraph.tracing.tensor import apply
 from tests.support.compiler import needs_compiler
 
 pytestmark = needs_compiler
@@ -111,6 +113,17 @@ def test_near_misses() -> None:
     assert FormRegions(CPU, everywhere=True)(own) is own
     wide = qg.trace(lambda x: qg.exp(x), qg.spec((4,), mx.complex64))
     assert FormRegions(CPU, everywhere=True)(wide) is wide
+
+
+def test_a_rank_s_part_is_in_no_region() -> None:
+    """Which part a rank takes is known when it runs; a region's body is settled before."""
+
+    def fn(x: Any) -> Any:
+        part = apply("distributed.part", (qg.exp(x), 0, 2, 3))
+        return qg.tanh(qg.fori_loop(0, 3, lambda _, y: qg.exp(y) * 0.1, part)) + 1
+
+    after = FormRegions(CPU, everywhere=True)(qg.trace(fn, qg.spec((5, 400))))
+    assert [n.op for n in after.nodes if n.op != "constant"] == [REGION, "distributed.part", REGION]
 
 
 def test_no_engine_no_region(monkeypatch: pytest.MonkeyPatch) -> None:

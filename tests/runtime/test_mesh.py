@@ -13,6 +13,7 @@ import pytest
 from mlx_lm.generate import generate_step
 
 import qgraph as qg
+from qgraph.examples import smollm2_files as files
 from qgraph.runtime.mesh import LOST, difference
 from tests.support.ports import hosts
 from tests.support.rank import PROMPT, generator, relay, tiny
@@ -58,6 +59,19 @@ def test_tokens(ranks: int, tmp_path: Path) -> None:
     """Each rank gives the tokens that one process gives; then twenty small steps return."""
     expected = " ".join(map(str, ["tokens", *generator(None).tokens(PROMPT, 8)]))
     for status, out, errors in launch("tokens", ranks, tmp_path):
+        assert status == 0, errors
+        assert expected in out
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_tokens_of_smollm2(ranks: int, tmp_path: Path) -> None:
+    """Of the real model, which has nine heads, three of keys and values."""
+    try:
+        found = files.load()
+    except files.ModelFilesMissing as missing:
+        pytest.skip(str(missing))
+    expected = " ".join(map(str, ["tokens", *generator(None, found).tokens(PROMPT, 12)]))
+    for status, out, errors in launch("smollm2", ranks, tmp_path):
         assert status == 0, errors
         assert expected in out
 

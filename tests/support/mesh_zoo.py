@@ -52,16 +52,19 @@ def run(graph: Graph, *arrays: mx.array) -> list[mx.array]:
 
 
 def compare(graph: Graph, ranks: int, *arrays: mx.array) -> tuple[float, qg.Plan, list[mx.array]]:
-    """How far a mesh is from one device, the largest difference over the largest number."""
+    """How far a mesh is from one device, the largest difference over the largest number.
+
+    Both as it was spread and as the plan is in the end.
+    """
     plan = qg.optimize(graph, target="cpu", mesh=qg.Mesh(ranks))
-    shard = next(step.after for step in plan.steps if step.name == "shard")
-    spread = in_one_process(shard, ranks) if is_spread(shard) else shard
-    results = run(spread, *arrays)
+    wanted = run(graph, *arrays)
     worst = 0.0
-    for one, mesh in zip(run(graph, *arrays), results, strict=True):
-        assert (one.shape, one.dtype) == (mesh.shape, mesh.dtype)
-        size = mx.maximum(mx.max(mx.abs(one)), 1e-6).item() if one.size else 1.0
-        worst = max(worst, mx.max(mx.abs(one - mesh)).item() / size if one.size else 0.0)
+    for after in (next(s.after for s in plan.steps if s.name == "shard"), plan.graph):
+        results = run(in_one_process(after, ranks) if is_spread(after) else after, *arrays)
+        for one, mesh in zip(wanted, results, strict=True):
+            assert (one.shape, one.dtype) == (mesh.shape, mesh.dtype)
+            size = mx.maximum(mx.max(mx.abs(one)), 1e-6).item() if one.size else 1.0
+            worst = max(worst, mx.max(mx.abs(one - mesh)).item() / size if one.size else 0.0)
     return worst, plan, results
 
 

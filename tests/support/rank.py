@@ -20,8 +20,9 @@ from qgraph.examples.smollm2 import Generator, Llama
 PROMPT = [5, 17, 9, 33, 2, 8, 1, 4]
 
 
-def generator(mesh: qg.Mesh | None) -> Generator:
-    found = files.toy()
+def generator(mesh: qg.Mesh | None, found: files.Model | None = None) -> Generator:
+    """Of a toy, or of files that were found."""
+    found = found or files.toy()
     return Generator(
         Llama(found.config, found.weights, length=64), chunk=4, target="cpu", mesh=mesh
     )
@@ -68,12 +69,17 @@ def main(scenario: str) -> None:
         print("tokens", *generator(mesh).tokens(PROMPT, 8), flush=True)
         # MLX issue 4475 says that of such calls 3 in 100 do not return.
         steps(mesh, 20)
+    elif scenario == "smollm2":
+        print("tokens", *generator(mesh, files.load()).tokens(PROMPT, 12), flush=True)
     elif scenario == "steps":
         steps(mesh, 1000)
         print("1000 steps returned", flush=True)
     elif scenario == "messages":
         x = mx.array([1.0, 2.0])
         print("on all", qg.compile(relay, x, mesh=mesh)(x)[2].tolist(), flush=True)
+        rows = mx.arange(6).reshape(6, 1) * (1.0 + mesh.rank)
+        part = qg.compile(lambda x: qg.distributed.sum_scatter(x, 3), rows, mesh=mesh)(rows)
+        assert part.tolist() == (6 * mx.arange(6)[2 * mesh.rank :][:2, None]).tolist()
     elif scenario == "model":
         model, spread = tiny(), tiny()
         fast = qg.lm.accelerate(spread, target="cpu", mesh=mesh)
