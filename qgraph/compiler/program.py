@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from ..errors import InputError, QGraphError
+from ..kernels.compiled import OtherTypes
 from ..runtime.executable import Executable
 from ..runtime.packing import PackCache, Prepared, PreparedOnDemand, Progress, whole
 from ..tracing.misuse import checked_positions
@@ -74,6 +75,7 @@ class Program:
         self._by_path: dict[Key, Executable] = {}
         # Those that take nothing but arrays, by shapes and dtypes alone: a call must be cheap.
         self._plain: dict[Key, Executable] = {}
+        self._only: Executable | None = None  # of those, if there are no others and it checks types
         self._progress = progress
         self._last: Executable | None = None
         self._plan: Plan | None = None
@@ -91,6 +93,8 @@ class Program:
         self._plan = plan.lowered_as(executable.entries)
         if not executable.parameters and signature.form == plain_form(len(types)):
             self._plain[tuple(types)] = executable
+        alone = len(self._executables) == len(self._plain) == 1 and not self._donate
+        self._only = executable if alone and executable.at_once else None
         return executable
 
     @property
@@ -127,6 +131,11 @@ class Program:
         """
         if self._check is not None:
             self._check()
+        if self._only is not None and not kwargs:
+            try:
+                return self._only(args)
+            except (OtherTypes, ValueError):  # not again: MLX keeps a note of all that it met
+                self._only = None
         if not kwargs and not self._donate:
             types = tuple([(a.shape, a.dtype) if type(a) is mx.array else None for a in args])
             plain = self._plain.get(types)

@@ -89,15 +89,22 @@ class Executable:
         self._compiled = _single(self.lowered) if self._take is take else None
         self.out_tree = _result_form(graph)
         self._device = device
+        self._choice = mx.is_available(mx.Device(mx.gpu))  # else there is one device to ask for
         self._one_result = self.out_tree == LEAF
 
     def __call__(self, arrays: Sequence[mx.array]) -> Any:
         """Run on prepared parameters and inputs; the results in the form the function gave."""
         if self.watch is not None:
             self.watch.check()
-        if self._compiled is None or mx.default_device() != self._device:
+        if self._compiled is None or (self._choice and mx.default_device() != self._device):
             return self.consume(list(arrays))
-        return self._in_form(self._compiled.call(*arrays))
+        results = self._compiled.call(*arrays)
+        return results[0] if self._one_result else self.out_tree.build(results)
+
+    @property
+    def at_once(self) -> bool:
+        """Is a call nothing but one compiled function's, which looks at its types itself?"""
+        return self._compiled is not None and self.watch is None
 
     def in_parts(self, arrays: list[mx.array]) -> list[mx.array]:
         """The arrays as they are taken: of a state that ranks share out this rank's part."""

@@ -205,7 +205,7 @@ class Stretch(Step):
             return Stretch(needs, gives, InOrder(in_order))
         if on_cpu and breaks_compile(nodes, captured.values()):
             return Stretch(needs, gives, Uncompiled(stretch))
-        return Stretch(needs, gives, Compiled(stretch))
+        return Stretch(needs, gives, Compiled(stretch, [(v.shape, v.dtype) for v in needs]))
 
     def run(self, env: Env) -> None:
         arrays = self.function.call(*[env[v] for v in self.needs])

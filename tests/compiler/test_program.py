@@ -71,6 +71,23 @@ def test_input_errors_name_the_argument() -> None:
     assert program(X).shape == (2, 64)
 
 
+@pytest.mark.parametrize(
+    "other", [(X,), (X, X, X), (X, 2.0), ([X], X), (X, X.astype(mx.float16)), (X[:1], X)],
+    ids=["few", "many", "number", "list", "dtype", "shape"],
+)  # fmt: skip
+def test_a_program_of_one_kind_still_tells_what_it_is_given(other: tuple[Any, ...]) -> None:
+    program, jitted = qg.compile(lambda x, y: x * y + 1, X, X), qg.jit(lambda x, y: x * y + 1)
+    for call in (program, jitted):
+        assert mx.array_equal(call(X, X), X * X + 1)
+    with pytest.raises(InputError):
+        program(*other)
+    if len(other) == 2 and all(isinstance(a, mx.array) for a in other):
+        assert mx.allclose(jitted(*other), other[0] * other[1] + 1)
+    for call in (program, jitted):
+        assert mx.array_equal(call(X, X), X * X + 1)
+        assert mx.array_equal(call(np.array(X), X), X * X + 1)
+
+
 def test_jit_specialises_and_shares_weights() -> None:
     program = qg.jit(step)
     for rows in (1, 2, 5, 2):

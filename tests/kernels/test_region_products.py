@@ -218,6 +218,45 @@ def test_rows_that_pick_matrices(entries: int, packed: bool, gated: bool) -> Non
     check(y, want)
 
 
+@pytest.mark.parametrize("rounded", [0, 1])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_of_the_same_rows_put_them_in_order_once(threads: int, rounded: int) -> None:
+    m, k = 90, 2048  # more than is read where it lies
+    x = RNG.normal(size=(m, k)).astype(np.float32)
+    first, second = (Packed((n, k), "affine", 4, 32) for n in (40, 33))
+
+    def region(*cases: tuple[Array, Packed]) -> tuple[int, list[float]]:
+        """Its memory, and the error of each product in one phase."""
+        s, made = (
+            Steps(),
+            [np.zeros((len(rows), w.dense.shape[0]), np.float32) for rows, w in cases],
+        )
+        for (rows, w), y in zip(cases, made, strict=True):
+            product(s, rows, w, y, rounded=rounded)
+            if y is not made[0]:
+                s.steps[-1].flags = 0
+        s.run(threads)
+        errors = [abs(y - (want := rows @ w.dense.T)).max() / abs(want).max()
+                  for (rows, w), y in zip(cases, made, strict=True)]  # fmt: skip
+        return s.made().memory(threads), errors
+
+    ordered = (m - 1) * k * (1 if rounded else 4)
+    same, errors = region((x, first), (x, second))
+    for rows in (x.copy(), x[1:]):
+        apart, more = region((x, first), (rows, second))
+        assert same + ordered <= apart
+        errors += more
+    assert max(errors) < (1e-2 if rounded else 5e-6)
+
+
+@pytest.mark.parametrize("m", [5, 15, 16, 29, 64])
+def test_rows_are_shared_out_evenly_and_read_where_they_lie(m: int) -> None:
+    w = Packed((40, 640), "affine", 4, 32)
+    rows = RNG.normal(size=(2 * m, 1280)).astype(np.float32)
+    for x in (rows[::2, :640], rows[::-2, 640:], rows[:m, ::2]):  # the last are not side by side
+        check(run(x, w, 40, F32), x @ w.dense.T)
+
+
 def test_infinities_and_nan_stay_in_their_rows() -> None:
     w = Packed((40, 64), "affine", 4, 64)
     x = np.ones((20, 64), np.float32)

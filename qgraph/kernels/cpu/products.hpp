@@ -32,6 +32,15 @@ class Product : public Work {
 
   bool packed() const { return a.mode != QG_DENSE; }
   bool gated() const { return given(a.w2.codes); }
+
+  // Does another product read the very rows that this one reads?
+  bool same_rows(const Product& other) const {
+    const qg_matmul& b = other.a;
+    return a.x.buffer == b.x.buffer && a.x.offset == b.x.offset && a.x.dtype == b.x.dtype &&
+           a.m == b.m && a.k == b.k && a.x_row == b.x_row && a.x_column == b.x_column &&
+           !a.batch_rank && !b.batch_rank && !given(a.lhs) && !given(b.lhs);
+  }
+
   long groups() const { return packed() ? (a.columns_first ? a.n : a.k) / a.group : 0; }
 
   Matrices matrices(const Here& here, long entry) const;

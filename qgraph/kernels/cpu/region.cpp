@@ -23,6 +23,7 @@ struct Step {
   qg_jump jump{};
   bool leads = true;  // begins a phase
   bool by_each = false;
+  bool begun = false;  // another step of the phase does its first stage
   long shared_at = 0, own_at = 0;  // of its scratch
 };
 
@@ -154,15 +155,31 @@ class Region {
       throw Mistake("a step of %d stages cannot be done by each thread", step.work->stages());
   }
 
-  // Side by side for the steps of a phase.
+  const Step* begun_by(const Step& step, long from, long to) const {
+    if (step.work->stages() < 2) return nullptr;
+    for (long i = from; i < to; i++) {
+      const Step& other = steps_[i];
+      if (other.work && !other.begun && step.work->begins_like(*other.work)) return &other;
+    }
+    return nullptr;
+  }
+
+  // Side by side for the steps of a phase; those that begin alike (products of the same rows) have
+  // one place.
   void lay_out_scratch() {
-    long shared_at = 0, own_at = 0;
-    for (Step& step : steps_) {
-      if (step.leads) shared_at = own_at = 0;
+    long shared_at = 0, own_at = 0, first = 0;
+    for (size_t i = 0; i < steps_.size(); i++) {
+      Step& step = steps_[i];
+      if (step.leads) shared_at = own_at = 0, first = i;
       if (!step.work) continue;
       step.shared_at = shared_at;
       step.own_at = own_at;
-      shared_at += up(step.work->shared_bytes(), kAlign);
+      if (const Step* other = begun_by(step, first, i)) {
+        step.begun = true;
+        step.shared_at = other->shared_at;
+      } else {
+        shared_at += up(step.work->shared_bytes(), kAlign);
+      }
       own_at += up(step.work->own_bytes(), kAlign);
       if (shared_at > shared_) shared_ = shared_at;
       if (own_at > own_) own_ = own_at;
@@ -241,7 +258,7 @@ class Walk {
   }
 
   long tasks_of(const Step& step) const {
-    if (step.by_each || stage_ >= step.work->stages()) return 0;
+    if (step.by_each || (step.begun && stage_ == 0) || stage_ >= step.work->stages()) return 0;
     return step.work->tasks(stage_, threads_);
   }
 

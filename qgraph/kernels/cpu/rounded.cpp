@@ -23,6 +23,7 @@ constexpr int kRows = 6;  // whose sums fit the registers
 constexpr int kRows = 2;
 #endif
 constexpr long kChunk = 16 * kRows;  // rows between epilogues
+constexpr long kTaken = 4;           // rows that a task rounds
 
 // sums + codes from 0 to 255 times bytes with signs, four of each in a lane.
 inline Ints dots(Ints sums, Words codes, int32_t bytes) {
@@ -58,10 +59,15 @@ class Rounded : public Product {
   int stages() const override { return 2; }
 
   long tasks(int stage, int threads) const override {
-    return stage == 0 ? over(a.m, kChunk) : parts(threads) * panels_;
+    return stage == 0 ? over(a.m, kTaken) : parts(threads) * panels_;
   }
 
   long shared_bytes() const override { return up(a.m * a.k, 64) + 3 * a.m * groups_ * 4; }
+
+  bool begins_like(const Work& other) const override {
+    auto* product = dynamic_cast<const Rounded*>(&other);
+    return product && a.bits == product->a.bits && same_rows(*product);
+  }
 
   long own_bytes() const override {
     long panel = a.k * kWide + 3 * groups_ * kWide * 4, sums = kChunk * kWide * 4;
@@ -73,7 +79,7 @@ class Rounded : public Product {
     x.biases = x.scales + a.m * groups_;
     x.sums = x.biases + a.m * groups_;
     if (stage == 0) {
-      for (long i = task * kChunk; i < a.m && i < (task + 1) * kChunk; i++) take_row(here, i, x);
+      for (long i = task * kTaken; i < a.m && i < (task + 1) * kTaken; i++) take_row(here, i, x);
       return;
     }
     long count = parts(here.threads), first = task % panels_ * kWide, part = over(a.m, count);

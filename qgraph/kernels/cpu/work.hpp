@@ -51,6 +51,9 @@ class Work {
   virtual long shared_bytes() const { return 0; }
   virtual long own_bytes() const { return 0; }
 
+  // Does the first stage of another step leave in shared room what this one's would?
+  virtual bool begins_like(const Work&) const { return false; }
+
   // Done by each thread before its first task of a stage, if `prepares`.
   virtual bool prepares(int) const { return false; }
   virtual void prepare(const Here&, int) const {}
