@@ -13,6 +13,7 @@ option, against those in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import mlx.core as mx
@@ -88,9 +89,10 @@ def main(
     with on_cpu():
         target = as_target("cpu")
         rates = Rates(*floors(target))
+        alone, _ = floors(replace(target, cores=1))
         console = Console(width=110)
-        console.print(f"{target}: a copy {rates.copy / 1e9:.1f} GB/s, products "
-                      f"{rates.flops / 1e9:.0f} GFLOP/s")  # fmt: skip
+        console.print(f"{target}: a copy {rates.copy / 1e9:.1f} GB/s (on one core "
+                      f"{alone / 1e9:.1f}), products {rates.flops / 1e9:.0f} GFLOP/s")  # fmt: skip
         results = []
         for name in filter(None, rows.split(",")) if rows else ROWS:
             results.append(measured(ROWS[name](rates), rounds))
@@ -101,7 +103,7 @@ def main(
                 f"SmolLM2's first token, in a fresh process: {of_fresh_processes():.2f} s"
             )
         if out:
-            known = {"copy": rates.copy, "flops": rates.flops}
+            known = {"copy": rates.copy, "copy_on_one_core": alone, "flops": rates.flops}
             save(out, {**describe(target), **known, "rows": results})
 
 
