@@ -16,6 +16,7 @@ from .legalize import Legalize
 from .merge_matmuls import MergeMatmuls
 from .merge_views import MergeViews
 from .overlap_collectives import OverlapCollectives
+from .pack_results import PackResults
 from .quantize_weights import QuantizeWeights
 from .raise_attention import RaiseAttention
 from .raise_dequantize import RaiseDequantize
@@ -49,6 +50,7 @@ __all__ = [
     "MergeMatmuls",
     "MergeViews",
     "OverlapCollectives",
+    "PackResults",
     "QuantizeWeights",
     "RaiseAttention",
     "RaiseDequantize",

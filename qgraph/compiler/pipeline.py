@@ -58,6 +58,7 @@ def default_passes(
         MergeMatmuls,
         MergeViews,
         OverlapCollectives,
+        PackResults,
         RaiseAttention,
         RaiseDequantize,
         RaiseLayerNorm,
@@ -112,6 +113,7 @@ def default_passes(
         EliminateCommonSubexpressions(),
         EliminateDeadCode(),
         FormGridRegions(target),
+        PackResults(),
     ]
 
 

@@ -68,8 +68,10 @@ class OnCpu:
         self.body, self.blocks, self.ranks = body, blocks, ranks
         self.stages = translate(body)
         self.source = written(self.stages, blocks, "sm_90", ranks)
+        made = self.stages.arrays | {"done": ((self.source.room // 4,), mx.uint32)}
+        self.made = {name: made[name] for name in self.source.outputs}
         types = {name: value.dtype for value, name in self.stages.inputs.items()}
-        types |= {name: dtype for name, (_, dtype) in self.stages.arrays.items()}
+        types |= {name: dtype for name, (_, dtype) in self.made.items()}
         lines = []
         for i, name in enumerate((*self.source.inputs, *self.source.outputs)):
             const = "const " * (name in self.source.inputs)
@@ -108,13 +110,13 @@ class OnCpu:
         for rank, own in enumerate(inputs):
             arrays = dict(zip(self.body.inputs, own, strict=True))
             counters.append(np.zeros(COUNTERS, np.uint32))
-            made.append([_nothing(*array) for array in self.stages.arrays.values()])
+            made.append([_nothing(*array) for array in self.made.values()])
             given = [_bits(arrays[value]) for value in self.stages.inputs]
             if self.stages.addends:
                 places = [rank, HALF, *(m.ctypes.data for m in self.memory)]
                 given.append(np.array(places, np.uint64))
             kept.append(given)
-            around = counters[-1], counters[-1], *made[-1], counters[-1]
+            around = counters[-1], counters[-1], *made[-1]
             pointers += [a.ctypes.data for a in (*given, *around)]
         table = (ctypes.c_void_p * len(pointers))(*pointers)
         if not self.run(table, self.blocks, self.ranks, backwards, late):
@@ -125,7 +127,7 @@ class OnCpu:
     def _results(self, made: list[np.ndarray[Any, Any]]) -> list[mx.array]:
         found = {
             name: mx.array(array).view(dtype)
-            for array, (name, (_, dtype)) in zip(made, self.stages.arrays.items(), strict=True)
+            for array, (name, (_, dtype)) in zip(made, self.made.items(), strict=True)
         }
         return [found[name] for name in self.stages.results]
 

@@ -343,13 +343,13 @@ DECODING = [
 
 @pytest.mark.parametrize("case", DECODING, ids=["short", "several rows", "long"])
 def test_attention_is_a_phase(case: Decoding, tmp_path: Path) -> None:
-    """Case 2: each region but the first begins with an attention, and gives what its body gives."""
+    """Case 2: each region but the first begins with an attention, and gives what its body gives.
+    What regions alone read lies in one array (`pack-results`)."""
     inputs = case.inputs()
     plan = planned(case.decode(case.weights(), 2), *inputs)
     found = regions(plan.graph)
-    assert [n.bodies[0].nodes[0].op for n in found][-case.layers :] == [
-        "tail_attention"
-    ] * case.layers
+    held = [[n.op for n in region.bodies[0].nodes] for region in found[-case.layers :]]
+    assert all("tail_attention" in ops for ops in held)
     body = found[-1].bodies[0]
     mx.random.seed(11)
     arrays = [_like(value, case) for value in body.inputs]
@@ -411,6 +411,25 @@ def test_a_region_ends_where_something_else_is_waited_for() -> None:
     ]  # fmt: skip
     told = [str(e) for step in plan.steps for e in step.entries if step.name == "form-grid-regions"]
     assert any("it ends before softmax: there is no phase for softmax" in text for text in told)
+
+
+def test_a_row_without_its_axes_is_a_result(tmp_path: Path) -> None:
+    """It is none of those that lie in one array (`pack-results`)."""
+    first, second = linear(128, 64), linear(64, 128)
+
+    def fn(x: Any) -> Any:
+        y = qg.quantized_matmul(qg.sigmoid(qg.quantized_matmul(x, *first)), *second)
+        return y.reshape(64)
+
+    mx.random.seed(2)
+    x = mx.random.normal((1, 64)).astype(mx.bfloat16)
+    plan = planned(fn, qg.spec(x.shape, x.dtype))
+    (region,) = regions(plan.graph)
+    results = OnCpu(region.bodies[0], tmp_path, BLOCKS)(given(plan.graph, region, [x]))
+    assert results is not None
+    y = to_numpy(x) @ to_numpy(mx.dequantize(*first)).T
+    wanted = 1 / (1 + np.exp(-y)) @ to_numpy(mx.dequantize(*second)).T
+    assert error(results[0], wanted.reshape(64)) < 0.02
 
 
 def test_in_a_loop() -> None:

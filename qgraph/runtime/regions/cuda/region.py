@@ -51,7 +51,7 @@ class GridRegion:
         self._source = source
         self._read = [body.inputs.index(value) for value in stages.inputs]
         self._results = [source.outputs.index(name) for name in stages.results]
-        made = stages.arrays | {"done": ((COUNTERS,), mx.uint32)}
+        made = stages.arrays | {"done": ((source.room // 4,), mx.uint32)}
         self._shapes = [made[name][0] for name in source.outputs]
         self._dtypes = [made[name][1] for name in source.outputs]
         known = {name: value.dtype for value, name in stages.inputs.items()}

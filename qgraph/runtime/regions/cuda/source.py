@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -39,6 +40,8 @@ LANDING = 8
 """Bytes of a barrier of each slot."""
 LARGEST_PIECE = 2560
 """Bytes."""
+APART = 128
+"""Bytes at multiples of which the arrays begin that only a region uses."""
 EARLY = 2
 """Up to how many times eight columns of a thread are fetched before the barrier."""
 
@@ -48,16 +51,19 @@ class Source:
     """A kernel's text.
 
     Attributes:
-        inputs, outputs: names of its arguments.  `counters` are those of the barrier; `last` and
-            `done` are there so that launches wait for one another, and are not read; `places` are
-            those of the memory that the ranks of a mesh share, where sums over them are taken.
+        inputs, outputs: names of its arguments.  `counters` are those of the barrier; `last` is
+            there so that launches wait for one another, and is not read; `done`, which the next
+            launch gets as that, holds the arrays that only this one uses; `places` are those of the
+            memory that the ranks of a mesh share, where sums over them are taken.
         shared_memory: bytes.
+        room: bytes of `done`.
     """
 
     text: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     shared_memory: int
+    room: int
 
 
 def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
@@ -83,8 +89,10 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
     slots = min(RINGS, left) // WARPS // (slot + LANDING)
     if slots <= flight:
         raise Unknown(f"{rows} rows of {wide // 2} columns do not fit in shared memory")
+    addresses, room = _addresses(stages)
     lines = [
         "using namespace qgraph::phases;",
+        *addresses,
         "char* memory = block_memory();",
         "Grid grid{const_cast<unsigned*>(counters), reinterpret_cast<int*>(memory)};",
         *([f"Peers<{ranks}> peers(places);"] if stages.addends else []),
@@ -110,8 +118,23 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
     lines.append("if (grid.leave()) peers.leave();" if stages.addends else "grid.leave();")
     size = HEAD + scratch + work + WARPS * (slot + LANDING) * slots
     own = ("places", "counters", "last") if stages.addends else ("counters", "last")
-    inputs, outputs = (*stages.inputs.values(), *own), (*stages.arrays, "done")
-    return Source("\n".join(lines), inputs, outputs, size)
+    inputs, outputs = (*stages.inputs.values(), *own), (*dict.fromkeys(stages.results), "done")
+    return Source("\n".join(lines), inputs, outputs, size, room)
+
+
+def _addresses(stages: Stages) -> tuple[list[str], int]:
+    """Where the arrays are that are no argument of the kernel, and how many bytes `done` has."""
+    lines = []
+    for name, (whole, start) in stages.within.items():
+        const = "" if whole in stages.arrays else "const "
+        lines.append(f"{const}auto* {name} = {whole} + {start};")
+    room = 0
+    for name, (shape, dtype) in stages.arrays.items():
+        if name in stages.results or name in stages.within:
+            continue
+        lines.append(f"auto* {name} = reinterpret_cast<{TYPES[dtype]}*>(done + {room // 4});")
+        room += -(-math.prod(shape) * dtype.size // APART) * APART
+    return lines, max(room, APART)
 
 
 def _row_bytes(k: int) -> int:

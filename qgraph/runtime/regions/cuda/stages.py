@@ -94,9 +94,11 @@ class Stages:
         inputs: names of the inputs that are read.
         phases: in order, a barrier between them.
         results: names of the arrays for the body's results.
-        arrays: all that is written, by name: shape and dtype.
+        arrays: all that is written, by name: shape and dtype.  What is no result is of use to the
+            region alone.
         written: rows that are no product's.
         addends: bytes that a rank adds to sums over the mesh.
+        within: arrays that lie in others, by name: in which, and from which element on.
     """
 
     rows: int
@@ -106,6 +108,7 @@ class Stages:
     arrays: dict[str, tuple[tuple[int, ...], mx.Dtype]]
     written: list[Row]
     addends: int = 0
+    within: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def products(self) -> dict[int, Phase]:
@@ -197,11 +200,13 @@ class _Translator:
         self.stored: dict[Value, Leaf] = {}
         self.written: list[Row] = []
         self.picks: dict[Value, int] = {}
+        self.parts: dict[Value, tuple[Value, int]] = {}
+        self.within: dict[str, tuple[str, int]] = {}
         self.addends = 0
 
     def run(self) -> Stages:
         for node in self.body.nodes:
-            if node.op == "constant":
+            if node.op == "constant" or self._is_packing(node):
                 continue
             _check(node)
             if node.op == OP:
@@ -227,13 +232,42 @@ class _Translator:
                 self.known[node.output] = self._applied(node)
         results = [self._result(value) for value in self.body.outputs]
         return Stages(
-            self.rows, self.inputs, self.phases, results, self.arrays, self.written, self.addends
-        )
+            self.rows, self.inputs, self.phases, results, self.arrays, self.written, self.addends,
+            self.within,
+        )  # fmt: skip
 
     # ---- Values ---------------------------------------------------------------------------------
 
+    def _is_packing(self, node: Node) -> bool:
+        """Arrays that lie in one, taken apart or put together: no work, only addresses."""
+        source = node.inputs[0]
+        aligned = all(value.type.size % 8 == 0 for value in node.outputs)
+        if node.op == "split" and source.node.op == "input" and source.ndim == 1 and aligned:
+            start = 0
+            for value in node.outputs:
+                self.parts[value] = source, start
+                start += value.type.size
+        elif node.op == "reshape" and source in self.parts:
+            self.parts[node.output] = self.parts[source]
+        elif node.op == "reshape" and node.output.ndim == 1:
+            users = self.body.users.get(node.output, ())
+            return bool(users) and all(user.op == "concatenate" for user in users)
+        else:
+            return node.op == "concatenate"
+        return True
+
+    def _is_given(self, value: Value) -> bool:
+        return value.node.op == "input" or value in self.parts
+
     def _name(self, value: Value) -> str:
-        return self.inputs.setdefault(value, f"in{len(self.inputs)}")
+        if value not in self.parts:
+            return self.inputs.setdefault(value, f"in{len(self.inputs)}")
+        whole, start = self.parts[value]
+        place = self._name(whole), start
+        found = next((name for name, other in self.within.items() if other == place), None)
+        name = found or f"part{len(self.within)}"
+        self.within[name] = place
+        return name
 
     def _row(self, value: Value, like: Value) -> Expression:
         """An operand of an elementwise operation whose result is `like`."""
@@ -241,7 +275,7 @@ class _Translator:
             return self.known[value]
         if is_scalar(value):
             return Number(float(value.node.args["data"].array.item()))
-        if value.node.op != "input":
+        if not self._is_given(value):
             raise Unknown(f"an operand that is a {value.node.op}")
         columns = like.shape[-1]
         if value.ndim == 0 or value.shape[-1] != columns or value.dtype not in FLOATS:
@@ -273,8 +307,10 @@ class _Translator:
         return product
 
     def _result(self, value: Value) -> str:
-        if value.node.op == "input":
+        if self._is_given(value):
             raise Unknown("an input is a result as well")
+        if value.node.op == "concatenate":
+            return self._together(value)
         e = self.known[value]
         if phase_of(e) >= 0:
             return self._store(value).name
@@ -285,13 +321,27 @@ class _Translator:
         self.written.append(Row(name, value.dtype, value.shape[-1], e, after(e) + 1))
         return name
 
+    def _together(self, value: Value) -> str:
+        """Results that lie in one array."""
+        name, start = f"out{len(self.arrays)}", 0
+        self.arrays[name] = value.shape, value.dtype
+        for flat in value.node.inputs:
+            if flat.node.op != "reshape" or flat in self.parts:
+                raise Unknown("results in one array that are none of this region's")
+            part = self._result(flat.node.inputs[0])
+            if part in self.within:
+                raise Unknown("a result that lies in two arrays")
+            self.within[part] = name, start
+            start += flat.type.size
+        return name
+
     # ---- Nodes ----------------------------------------------------------------------------------
 
     def _attention(self, node: Node) -> None:
         if self.phases or node.operand("keys").shape[0] != self.rows:
             raise Unknown("an attention that is not the first, or of other rows")
         given = {n: v for n in ARRAYS if (v := node.value(n)) is not None}
-        if any(value.node.op != "input" for value in given.values()):
+        if not all(map(self._is_given, given.values())):
             raise Unknown("an attention to what the region computes")
         names = {name: self._name(value) for name, value in given.items()}
         for name, value in zip(OUTPUTS, node.outputs, strict=True):
@@ -388,7 +438,7 @@ class _Translator:
         whole = self.stored.get(source)
         if whole is not None and whole.offset == 0 and rows_of(node.output) == self.rows:
             return Leaf(whole.name, whole.dtype, node.output.shape[-1], after=whole.after)
-        if source.node.op != "input":
+        if not self._is_given(source):
             raise Unknown("a reshape of what is in no memory")
         return Leaf(self._name(source), source.dtype, node.output.shape[-1])
 
