@@ -49,14 +49,14 @@ def draw(name: str, table: CostTable) -> Path:
     figure, axes = plt.subplots(1, len(sizes), figsize=(13, 4.2), sharey=True)
     colours: dict[str, str] = {}
     for axis, (n, k) in zip(axes, sizes, strict=True):
-        kernels = sorted(name for name, kind in table.curves if kind == (*FAMILY, dtype, True))
+        kernels = sorted(k for k, kind in table.curves if kind == (*FAMILY, dtype, True))
         shown = problems(table, n, k, dtype)
-        for name in kernels:
-            times = {p.m: us for p in shown if (us := table.measured(name, p)) is not None}
+        for kernel in kernels:
+            times = {p.m: us for p in shown if (us := table.measured(kernel, p)) is not None}
             if times:
-                colour = colours.setdefault(name, f"C{len(colours)}")
+                colour = colours.setdefault(kernel, f"C{len(colours)}")
                 axis.plot(list(times), list(times.values()), "o-", ms=3, lw=1.2, color=colour,
-                          label=name)  # fmt: skip
+                          label=kernel)  # fmt: skip
         some = [p.m for p in shown]
         bandwidth, rate = table.machine["bandwidth"], table.machine["rate"]
         axis.plot(some, [1e6 * p.packed_bytes / bandwidth for p in shown], "k--", lw=0.8)

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from qgraph.kernels import Problem, candidates, kernel
+from qgraph.kernels.choice import cost
 from qgraph.kernels.choice.cache import Cache, _digest, device_key
 from qgraph.kernels.choice.cost import CostTable, problem_key
 from qgraph.kernels.choice.measuring import measure
@@ -200,6 +201,20 @@ def test_hopper_decodes_each_weight_once_for_few_rows(cache, m):
     assert "mma" not in candidates(p)  # it would need a second copy of the weight
     assert "mma" in candidates(p.replace(arch="sm_80"))
     assert kernel("qmm").modelled(p) > 1.5 * kernel("pad8+qmm").modelled(p)
+
+
+def test_gpus_of_one_architecture_are_told_apart_by_their_names(monkeypatch):
+    p = Problem(8, 14336, 4096, mx.bfloat16, "affine", 4, 64, backend="cuda")
+    shipped = cost.shipped_tables()
+    h200 = CostTable({"backend": "cuda", "arch": "sm_90 NVIDIA H200"}, {}, {})
+    monkeypatch.setattr(cost, "shipped_tables", lambda: {**shipped, "cuda_h200": h200})
+    assert cost.table_for(p.replace(arch="sm_90 NVIDIA H200")) is h200
+    for arch in ("sm_90", "sm_90 NVIDIA H20", "sm_90 NVIDIA H100 80GB HBM3"):
+        assert cost.table_for(p.replace(arch=arch)) is shipped["cuda_h100"]
+    for arch in ("sm_120 NVIDIA H200", ""):
+        assert not cost.table_for(p.replace(arch=arch)).exact
+    slow, fast = (kernel("tiled").modelled(p.replace(arch=f"sm_90 {n}")) for n in ("H100", "H200"))
+    assert fast < slow
 
 
 def test_prompts_of_many_lengths_share_measurements(cache):
