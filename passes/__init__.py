@@ -30,7 +30,6 @@ from .simplify import Simplify
 from .sink_dequantize import SinkDequantize
 from .stored_scales import StoredScales
 from .tail_caches import TailCaches
-from .tail_states import TailStates
 from .widen_half import WidenHalf
 
 __all__ = [
@@ -64,6 +63,5 @@ __all__ = [
     "SinkDequantize",
     "StoredScales",
     "TailCaches",
-    "TailStates",
     "WidenHalf",
 ]

@@ -15,7 +15,7 @@ Leaves alone:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -26,10 +26,10 @@ from qgraph.kernels.attention.tail_attention import MOST_ROWS
 from qgraph.rewrite.ledger import Entry, record
 from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.tracing.tensor import Tensor, apply, as_tensor
-
-from .shared.tails import ATTENTION, Cache, caches_of, tail_attention
+from qgraph.types import TensorType
 
 _NAME = "tail-caches"
+_ATTENTION = "cached_attention"
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,27 @@ class TailCaches:
         return rewrite_each(graph, _visit, self.name, LOOPS)
 
 
+@dataclass(frozen=True)
+class _Cache:
+    """Keys and values that a graph is given, and gives back with a token more.
+
+    Attributes:
+        places: of keys and values among the pairs that were asked for.
+        attention: the node that reads and updates them.
+    """
+
+    places: tuple[int, int]
+    attention: Node
+
+    def tail(self, rows: int) -> tuple[TensorType, TensorType]:
+        """Types of a tail's keys or values, and of its positions."""
+        keys = self.attention.operand("keys").type
+        shape = (*keys.shape[:2], rows, keys.shape[3])
+        return TensorType(shape, keys.dtype), TensorType((rows,), mx.int32)
+
+
 def _visit(node: Node) -> Sequence[Value] | None:
-    if ATTENTION not in node.bodies[-1].ops:
+    if _ATTENTION not in node.bodies[-1].ops:
         return None
     count = turns(node)
     if count is None or not 1 < count <= MOST_ROWS:
@@ -54,7 +73,7 @@ def _visit(node: Node) -> Sequence[Value] | None:
         record(Entry.of(node, _NAME, "refused", f"caches are copied at each turn: {why}"))
         return None
     body = bodies(node)[-1]
-    found = caches_of(body.graph, [(value, i) for i, value in enumerate(body.carried)])
+    found = _caches_of(body.graph, [(value, i) for i, value in enumerate(body.carried)])
     if not found:
         record(Entry.of(node, _NAME, "refused", "caches are copied at each turn: something else "
                         "reads them"))  # fmt: skip
@@ -66,7 +85,7 @@ def _visit(node: Node) -> Sequence[Value] | None:
     return _with_tails(node, found, count)
 
 
-def _with_tails(node: Node, caches: Sequence[Cache], rows: int) -> list[Value]:
+def _with_tails(node: Node, caches: Sequence[_Cache], rows: int) -> list[Value]:
     """The results of the loop over tails."""
     body = bodies(node)[-1]
     graph, args = body.graph, dict(node.args)
@@ -93,7 +112,7 @@ def _with_tails(node: Node, caches: Sequence[Cache], rows: int) -> list[Value]:
             input_value(value.type, f"tail_{name}")
             for value, name in ((zeros, "keys"), (zeros, "values"), (unused, "positions"))
         ]
-        attention = tail_attention(new, own, _NAME)
+        attention = _tail_attention(new, own)
         nodes.append(attention)
         replace[inner.outputs[0]] = attention.outputs[0]
         starts += [zeros, zeros, unused]
@@ -122,3 +141,55 @@ def _with_tails(node: Node, caches: Sequence[Cache], rows: int) -> list[Value]:
             operands = (Tensor(node.args["carried"][i]), Tensor(some), Tensor(positions))
             after[i] = apply("merge_tail", operands).value
     return [*(after[i] for i in range(count)), *loop.outputs[len(kept) + len(starts) :]]
+
+
+def _caches_of(graph: Graph, pairs: Iterable[tuple[Value, int]]) -> list[_Cache]:
+    """The caches that only their attention reads.
+
+    Args:
+        pairs: an input and the number of the output that it is the next time.
+    """
+    place, ends = {}, []
+    for i, (value, end) in enumerate(pairs):
+        place[value] = i
+        ends.append(end)
+    readers: dict[Value, list[Node | int]] = {}
+    for node in graph.nodes:
+        for value in node.inputs:
+            readers.setdefault(value, []).append(node)
+    for i, value in enumerate(graph.outputs):
+        readers.setdefault(value, []).append(i)
+    found = []
+    for node in graph.nodes:
+        if node.op != _ATTENTION:
+            continue
+        before = [node.operand(name) for name in ("keys", "values")]
+        places = [place.get(value) for value in before]
+        alone = all(
+            i is not None and readers[value] == [node] and readers.get(after) == [ends[i]]
+            for i, value, after in zip(places, before, node.outputs[1:], strict=True)
+        )
+        if alone:
+            found.append(_Cache((place[before[0]], place[before[1]]), node))
+    return found
+
+
+def _tail_attention(attention: Node, tail: Sequence[Value]) -> Node:
+    """What takes the place of a `cached_attention`.
+
+    Args:
+        tail: its keys, values and positions.
+    """
+    names = ("q", "k", "v", "keys", "values")
+    operands = [*map(attention.operand, names), *tail]
+    operands += map(attention.operand, ("position", "last"))
+    rest = (attention.value(name) for name in ("freqs", "offset", "sinks"))
+    given = (*operands, *rest)
+    settings = ("heads", "rope", "scale", "window")
+    results = apply(
+        "tail_attention",
+        tuple(None if v is None else Tensor(v) for v in given),
+        {name: attention.args[name] for name in settings if name in attention.args},
+    )
+    made: Node = results[0].value.node
+    return made.replace(stream=attention.stream, origin=attention.origin.by(_NAME))

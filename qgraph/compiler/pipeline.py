@@ -30,7 +30,6 @@ def default_passes(
     budget: int = 0,
     tune: Tune = "table",
     states: Sequence[tuple[int, int]] = (),
-    tails: int = 0,
     activations: int | None = None,
 ) -> list[Pass]:
     """The passes that `optimize` runs, in order; arguments as there, activations as `Quantize` has.
@@ -71,7 +70,6 @@ def default_passes(
         SinkDequantize,
         StoredScales,
         TailCaches,
-        TailStates,
         WidenHalf,
     )
     from ..passes.stored_scales import forms_regions
@@ -103,7 +101,6 @@ def default_passes(
         FuseCache(target),
         EliminateDeadCode(),  # the updates that were fused still read their caches
         TailCaches(),
-        *([TailStates(tuple(states), tails)] if tails else []),
         ChooseKernel(target, budget=budget, tune=tune == "measure"),
         ReadPackedRows(),
         WidenHalf(target),
@@ -132,7 +129,6 @@ def _chosen(
     budget: int,
     tune: Tune,
     states: Sequence[tuple[int, int]],
-    tails: int,
     activations: int | None,
 ) -> Sequence[Pass]:
     from ..passes import Shard
@@ -143,7 +139,7 @@ def _chosen(
         raise InputError(f"budget={budget!r}", hint="give the bytes that dense copies may take")
     if passes is None:
         return default_passes(
-            target, budget=budget, tune=tune, states=states, tails=tails, activations=activations
+            target, budget=budget, tune=tune, states=states, activations=activations
         )
     if target.mesh is not None and all(run.name != "shard" for run in passes):
         passes = [Shard(target, states=tuple(states)), *passes]
@@ -217,7 +213,6 @@ def optimize(
     budget: int = 0,
     tune: Tune = "table",
     states: Sequence[tuple[int, int]] = (),
-    tails: int = 0,
     check: bool = True,
     on_pass: Callable[[PlanStep], None] | None = None,
 ) -> Plan:
@@ -234,8 +229,6 @@ def optimize(
             remembers the results; "table" asks what was measured before, here or for the package.
         states: numbers of an input and of the result that it is at the next call, such as a cache:
             on a mesh ranks may then keep parts of it.
-        tails: rows that the graph takes and gives beside each of these caches, after its own inputs
-            and results, so that a token copies none; 0 for a graph that takes what was traced.
         check: verify the graph after every pass.
         on_pass: called after each pass, with its step.
 
@@ -262,7 +255,7 @@ def optimize(
     where = on_mesh(as_target(target), mesh)
     source = graph
     activations = None if quantize is None else quantize.activations
-    runs = _chosen(passes, where, budget, tune, states, tails, activations)
+    runs = _chosen(passes, where, budget, tune, states, activations)
     checked: set[Node] = set()
     if check:
         verify(graph, checked)

@@ -159,9 +159,7 @@ class Acceleration:
         program.calls += 1
         if program.checked or self._ranks.launched:
             self._ranks.learn(program.executable)
-            logits = run(
-                program.executable, form, tokens, caches, self._numbers, pool, program.tails
-            )
+            logits = run(program.executable, form, tokens, caches, self._numbers, pool)
             if count == 1:
                 self._look_ahead(form, tokens, caches)
             return logits

@@ -25,7 +25,6 @@ from .call import Call
 from .form import Form
 from .shadow import shadow
 from .store import Store
-from .tails import Tails, rows_for
 
 Own = Callable[..., Any]
 """The call of a model's class, which runs without programs."""
@@ -46,7 +45,6 @@ class Program:
         chances: how often it may still part from it in half precision before it is given up.
         kept: was it read from the disk?
         reference: what is compared in place of a program whose weights are quantized further.
-        tails: beside the caches that it is called with, where it copies none.
     """
 
     form: Form
@@ -58,7 +56,6 @@ class Program:
     chances: int = CHANCES
     kept: bool = False
     reference: Executable | None = None
-    tails: Tails | None = None
     calls: int = 0
 
     def ledger(self) -> list[Entry]:
@@ -104,14 +101,12 @@ class Maker:
                     source = self._graph(model, form)
                 program.plan = optimize(
                     source, target=self.target, quantize=self.quantize, tune=self.tune, check=False,
-                    states=form.states(), tails=rows_for(self.target, form),
+                    states=form.states(),
                 )  # fmt: skip
                 graph = program.plan.graph
             program.executable = Executable(
                 graph, self.target, packed, release=release, progress=None, states=form.states()
             )
-            if len(graph.inputs) > form.inputs:
-                program.tails = Tails(graph, form.inputs)
             if program.plan is not None:
                 program.plan = program.plan.lowered_as(program.executable.entries)
             if program.plan is not None and self.quantize is not None and not release:

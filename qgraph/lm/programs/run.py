@@ -14,7 +14,6 @@ from .call import Step
 from .check import Check
 from .form import Form
 from .maker import Program
-from .tails import Tails
 
 
 def run(
@@ -24,14 +23,12 @@ def run(
     caches: Caches,
     numbers: Numbers,
     pool: Pool | None = None,
-    tails: Tails | None = None,
 ) -> mx.array:
     """The logits of a call; caches are handed over, and come back as they are after it.
 
     Args:
         tokens: (rows, tokens), as many as the form has or fewer.
         pool: the caches' numbers, where they were gathered already.
-        tails: the program's, if it takes any.
     """
     valid, count = tokens.shape[1], form.count
     if pool is None or caches.end:
@@ -43,10 +40,7 @@ def run(
         tokens = mx.pad(tokens, [(0, 0), (0, count - valid)])
     counts = [mx.array(valid, mx.int32)] if count > 1 else []
     given = executable.in_parts([tokens, *pool.values, *counts, *caches.hand_over()])
-    if tails is None:
-        logits, *results = executable.take(given)
-    else:
-        logits, *results = tails.take(executable, caches.items[0], given)
+    logits, *results = executable.take(given)
     caches.put(form.kinds, results, form.arrays, Step(valid, count, pool.leaders))
     numbers.follow(pool, caches.kinds, caches.items)
     return logits[:, :valid] if count > valid else logits
@@ -64,15 +58,15 @@ def first_run(
     before = copy.deepcopy(caches.items)
     tried = Caches(copy.deepcopy(before), caches.kinds)
     # Of a program whose weights are quantized further, it is the graph before that is compared.
-    form, tails = program.form, program.tails
+    form = program.form
     if program.reference is None:
-        logits = run(program.executable, form, tokens, tried, Numbers(), tails=tails)
+        logits = run(program.executable, form, tokens, tried, Numbers())
     else:
         logits = run(program.reference, form, tokens, tried, Numbers())
     difference = check.difference(model, caches.kinds, tokens, before, (logits, tried.items))
     if difference is None and program.reference is not None:
         tried = Caches(before, caches.kinds)
-        logits = run(program.executable, form, tokens, tried, Numbers(), tails=tails)
+        logits = run(program.executable, form, tokens, tried, Numbers())
     if difference is None:
         program.checked, program.reference = True, None
     else:
