@@ -5,14 +5,14 @@ CUDA a step of Llama-8B took some 500 operations, of which 11 of each layer's 17
 
 Rewrites:
     1. `decode_attention` of caches that are `slice_update`s of one token at one position becomes
-       `cached_attention`, which gives the result and both caches.
+       `cached_attention`, which gives the result and both caches; a window and sinks go with it.
     2. `rope`s of the query and of the key by one number, read by nothing else, go into it: by that
        position, or by another, as in a ring, where a token takes the place of an older one.
     3. so do views and splits before them: it reads heads from the product of Q, K and V.
 Leaves alone:
     1. caches of which something reads the updates besides this attention and the caller or next
        turn (on a mesh, what joins a rank's part for them), and updates of more than a token, of
-       some heads, in another dtype or at two positions.
+       some heads, in another dtype or at two positions; attention with a first key or a mask.
     2. nodes with a stream of their own.
     3. other targets than CUDA, for which the kernel is written.
 """
@@ -87,7 +87,7 @@ def _update(attention: Node, name: str) -> Value:
 
 
 def _refusal(attention: Node, readers: Mapping[Value, Sequence[Node | None]]) -> str | None:
-    if more := [name for name in ("first", "window", "mask", "sinks") if setting(attention, name)]:
+    if more := [name for name in ("first", "mask") if setting(attention, name)]:
         return f"the attention has {' and '.join(more)}"
     if attention.operand("q").shape[2] != 1:
         return f"there are {attention.operand('q').shape[2]} queries a head"
@@ -143,14 +143,16 @@ def _fused(attention: Node, ropes: tuple[Node, Node] | None) -> Mapping[Value, V
         keys.operand("a"), values.operand("a"), keys.operand("start_indices"),
         attention.operand("last"),
     ]  # fmt: skip
-    turning = (None if value is None else Tensor(value) for value in (freqs, offset))
+    more = (freqs, offset, attention.value("sinks"))
+    window = setting(attention, "window")
     results = apply(
         "cached_attention",
-        (*map(Tensor, operands), *turning),
+        (*map(Tensor, operands), *(None if v is None else Tensor(v) for v in more)),
         {
             "heads": tuple(tuple(at) for _, at in found),
             "rope": tuple(rope),
             "scale": setting(attention, "scale"),
+            **({"window": window} if window else {}),
         },
     )
     replaced = (attention.output, keys.output, values.output)

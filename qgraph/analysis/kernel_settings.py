@@ -159,7 +159,7 @@ def _decode_attention(node: Node) -> str | None:
 
 def _wrong_scores(node: Node, shape: tuple[int, ...]) -> str | None:
     """What is wrong with the mask or the sinks over scores of this shape."""
-    mask, sinks = node.args.get("mask"), node.args.get("sinks")
+    mask = node.args.get("mask")
     if mask is not None:
         mask = node.value("mask")
         fits = mask is not None and len(mask.shape) <= 4 and all(
@@ -167,11 +167,15 @@ def _wrong_scores(node: Node, shape: tuple[int, ...]) -> str | None:
         )  # fmt: skip
         if mask is None or not fits or mask.dtype not in (mx.bool_, *_FLOATS):
             return f"has a mask {node.args['mask']!r} over scores of {shape}"
-    if sinks is not None:
-        sinks = node.value("sinks")
-        if sinks is None or sinks.type != TensorType((shape[1],), node.operand("q").dtype):
-            return f"has sinks {node.args['sinks']!r} for {shape[1]} heads"
-    return None
+    return _wrong_sinks(node, shape[1])
+
+
+def _wrong_sinks(node: Node, heads: int) -> str | None:
+    if node.args.get("sinks") is None:
+        return None
+    sinks = node.value("sinks")
+    fits = sinks is not None and sinks.type == TensorType((heads,), node.operand("q").dtype)
+    return None if fits else f"has sinks {node.args['sinks']!r} for {heads} heads"
 
 
 def _cached_attention(node: Node) -> str | None:
@@ -195,8 +199,11 @@ def _cached_attention(node: Node) -> str | None:
     if freqs is not None and freqs.shape != (rope[0] // 2,):
         return f"turns {rope[0]} numbers by {freqs.type}"
     names = ["position", "last", *["offset"] * (node.value("offset") is not None)]
-    positions = all(_is_position(node.value(name)) for name in names)
-    return None if positions else "has no positions"
+    if not all(_is_position(node.value(name)) for name in names):
+        return "has no positions"
+    if not _is_size(window := node.args.get("window", 0), 0, FAR):
+        return f"has a window of {window!r}"
+    return _wrong_sinks(node, heads[0][0])
 
 
 def _tail_attention(node: Node) -> str | None:

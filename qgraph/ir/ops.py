@@ -177,10 +177,11 @@ _TABLE: dict[str, str] = {
         packed_rows(packed, indices, problem, kernel): pick
         decode_attention(q, k, v, last, scale, cores=0, first=None, window=0, mask=None,
                          sinks=None): own
-        cached_attention(q, k, v, keys, values, position, last, freqs=None, offset=None, *,
-                         heads, rope, scale): own
+        cached_attention(q, k, v, keys, values, position, last, freqs=None, offset=None,
+                         sinks=None, *, heads, rope, scale, window=0): own
         tail_attention(q, k, v, keys, values, tail_keys, tail_values, tail_positions, position,
-                       last, freqs=None, offset=None, *, heads, rope, scale): own
+                       last, freqs=None, offset=None, sinks=None, *, heads, rope, scale,
+                       window=0): own
         merge_tail(cache, tail, positions): move
     """,
     "collective": """

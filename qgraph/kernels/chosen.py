@@ -100,10 +100,11 @@ def cached_attention(
     heads: Sequence[tuple[int, int, int]],
     rope: tuple[int, bool, float | None, float],
     scale: float,
+    window: int = 0,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """One token's attention, and the caches after; `heads` and `rope` are `Heads` and a `Rope`."""
     q, k, v = (Heads(*at) for at in heads)
-    return attend_and_store(*arrays, heads=(q, k, v), rope=Rope(*rope), scale=scale)
+    return attend_and_store(*arrays, heads=(q, k, v), rope=Rope(*rope), scale=scale, window=window)
 
 
 def tail_attention(
@@ -111,10 +112,11 @@ def tail_attention(
     heads: Sequence[tuple[int, int, int]],
     rope: tuple[int, bool, float | None, float],
     scale: float,
+    window: int = 0,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     """The same, and the tail after."""
     q, k, v = (Heads(*at) for at in heads)
-    return attend_with_tail(*arrays, heads=(q, k, v), rope=Rope(*rope), scale=scale)
+    return attend_with_tail(*arrays, heads=(q, k, v), rope=Rope(*rope), scale=scale, window=window)
 
 
 def runs_on_host(op: str, args: Any) -> bool:

@@ -243,3 +243,32 @@ def test_a_tail(dtype, length):
         assert near(z, as_float64(y), dtype)
     for cache, some, whole in zip((keys, values), tail, now, strict=False):
         assert mx.array_equal(merge_tail(cache, some, tail[2]), whole)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32], ids=str)
+@pytest.mark.parametrize("length", [128, 1300])
+@pytest.mark.parametrize("window", [0, 37])
+def test_sinks_and_a_window_beside_a_token_that_is_stored(dtype, length, window):
+    """As gpt_oss has them, into a copy of the cache and into a tail."""
+    rng = np.random.default_rng(length)
+    heads, kv_heads, dim = 16, 4, 64
+    shape = (1, kv_heads, length, dim)
+    keys, values = (mx.array(rng.normal(size=shape)).astype(dtype) for _ in "kv")
+    sinks = mx.array(rng.normal(size=heads)).astype(dtype)
+    tail = [mx.zeros((1, kv_heads, 8, dim), dtype) for _ in "kv"]
+    tail.append(mx.full(8, -1).astype(mx.int32))
+    now = keys, values
+    width = (heads + 2 * kv_heads) * dim
+    where = (Heads(16, 0, width), Heads(4, 1024, width), Heads(4, 1280, width))
+    more = {"heads": where, "rope": Rope(), "scale": 0.125, "sinks": sinks, "window": window}
+    for position in (57, 58, length - 1):
+        x = mx.array(rng.normal(size=(1, width))).astype(dtype)
+        place = mx.array(position)
+        y, *now = cached_attention(x, x, x, *now, place, place, **more)
+        z, *tail = tail_attention(x, x, x, keys, values, *tail, place, place, **more)
+        at = np.arange(length)
+        seen = (at <= position) & (at > position - (window or length))
+        q = as_float64(x)[:, : heads * dim].reshape(1, heads, 1, dim)
+        want = wanted(q, *map(as_float64, now), seen, 0.125, sinks=as_float64(sinks))
+        assert near(y, want, dtype)
+        assert near(z, want, dtype)

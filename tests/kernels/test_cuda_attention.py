@@ -62,6 +62,7 @@ PLAIN = [k for k in KERNELS if not k.tail and k.mask is None]
 MASKED = [k for k in KERNELS if k.mask is not None]
 COPYING = [k for k in KERNELS if k.tail == 1]
 WITH_TAILS = [k for k in KERNELS if k.tail > 1]
+FAR = 1 << 30
 TOLERANCE = {mx.bfloat16: 1.9e-3, mx.float16: 2.4e-4, mx.float32: 2e-6}
 """Of the norm of a result: half a unit in the last place of its dtype, about."""
 
@@ -287,7 +288,7 @@ class Cache:
 
     def step(
         self, library: Any, position: int, last: int, splits: int, offset: int | None = None,
-        **rope: Any,
+        sinks: bool = False, window: int = 0, **rope: Any,
     ) -> Any:  # fmt: skip
         """A token through the kernel, and float64."""
         kernel, arrays, dtype = self.kernel, self.arrays, self.kernel.dtype
@@ -297,7 +298,7 @@ class Cache:
         with_tail = kernel.tail > 1
         given = Given(
             batch=batch, heads=self.heads, kv_heads=kv, queries=1, length=length, splits=splits,
-            scale=0.125, base=np.log2(1e4), rope_scale=1.0, **rope,
+            scale=0.125, base=np.log2(1e4), rope_scale=1.0, window=window, **rope,
         )  # fmt: skip
         for name, numbers in zip(("q", "k", "v", "keys", "values"), (q, k, v, *self.cache),
                                  strict=True):  # fmt: skip
@@ -305,6 +306,9 @@ class Cache:
         given.place, given.last = arrays.at([position], mx.int32), arrays.at([last], mx.int32)
         if offset is not None:
             given.offset = arrays.at([offset], mx.int32)
+        alone = arrays.make(dtype, self.heads) if sinks else None
+        if alone is not None:
+            given.sinks = arrays.at(alone, dtype)
         after = self.tail if with_tail else self.cache
         if with_tail:
             given.tail_keys, given.tail_values = (arrays.at(a, dtype) for a in self.tail)
@@ -324,10 +328,10 @@ class Cache:
         q, k = (rotate(x, turn, given.dims, bool(given.traditional)) for x in (q, k))
         if 0 <= position < length:
             self.now[0][:, :, position], self.now[1][:, :, position] = k, v
-        seen = (np.arange(length) <= last)[None, None, None]
-        return read(given.y, dtype, batch, self.heads, dim), softmax(
-            q[:, :, None], *self.now, seen
-        )[:, :, 0]
+        at = np.arange(length)
+        seen = ((at <= last) & (at > last - (window or FAR)))[None, None, None]
+        want = softmax(q[:, :, None], *self.now, seen, sinks=alone)
+        return read(given.y, dtype, batch, self.heads, dim), want[:, :, 0]
 
     def merged(self, library: Any) -> list[Any]:
         """The keys and the values by `merge_tail`, which is built for float32 and 20 rows."""
@@ -378,6 +382,17 @@ def test_a_token_in_the_place_of_another(library: Any, kernel: Kernel) -> None:
     for offset in (32, 33, 34, 70):
         got, want = cache.step(library, offset % 33, 32, 2, offset, dims=64)
         assert near(got, want, kernel.dtype, 2), offset
+
+
+@pytest.mark.parametrize("kernel", [COPYING[0], WITH_TAILS[-1]], ids=lambda k: str(k.dtype))
+@pytest.mark.parametrize("splits", [1, 4])
+def test_sinks_and_a_window(library: Any, kernel: Kernel, splits: int) -> None:
+    """Of a token that is stored too."""
+    for more in ({"sinks": True}, {"window": 9}, {"sinks": True, "window": 40}):
+        cache = Cache(kernel, 2, 6, 2, 90)
+        for position in (3, 60, 61, 89):
+            got, want = cache.step(library, position, position, splits, dims=64, **more)
+            assert near(got, want, kernel.dtype, 2), (position, more)
 
 
 def test_a_tail_is_merged(library: Any) -> None:

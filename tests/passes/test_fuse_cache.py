@@ -56,8 +56,13 @@ def step(**changed: Any) -> Any:
         start = position.reshape(1)
         keys = qg.slice_update(keys, k, start, axes=(2,))
         values = qg.slice_update(values, v, changed.get("start", lambda s: s)(start), axes=(2,))
+        seen = qg.arange(LENGTH) <= position
+        if "mask" in changed:
+            seen = seen & (qg.sin(qg.arange(LENGTH)) > 0)
+        if window := changed.get("window"):
+            seen = seen & (position < qg.arange(LENGTH) + window)
         y = qg.fast.scaled_dot_product_attention(
-            q, keys, values, scale=0.125, mask=qg.arange(LENGTH) <= position
+            q, keys, values, scale=0.125, mask=seen, sinks=changed.get("sinks")
         )
         y = y.transpose(0, 2, 1, 3).reshape(batch, 1, -1)
         extra = changed.get("extra", lambda *_: ())(keys, k)
@@ -222,6 +227,27 @@ def test_a_ring() -> None:
         np.testing.assert_allclose(to_numpy(ours), want, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("more", [{"sinks": True}, {"window": 4}, {"sinks": True, "window": 7}])
+def test_sinks_and_windows(more: dict[str, Any]) -> None:
+    """Case 1: they go with it."""
+    sinks = mx.random.normal((HEADS,), key=mx.random.key(5)) if "sinks" in more else None
+    made = plan(step(rope={"dims": 0}, **{**more, "sinks": sinks}))
+    assert ops(made.graph) == ["cached_attention"]
+    got = qg.compile(made.graph, passes=[], target="cpu")(*operands(), mx.array(9))
+    x, keys, values = (to_numpy(a).astype(np.float64) for a in operands())
+    q, k, v = np.split(x.reshape(1, -1, DIM), [HEADS, HEADS + KV], axis=1)
+    keys[:, :, 9], values[:, :, 9] = k, v
+    of = slice(max(0, 10 - more.get("window", LENGTH)), 10)
+    scores = 0.125 * np.einsum("bhd,bhld->bhl", q, np.repeat(keys[:, :, of], 2, axis=1))
+    p = np.exp(scores)
+    total = p.sum(-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(to_numpy(sinks))[None, :, None]
+    y = np.einsum("bhl,bhld->bhd", p / total, np.repeat(values[:, :, of], 2, axis=1))
+    for ours, want in zip(got, (y.reshape(1, 1, -1), keys, values), strict=True):
+        np.testing.assert_allclose(to_numpy(ours), want, rtol=2e-4, atol=2e-5)
+
+
 def test_a_number_for_each_row_stays_outside() -> None:
     fn = step(number=lambda position: qg.stack([position, position + 1]))
     made = plan(fn, batch=2)
@@ -250,6 +276,7 @@ def test_rotations_that_stay_outside(case: str) -> None:
 NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
     "something reads the keys": ({"extra": lambda keys, _: (keys + 1,)}, "something else reads"),
     "two positions": ({"start": lambda s: s + 1}, "at different positions"),
+    "a mask besides": ({"mask": True}, "the attention has mask"),
 }
 
 

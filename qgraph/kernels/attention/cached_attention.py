@@ -64,10 +64,12 @@ def cached_attention(
     last: mx.array,
     freqs: mx.array | None = None,
     offset: mx.array | None = None,
+    sinks: mx.array | None = None,
     *,
     heads: tuple[Heads, Heads, Heads],
     rope: Rope,
     scale: float,
+    window: int = 0,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Rotate q and k, put k and v at `position` of the caches, attend to the keys 0 to `last`.
 
@@ -81,7 +83,7 @@ def cached_attention(
         offset: what q and k are rotated by, where it is not `position`: a ring stores a token in
             the place of one that is forgotten.
         heads: where those of q, k and v lie.
-        scale: of the scores.
+        sinks, scale, window: of `decode_attention`.
 
     Returns:
         The result, (batch, heads, 1, dim), and the caches after.
@@ -100,24 +102,26 @@ def cached_attention(
         here = (mx.arange(keys.shape[2]) == position.reshape(1))[:, None]
         query, key, value = token
         keys, values = mx.where(here, key, keys), mx.where(here, value, values)
-        return decode_attention(query, keys, values, last, scale), keys, values
+        y = decode_attention(query, keys, values, last, scale, window=window, sinks=sinks)
+        return y, keys, values
     y, new_keys, new_values = run_cached(
-        (q, k, v, keys, values, position, last), (), (freqs, offset), heads, rope, scale
-    )
+        (q, k, v, keys, values, position, last), (), (freqs, offset, sinks), heads, rope, scale,
+        window,
+    )  # fmt: skip
     return y, new_keys, new_values
 
 
 def run_cached(
     arrays: tuple[mx.array, ...], tail: tuple[mx.array, ...],
-    turning: tuple[mx.array | None, mx.array | None], heads: tuple[Heads, Heads, Heads], rope: Rope,
-    scale: float,
+    rest: tuple[mx.array | None, mx.array | None, mx.array | None],
+    heads: tuple[Heads, Heads, Heads], rope: Rope, scale: float, window: int,
 ) -> list[mx.array]:  # fmt: skip
     """The result, and what is after: the caches with the token in them, or the tail.
 
     Args:
         arrays: q, k, v, keys, values, position, last of `cached_attention`.
         tail: none, or keys, values and positions of `tail_attention`.
-        turning: freqs and offset.
+        rest: freqs, offset and sinks.
     """
     q, k, v, keys, values, position, last = arrays
     batch, kv_heads, length, dim = keys.shape
@@ -127,17 +131,18 @@ def run_cached(
     after = tail or (keys, values)
     inputs = [q, k, v, keys, values, *tail, as_position(position.reshape(-1), length),
               as_position(last.reshape(-1), length)]  # fmt: skip
-    freqs, offset = turning
-    if freqs is not None:
-        inputs.append(freqs.astype(mx.float32))
-    if offset is not None:
-        inputs.append(offset.reshape(-1).astype(mx.int32))
-    which = freqs is not None, offset is not None, bool(tail), cut.splits == 1
-    y, *stored = _kernel(*which)(
-        inputs=inputs,
+    freqs, offset, sinks = rest
+    more = {
+        "freqs": None if freqs is None else freqs.astype(mx.float32),
+        "offset": None if offset is None else offset.reshape(-1).astype(mx.int32),
+        "sinks": sinks,
+    }
+    given = {name: array for name, array in more.items() if array is not None}
+    y, *stored = _kernel(tuple(given), bool(tail), cut.splits == 1)(
+        inputs=[*inputs, *given.values()],
         template=[
             ("T", keys.dtype), ("D", dim), ("SCALE", bits_of(scale)), *cut.template,
-            ("HEADS", number), ("QUERIES", 1), ("WINDOW", 0),
+            ("HEADS", number), ("QUERIES", 1), ("WINDOW", window),
             ("TAIL", tail[0].shape[2] if tail else 1), ("DIMS", rope.dims),
             ("TRADITIONAL", rope.traditional),
             ("BASE", bits_of(log2(rope.base) if rope.base else 0.0)),
@@ -149,7 +154,7 @@ def run_cached(
         output_dtypes=[part_dtype(keys.dtype, cut.splits), *(a.dtype for a in after)],
         **cut.grid,
     )  # fmt: skip
-    return [join_splits(y, shape, keys.dtype, cut.splits), *stored]
+    return [join_splits(y, shape, keys.dtype, cut.splits, sinks), *stored]
 
 
 def token_by_mlx(
@@ -176,25 +181,25 @@ def token_by_mlx(
 
 
 @cache
-def _kernel(with_freqs: bool, with_offset: bool, with_tail: bool, alone: bool) -> CudaKernel:
+def _kernel(given: tuple[str, ...], with_tail: bool, alone: bool) -> CudaKernel:
     tail = ["tail_keys", "tail_values", "tail_positions"] if with_tail else []
     after = ["new_keys", "new_values", *["new_positions"] * with_tail]
     nothing = "nullptr"
+    freqs, offset, sinks = (name if name in given else "" for name in ("freqs", "offset", "sinks"))
     return CudaKernel(
-        name="qgraph_" + ("tail" if with_tail else "cached") + "_attention"
-        + "_freqs" * with_freqs + "_offset" * with_offset + "_alone" * alone,
-        inputs=["q", "k", "v", "keys", "values", *tail, "place", "last",
-                *["freqs"] * with_freqs, *["offset"] * with_offset],
+        name="_".join(["qgraph", "tail" if with_tail else "cached", "attention", *given,
+                       *["alone"] * alone]),
+        inputs=["q", "k", "v", "keys", "values", *tail, "place", "last", *given],
         outputs=["out", *after],
         header=sources("decode_attention", "cached_attention"),
         source="using F = qgraph::Form<T, D, D, TILES, WARPS, TAIL>;\n"
         "__shared__ qgraph::Shared<F> shared;\n"
         + call_text(q="q + Q_START", keys="keys", values="values", last="last", alone=alone,
-                    steps="Q_STEP, D, D")
+                    steps="Q_STEP, D, D", sinks=sinks)
         + "const qgraph::Rope rope{DIMS, TRADITIONAL, __int_as_float(BASE), "
-        f"__int_as_float(ROPE_SCALE), {'freqs' if with_freqs else nothing}}};\n"
+        f"__int_as_float(ROPE_SCALE), {freqs or nothing}}};\n"
         "const qgraph::Token<T> token{k + K_START, v + V_START, K_STEP, V_STEP, place, rope, "
         f"{', '.join(tail or [nothing] * 3)}, new_keys, new_values, "
-        f"{'new_positions' if with_tail else nothing}, {'offset' if with_offset else nothing}}};\n"
+        f"{'new_positions' if with_tail else nothing}, {offset or nothing}}};\n"
         "qgraph::cached_attention<F>(call, token, blockIdx.x, shared);",
     )  # fmt: skip

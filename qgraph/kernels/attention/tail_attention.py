@@ -35,15 +35,17 @@ def tail_attention(
     last: mx.array,
     freqs: mx.array | None = None,
     offset: mx.array | None = None,
+    sinks: mx.array | None = None,
     *,
     heads: tuple[Heads, Heads, Heads],
     rope: Rope,
     scale: float,
+    window: int = 0,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     """`cached_attention` that stores the token in a tail and leaves the caches as they are.
 
     Args:
-        q, k, v, keys, values, position, last, freqs, offset, heads, rope, scale: of
+        q, k, v, keys, values, position, last, freqs, offset, sinks, heads, rope, scale, window: of
             `cached_attention`.
         tail_keys, tail_values: (batch, kv_heads, rows, dim), rows that take the place of the
             caches'.
@@ -57,11 +59,11 @@ def tail_attention(
     if not on_cuda():
         return _tail_by_mlx(
             q, k, v, keys, values, tail_keys, tail_values, tail_positions, position, last, freqs,
-            offset, heads, rope, scale,
+            offset, sinks, heads, rope, scale, window,
         )  # fmt: skip
     tail = (tail_keys, tail_values, tail_positions)
-    given, turning = (q, k, v, keys, values, position, last), (freqs, offset)
-    y, *after = run_cached(given, tail, turning, heads, rope, scale)
+    given, rest = (q, k, v, keys, values, position, last), (freqs, offset, sinks)
+    y, *after = run_cached(given, tail, rest, heads, rope, scale, window)
     return y, after[0], after[1], after[2]
 
 
@@ -92,8 +94,8 @@ def merge_tail(cache: mx.array, tail: mx.array, positions: mx.array) -> mx.array
 def _tail_by_mlx(
     q: mx.array, k: mx.array, v: mx.array, keys: mx.array, values: mx.array, tail_keys: mx.array,
     tail_values: mx.array, tail_positions: mx.array, position: mx.array, last: mx.array,
-    freqs: mx.array | None, offset: mx.array | None, heads: tuple[Heads, Heads, Heads], rope: Rope,
-    scale: float,
+    freqs: mx.array | None, offset: mx.array | None, sinks: mx.array | None,
+    heads: tuple[Heads, Heads, Heads], rope: Rope, scale: float, window: int,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:  # fmt: skip
     turn = position if offset is None else offset
     query, *token = token_by_mlx(q, k, v, keys.shape, turn, freqs, heads, rope)
@@ -104,7 +106,7 @@ def _tail_by_mlx(
     tail_keys = mx.where(here[:, None], token[0], tail_keys)
     tail_values = mx.where(here[:, None], token[1], tail_values)
     whole = merge_tail(keys, tail_keys, positions), merge_tail(values, tail_values, positions)
-    y = decode_attention(query, whole[0], whole[1], last, scale)
+    y = decode_attention(query, *whole, last, scale, window=window, sinks=sinks)
     return y, tail_keys, tail_values, positions
 
 

@@ -120,6 +120,8 @@ def check(node: Node) -> None:
             raise Unknown(f"{name} of {node.operand(name).dtype}")
     if node.value("offset") is not None:
         raise Unknown("a rotation by another number than its position")
+    if node.value("sinks") is not None or node.args.get("window"):
+        raise Unknown("sinks or a window")
     freqs = node.value("freqs")
     if freqs is not None and freqs.dtype != mx.float32:
         raise Unknown(f"frequencies of {freqs.dtype}")
