@@ -16,7 +16,8 @@ from .shadow import shadow
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 5e-2
 """Of the root of the mean square.  MLX adds up many products in half precision itself, so that a
-program is often nearer to what float32 gives; where more parts them, float32 decides."""
+program is often nearer to what float32 gives.  Where more parts them float32 decides, by what of
+each is furthest from it: in which layer rounding first chooses another expert is chance."""
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,25 @@ def compared(
     Args:
         exactly: what the model gives in float32; asked for where half precision differs much.
     """
-    exact: list[tuple[str, list[mx.array]]] | None = None
     until = next((n for k, c in zip(kinds, right[1], strict=True)
                   if (n := k.until(c)) is not None), None)  # fmt: skip
-    theirs = list(_parts(kinds, right, until))
+    ours, theirs = (list(_parts(kinds, result, until)) for result in (mine, right))
     # A state in float32 is made of what was computed in half precision too.
     half = any(array.dtype in (mx.float16, mx.bfloat16) for _, some in theirs for array in some)
-    pairs = zip(_parts(kinds, mine, until), theirs, strict=True)
-    for i, ((where, a), (_, b)) in enumerate(pairs):
-        size = _distance(a, b)
-        if size <= (HALF_TOLERANCE if half else TOLERANCE):
-            continue
-        if half:
-            exact = exact or list(_parts(kinds, exactly(), until))
-            truth = exact[i][1]
-            if _distance(a, truth) <= 1.2 * _distance(b, truth) + 0.01:
-                continue
-        return Difference(where, size, half)
-    return None
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    sizes = ((w, _distance(a, b)) for (w, a), (_, b) in zip(ours, theirs, strict=True))
+    parted = next(((where, size) for where, size in sizes if size > tolerance), None)
+    if parted is None:
+        return None
+    if half:
+        truth = list(_parts(kinds, exactly(), until))
+        own, other = (
+            max(_distance(a, b) for (_, a), (_, b) in zip(some, truth, strict=True))
+            for some in (ours, theirs)
+        )
+        if own <= 1.2 * other + 0.01:
+            return None
+    return Difference(*parted, half)
 
 
 def in_float32(model: Any, tokens: mx.array, cache: Any, own: Callable[..., Any]) -> Result:
