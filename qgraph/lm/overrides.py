@@ -6,15 +6,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.ssm import compute_dt
 
 from .programs.call import Call
+from .scans import delta_rule, ssm_step
 
 Patches = Callable[[ModuleType, Any, Call, Sequence[Any]], list[tuple[Any, str, Any]]]
 """What stands for which attribute in a trace, of a module of mlx-lm, the model that is traced (a
@@ -130,32 +131,16 @@ def _ssm(module: ModuleType, model: Any, call: Call, views: Sequence[Any]) -> An
     return [(module, "ssm_update", update)]
 
 
-def ssm_step(
-    hidden_states: mx.array, A_log: mx.array, B: mx.array, C: mx.array, D: mx.array, dt: mx.array,
-    dt_bias: mx.array, state: mx.array, time_step_limit: Any = (0.001, 100.0),
-    mask: None = None, lengths: None = None,
-) -> tuple[mx.array, mx.array]:  # fmt: skip
-    """One token of mlx-lm's `ssm_attn`: state' = exp(dt A) state + dt x B, y = C state' + D x.
-
-    Args:
-        hidden_states: x, (rows, 1, heads, dim).
-        B, C: (rows, 1, groups, n).
-        state: (rows, heads, dim, n).
-    """
-    rows, _, heads, dim = hidden_states.shape
-    repeats = heads // B.shape[2]
-    dt = compute_dt(dt, dt_bias, time_step_limit)
-    decay = mx.exp(dt * -mx.exp(A_log).astype(dt.dtype)).reshape(rows, heads, 1, 1)
-    x = (dt.reshape(rows, 1, heads, 1) * hidden_states).reshape(rows, heads, dim, 1)
-    b, c = (mx.repeat(a.reshape(rows, -1, a.shape[-1]), repeats, axis=1) for a in (B, C))
-    state = state * decay + x * b[:, :, None]
-    y = (state @ c[..., None]).reshape(rows, 1, heads, dim)
-    return y.astype(hidden_states.dtype) + hidden_states * D.reshape(1, 1, heads, 1), state
+def _gated_delta(module: ModuleType, model: Any, call: Call, views: Sequence[Any]) -> Any:
+    rule = sys.modules[module.gated_delta_update.__module__]
+    return [(rule, "gated_delta_ops", partial(delta_rule, rule.gated_delta_ops))]
 
 
 _SSM = ("falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "plamo2")
+_GATED_DELTA = ("olmo_hybrid", "qwen3_5", "qwen3_next")
 OVERRIDES = {
     **dict.fromkeys(_SSM, Override("scans a token as a chunk", patches=_ssm)),
+    **dict.fromkeys(_GATED_DELTA, Override("unrolls a prompt's tokens", patches=_gated_delta)),
     "afm7": Override("rotates by the length of the keys", patches=_afm7),
     "glm_moe_dsa": Override("its indexer takes masks of four axes", rank=4),
     "deepseek_v32": Override("its indexer takes masks of four axes", rank=4),
