@@ -28,6 +28,7 @@ from .round_activations import RoundActivations
 from .shard import Shard
 from .simplify import Simplify
 from .sink_dequantize import SinkDequantize
+from .spell_out_convolutions import SpellOutConvolutions
 from .stored_scales import StoredScales
 from .tail_caches import TailCaches
 from .widen_half import WidenHalf
@@ -61,6 +62,7 @@ __all__ = [
     "Shard",
     "Simplify",
     "SinkDequantize",
+    "SpellOutConvolutions",
     "StoredScales",
     "TailCaches",
     "WidenHalf",
