@@ -15,7 +15,8 @@ import mlx.core as mx
 import numpy as np
 import typer
 
-from qgraph.fitting.formats import Format
+from qgraph.fitting.formats import Format, there
+from qgraph.fitting.hessians import Curvature
 from qgraph.fitting.moments import Moments
 from qgraph.fitting.numbers import on_grid
 from qgraph.fitting.rounded import nearest
@@ -74,7 +75,7 @@ def timed(w: Any, h: Any, bits: int, methods: tuple[str, ...]) -> tuple[float, f
     """Seconds of a weight, and the error of its products as a share of plain rounding's."""
     form = Format("affine", bits, 64)
     start = time.perf_counter()
-    rounded, _ = on_grid(w, h, form, mx.float16, methods)
+    rounded, _ = on_grid(there(w), Curvature(h), form, mx.float16, methods)
     took = time.perf_counter() - start
     x, here = mx.array(inputs(512, w.shape[1], 2)), mx.array(w)
     near, plain = (

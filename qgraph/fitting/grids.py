@@ -17,6 +17,9 @@ _RANGES = {2: (0.45, 14), 3: (0.6, 12), 4: (0.7, 9), 5: (0.85, 5), 6: (0.92, 3),
 
 _SMALL = 1e-12
 
+_ROWS = 2048
+"""Groups that a CPU's cache holds with all that a search makes of them."""
+
 
 def plain(groups: Array, form: Format, dtype: mx.Dtype) -> Grid:
     """The grid that `mx.quantize` gives each row.
@@ -49,6 +52,16 @@ def searched(groups: Array, importance: Array, form: Format, dtype: mx.Dtype) ->
         importance: what an error weighs, (group size) or (rows, group size).
         dtype: of affine scales.
     """
+    if of(groups) is mx:
+        return _searched(groups, importance, form, dtype)
+    pieces = [slice(start, start + _ROWS) for start in range(0, len(groups), _ROWS)]
+    spread = np.broadcast_to(importance, groups.shape)
+    found = [_searched(groups[piece], spread[piece], form, dtype) for piece in pieces]
+    scale, bias = (np.concatenate([grid[i] for grid in found]) for i in (1, 2))
+    return Grid(form, scale, bias)
+
+
+def _searched(groups: Array, importance: Array, form: Format, dtype: mx.Dtype) -> Grid:
     best = plain(groups, form, dtype)
     least = _error(groups, importance, best)
     for grid in _candidates(groups, importance, best, dtype):
@@ -90,15 +103,21 @@ def _candidates(groups: Array, importance: Array, first: Grid, dtype: mx.Dtype) 
 
 def _refitted(groups: Array, importance: Array, grid: Grid, dtype: mx.Dtype) -> Grid:
     """The scale and bias that fit the codes of `grid` best, by weighted least squares."""
-    codes = grid.places(groups)
-    weight = importance + groups * 0
-    total = weight.sum(axis=-1, keepdims=True) + _SMALL
-    x = (weight * codes).sum(axis=-1, keepdims=True) / total
-    y = (weight * groups).sum(axis=-1, keepdims=True) / total
-    spread = (weight * (codes - x) ** 2).sum(axis=-1, keepdims=True)
-    slope = (weight * (codes - x) * (groups - y)).sum(axis=-1, keepdims=True)
-    scale = of(groups).where(spread > _SMALL * total, slope / (spread + _SMALL), grid.scale)
-    return stored(Grid(grid.format, scale, y - scale * x), dtype)
+    middle = grid.format.levels / 2
+    codes = grid.places(groups) - middle  # about zero, so that little is lost in differences
+    total = importance.sum(axis=-1, keepdims=True) + _SMALL
+    x, y = (_weighted(each, importance) / total for each in (codes, groups))
+    spread = _weighted(codes * codes, importance) - x * x * total
+    slope = _weighted(codes * groups, importance) - x * y * total
+    scale = of(groups).where(spread > 1e-6 * total, slope / (spread + _SMALL), grid.scale)
+    return stored(Grid(grid.format, scale, y - scale * (x + middle)), dtype)
+
+
+def _weighted(x: Array, importance: Array) -> Array:
+    """The sum of each row, (rows, 1)."""
+    if of(x) is mx:
+        return (x * importance).sum(axis=-1, keepdims=True)
+    return np.einsum("ij,ij->i", x, importance)[:, None]
 
 
 def stored(grid: Grid, dtype: mx.Dtype) -> Grid:
@@ -126,4 +145,5 @@ def _away_from_zero(scale: Array) -> Array:
 
 
 def _error(groups: Array, importance: Array, grid: Grid) -> Array:
-    return (importance * (grid.nearest(groups) - groups) ** 2).sum(axis=-1, keepdims=True)
+    away = grid.nearest(groups) - groups
+    return _weighted(away * away, importance)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from functools import cache, partial
 
 import mlx.core as mx
 
 from .formats import Array, Format, Grid, of
+
+_BLOCK = 8
+"""So many columns take what each other moved by one after the other, later ones in one product."""
 
 
 def in_turn(
@@ -25,30 +27,36 @@ def in_turn(
     Returns:
         The places of the columns, and what was wanted of each when it was reached.
     """
-    if of(wanted) is mx and mx.default_device() != mx.cpu:
-        # Steps of one column are small: a GPU waits for the host, unless they are compiled.
-        arrays = (grid.scale, grid.bias, wanted, by, *(() if before is None else (before,)))
-        places, reached = _compiled(grid.format)(*arrays)
-        return places, reached
-    return _in_turn(grid, wanted, by, before)
-
-
-def _in_turn(grid: Grid, wanted: Array, by: Array, before: Array | None) -> tuple[Array, Array]:
+    on_gpu = of(wanted) is mx and mx.default_device() != mx.cpu
+    # Steps of one column are small: a GPU waits for the host, unless they are compiled.
+    block = _compiled(grid.format) if on_gpu else partial(_block, grid.format)
     places = []
+    for start in range(0, len(wanted), _BLOCK):
+        own, later = slice(start, start + _BLOCK), slice(start + _BLOCK, None)
+        came = () if before is None else (before[own],)
+        found, wanted[own], moved = block(grid.scale, grid.bias, wanted[own], by[own, own], *came)
+        places.append(found)
+        if start + _BLOCK < len(wanted):
+            wanted[later] -= by[later, own] @ moved
+    return of(wanted).concatenate(places), wanted
+
+
+def _block(
+    form: Format, scale: Array, bias: Array, wanted: Array, by: Array, *before: Array
+) -> tuple[Array, Array, Array]:
+    """Places of a few columns, what was wanted of each when it was reached, how far each moved."""
+    grid, lib = Grid(form, scale, bias), of(wanted)
+    places: list[Array] = []
+    reached: list[Array] = []
+    moved: list[Array] = []
     for j in range(len(wanted)):
-        places.append(grid.places(wanted[j]))
-        if j + 1 < len(wanted):
-            moved = grid.at(places[j]) - (wanted if before is None else before)[j]
-            wanted[j + 1 :] -= by[j + 1 :, j, None] * moved
-    return of(wanted).stack(places), wanted
+        reached.append(wanted[j] - sum(by[j, i] * moved[i] for i in range(j)))
+        places.append(grid.places(reached[j]))
+        came = before[0] if before else reached
+        moved.append(grid.at(places[j]) - came[j])
+    return lib.stack(places), lib.stack(reached), lib.stack(moved)
 
 
 @cache
-def _compiled(form: Format) -> Callable[..., Any]:
-    def run(
-        scale: mx.array, bias: mx.array, wanted: mx.array, by: mx.array, *before: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        start = before[0] if before else None
-        return _in_turn(Grid(form, scale, bias), wanted + 0, by, start)
-
-    return mx.compile(run)
+def _compiled(form: Format) -> Callable[..., tuple[Array, Array, Array]]:
+    return mx.compile(partial(_block, form))

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from ..quantization.fitted import Fitted
-from .formats import Format, packed
+from .formats import Array, Format, packed, there
 from .gptq import gptq
-from .hessians import damped, factor
+from .hessians import Curvature
 from .refine import refined
 from .rounded import Rounded, error, nearest
-from .statistics import Array, Hessian, Statistics
+from .statistics import Hessian, Statistics
 from .weights import Weight
 
 _ROWS = 8192
@@ -34,14 +33,13 @@ def fitted(
     """
     parts, away, whole, how = [], 0.0, 0.0, ""
     for key, w in statistics.matrices(weight):
-        h = hessian(key)
-        near = h.astype(np.float32)
+        curvature = Curvature(hessian(key))
         for start in range(0, len(w), _ROWS):
-            some = w[start : start + _ROWS]
-            rounded, how = on_grid(some, h, form, dtype, methods)
+            some = there(w[start : start + _ROWS])
+            rounded, how = on_grid(some, curvature, form, dtype, methods)
+            away += float(error(some, curvature.hessian, rounded).sum())
+            whole += float(((some @ curvature.hessian) * some).sum())
             parts.append(packed(rounded.places, rounded.scales, rounded.biases, form, dtype))
-            away += float(error(some, near, rounded).sum())
-            whole += float(((some @ near) * some).sum())
     arrays: list[Any] = [
         None if part[0] is None else mx.concatenate(list(part)).reshape(*weight.shape[:-1], -1)
         for part in zip(*parts, strict=True)
@@ -56,22 +54,16 @@ def fitted(
 
 
 def on_grid(
-    w: Array, h: Array, form: Format, dtype: mx.Dtype, methods: Sequence[str]
+    w: Array, curvature: Curvature, form: Format, dtype: mx.Dtype, methods: Sequence[str]
 ) -> tuple[Rounded, str]:
-    """A matrix in a format, and the name of the method; on MLX's default device if it is a GPU.
+    """A matrix in a format, and the name of the method.
 
     Args:
-        w: (rows, columns), float32.
-        h: the Hessian of its columns, float64.
+        w: (rows, columns), float32, where `curvature` has its arrays.
     """
     search = "scales" in methods
-    if "gptq" in methods and np.count_nonzero(h - np.diag(np.diag(h))):
-        h = damped(h)
-        arrays: Any = w, factor(h), h.astype(np.float32)
-        if mx.default_device() != mx.cpu:
-            arrays = map(mx.array, arrays)
-        here, upper, hessian = arrays
-        rounded = gptq(here, upper, form, dtype, search=search)
-        return (refined(here, hessian, rounded, dtype) if search else rounded).in_numpy(), "gptq"
-    importance = np.diag(damped(h)).astype(np.float32) if search else None
-    return nearest(w, form, dtype, importance), "scales" if search else "rounding"
+    if "gptq" in methods and curvature.whole:
+        rounded = gptq(w, curvature.factor, form, dtype, search=search)
+        return refined(w, curvature.damped, rounded, dtype) if search else rounded, "gptq"
+    rounded = nearest(w, form, dtype, curvature.importance if search else None)
+    return rounded, "scales" if search else "rounding"

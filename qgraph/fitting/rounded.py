@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mlx.core as mx
-import numpy as np
 
 from .formats import Array, Format, Grid, of
 from .grids import plain, searched
@@ -34,9 +33,6 @@ class Rounded:
     def grid(self, group: int) -> Grid:
         part = slice(group, group + 1)
         return Grid(self.form, self.scales[:, part], self.biases[:, part])
-
-    def in_numpy(self) -> Rounded:
-        return Rounded(self.form, *map(np.array, (self.places, self.scales, self.biases)))
 
     def values(self) -> Array:
         """The dense weight."""

@@ -10,10 +10,10 @@ import pytest
 
 from qgraph.fitting.formats import FORMATS, Format, packed
 from qgraph.fitting.gptq import gptq
-from qgraph.fitting.hessians import factor, root
+from qgraph.fitting.hessians import _product, factor, factor_by_halves, root
 from qgraph.fitting.refine import refined
 from qgraph.fitting.rounded import error, nearest
-from tests.support.fitting import layer
+from tests.support.fitting import RNG, layer
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
@@ -131,10 +131,10 @@ def test_on_arrays_of_mlx_it_is_the_same(form: Format) -> None:
     for array in (np.array, mx.array):
         here, upper, near = (array(a.astype(np.float32)) for a in (w, factor(h), h))
         found = refined(here, near, gptq(here, upper, form, mx.float16), mx.float16)
-        both.append(found.in_numpy())
-    on_numpy, on_mlx = both
-    assert np.mean(on_numpy.places != on_mlx.places) < 0.02  # what lies in the middle may differ
-    assert error(w, h, on_mlx).sum() == pytest.approx(error(w, h, on_numpy).sum(), rel=0.02)
+        both.append((np.array(found.places), float(error(here, near, found).sum())))
+    (on_numpy, least), (on_mlx, away) = both
+    assert np.mean(on_numpy != on_mlx) < 0.02  # what lies in the middle may differ
+    assert away == pytest.approx(least, rel=0.02)
 
 
 def test_the_root_and_the_factor_of_the_inverse() -> None:
@@ -143,3 +143,32 @@ def test_the_root_and_the_factor_of_the_inverse() -> None:
     np.testing.assert_allclose(r @ r.T, h, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(upper.T @ upper @ h, np.eye(64), atol=1e-3)
     assert (np.tril(upper, -1) == 0).all()
+
+
+@pytest.mark.parametrize("size", [64, 100, 129])
+@pytest.mark.parametrize("condition", [1e1, 1e5])
+def test_the_factor_by_halves_is_the_same(size: int, condition: float) -> None:
+    """As a GPU has it."""
+    basis, _ = np.linalg.qr(RNG.normal(size=(size, size)))
+    h = (basis * np.geomspace(1, condition, size)) @ basis.T
+    wanted = factor(h)
+    found = np.array(factor_by_halves(mx.array(h.astype(np.float32)), host=16))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 + 1e-8 * condition)
+    assert (np.tril(found, -1) == 0).all()
+
+
+def test_products_in_two_parts_lose_nothing_on_tensor_cores(monkeypatch: Any) -> None:
+    """Which keep ten bits of each number after its first."""
+    a, b = (RNG.normal(size=(64, 64)).astype(np.float32) for _ in range(2))
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+
+    def away(product: Any) -> float:
+        return float(np.abs(np.array(product) - exact).max())
+
+    def shortened(x: mx.array) -> mx.array:
+        return ((x.view(mx.uint32) + 0x1000) & 0xFFFFE000).view(mx.float32)
+
+    plain = mx.array.__matmul__
+    monkeypatch.setattr(mx.array, "__matmul__", lambda x, y: plain(shortened(x), shortened(y)))
+    assert away(mx.array(a) @ mx.array(b)) > 1e-3
+    assert away(_product(mx.array(a), mx.array(b))) < 3e-5
