@@ -16,11 +16,11 @@ import mlx.core as mx
 import numpy as np
 import typer
 
-from qgraph.fitting.formats import Format, there
-from qgraph.fitting.hessians import Curvature
-from qgraph.fitting.moments import Moments
 from qgraph.fitting.numbers import on_grid
-from qgraph.fitting.rounded import nearest
+from qgraph.fitting.rounding.formats import Format, there
+from qgraph.fitting.rounding.hessians import Curvature
+from qgraph.fitting.rounding.rounded import nearest
+from qgraph.fitting.statistics.moments import Moments
 
 SHAPES = {
     "q": (4096, 4096), "k": (1024, 4096), "v": (1024, 4096), "o": (4096, 4096),

@@ -55,7 +55,7 @@ class MiniLM(Task):
     def row(self, bits: float, method: str) -> dict[str, Any] | None:
         graph = qg.from_mlx(self.model, *self.tests[0])
         methods: Sequence[str] = METHODS[method]
-        budget = int(bits / 8 * sum(w.size for w in self._weights()))
+        budget = self.budget(bits)
         config = qg.Quantize.fit(
             graph, self.data, bytes=budget, methods=methods, scales=mx.float16,
             where=qg.Quantize.as_mlx(self.model), folder=self.folder,
@@ -65,7 +65,3 @@ class MiniLM(Task):
         size = sum(one.nbytes for one in (config.fitted or {}).values())
         agreement = float(np.corrcoef(found, self.whole)[0, 1])
         return {"bytes": size, "value": round(agreement, 5), "gap": round(gap, 5)}
-
-    def _weights(self) -> list[mx.array]:
-        layers = [m for _, m in self.model.named_modules() if hasattr(m, "to_quantized")]
-        return [m.weight for m in layers]

@@ -22,12 +22,14 @@ class Task(ABC):
     """A model, data to fit on, and a measure on data that was not.
 
     Attributes:
+        model: with floats.
         title, measure: what the table says.
         bits: the budgets, bits a number.
         others: methods that are not ours.
         folder: where fits keep what they learn, for those of other budgets.
     """
 
+    model: Any
     title: str
     measure: ClassVar[str]
     bits: ClassVar[Sequence[float]]
@@ -41,3 +43,8 @@ class Task(ABC):
     @abstractmethod
     def row(self, bits: float, method: str) -> dict[str, Any] | None:
         """Bytes, the measure's value, and its gap to the float model's; None: no such choice."""
+
+    def budget(self, bits: float) -> int:
+        """The bytes of so many bits for each number that may be packed."""
+        layers = [m for _, m in self.model.named_modules() if hasattr(m, "to_quantized")]
+        return int(bits / 8 * sum(m.weight.size for m in layers))

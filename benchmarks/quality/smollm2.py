@@ -54,7 +54,7 @@ class SmolLM2(Task):
         return log_perplexity(model, self.tests)
 
     def row(self, bits: float, method: str) -> dict[str, Any] | None:
-        budget = int(bits / 8 * sum(w.size for w in self._weights()))
+        budget = self.budget(bits)
         if method in METHODS:
             config = qg.Quantize.fit(
                 self.model, self.data, bytes=budget, methods=METHODS[method], formats=FORMATS,
@@ -72,7 +72,3 @@ class SmolLM2(Task):
             value = self.of(qg.compile(theirs.half_scales(made), self.tests[0]))
         gap = value - self.whole
         return {"bytes": size, "value": round(math.exp(value), 3), "gap": round(gap, 5)}
-
-    def _weights(self) -> list[mx.array]:
-        layers = [m for _, m in self.model.named_modules() if hasattr(m, "to_quantized")]
-        return [m.weight for m in layers]

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from benchmarks.machine import RESULTS
 
+from .row import METHODS
+
 FILE = RESULTS / "quality.json"
 PICTURE = Path(__file__).parents[2] / "docs" / "images" / "quality.svg"
 
@@ -28,34 +30,51 @@ def read() -> list[Row]:
     return rows
 
 
-def lines(rows: Sequence[Row]) -> list[list[str]]:
-    """By growing bits, the best last: bits, method, bytes, value, gap, and the share of plain
-    rounding's gap that is closed."""
-    plain = {row["bits"]: row["gap"] for row in rows if row["method"] == "plain"}
-    found = []
-    for row in sorted(rows, key=lambda row: (row["bits"], -row["gap"])):
-        closed = 1 - row["gap"] / plain[row["bits"]] if row["bits"] in plain else None
-        value = row["value"]
-        found.append([
-            f"{row['bits']:.1f}", row["method"], f"{row['bytes']:,}",
-            f"{value:.4g}" if value < 1000 else f"{value:,.0f}",
-            f"{row['gap']:.4f}", "" if closed is None or closed <= 0 else f"{closed:.0%}",
-        ])  # fmt: skip
-    return found
-
-
 def on_screen(title: str, measure: str, rows: Sequence[Row]) -> Table:
+    """By growing bits, the best last."""
     table = Table("bits", "method", "bytes", measure, "gap", "closed", title=title)
-    for line in lines(rows):
-        table.add_row(*line)
+    plain = _plain(rows)
+    for row in sorted(rows, key=lambda row: (row["bits"], -row["gap"])):
+        table.add_row(
+            f"{row['bits']:.1f}", row["method"], f"{row['bytes']:,}", _short(row["value"]),
+            f"{row['gap']:.4f}", _closed(row, plain),
+        )  # fmt: skip
     return table
 
 
 def markdown(measure: str, rows: Sequence[Row]) -> str:
-    """As it stands in docs/benchmarks.md."""
-    head = ["bits a number", "method", "bytes", measure, "gap", "closed"]
-    body = [head, ["---"] * len(head), *lines(rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in body)
+    """As it stands in docs/benchmarks.md: a line for each method, a column for each size."""
+    sizes = sorted({row["bits"] for row in rows})
+    plain = _plain(rows)
+    found = [[f"{measure} at bits a number", *(f"{bits:.1f}" for bits in sizes)]]
+    found.append(["---"] * len(found[0]))
+    for method in dict.fromkeys([*METHODS, *(row["method"] for row in rows)]):
+        own = {row["bits"]: row for row in rows if row["method"] == method}
+        cells = [
+            f"{_short(own[bits]['value'])} {_closed(own[bits], plain)}".strip()
+            if bits in own else "" for bits in sizes
+        ]  # fmt: skip
+        found.append([_label(method), *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in found)
+
+
+def _label(method: str) -> str:
+    return method if method in METHODS else f"mlx-lm's {method}"
+
+
+def _plain(rows: Sequence[Row]) -> dict[float, float]:
+    """The gap of plain rounding by bits."""
+    return {row["bits"]: row["gap"] for row in rows if row["method"] == "plain"}
+
+
+def _closed(row: Row, plain: dict[float, float]) -> str:
+    """The share of plain rounding's gap that is closed, if any."""
+    share = 1 - row["gap"] / plain[row["bits"]] if row["bits"] in plain else 0
+    return f"({share:.0%})" if share > 0 else ""
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if value < 1000 else f"{value:.1e}"
 
 
 def draw(rows: Sequence[Row]) -> Path:
@@ -70,12 +89,10 @@ def draw(rows: Sequence[Row]) -> Path:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes: Any = figure.subplots()
-    theirs = ("dynamic_quant", "GPTQ", "AWQ")
     for method in dict.fromkeys(row["method"] for row in rows):
         points = sorted({(r["bytes"] / 1e6, r["gap"]) for r in rows if r["method"] == method})
-        label = f"mlx-lm's {method}" if method in theirs else method
-        style = "s:" if method in theirs else "o-"
-        axes.plot(*zip(*points, strict=True), style, ms=4, lw=1.2, label=label)
+        style = "o-" if method in METHODS else "s:"
+        axes.plot(*zip(*points, strict=True), style, ms=4, lw=1.2, label=_label(method))
     axes.set(
         yscale="log", xlabel="packed weights, MB", ylabel="nats a token more than with floats",
         title="SmolLM2-135M: quality by bytes",

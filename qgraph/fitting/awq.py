@@ -16,11 +16,11 @@ import numpy as np
 
 from ..ir.graph import Graph
 from ..passes.shared.channels import Channels, Refused, follow
-from .formats import Format
-from .hessians import damped
 from .prices import weighs
-from .rounded import nearest
-from .statistics import Array
+from .rounding.formats import Format
+from .rounding.hessians import damped
+from .rounding.rounded import nearest
+from .statistics.gathered import Array
 
 _POWERS = np.arange(1, 20) / 20
 _ROWS = 96

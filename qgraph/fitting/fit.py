@@ -14,8 +14,8 @@ from ..ir.graph import Graph
 from ..quantization.config import Quantize
 from ..tracing.trace import trace
 from ..tree import flatten
-from .formats import FORMATS, Format
 from .job import Job
+from .rounding.formats import FORMATS, Format
 from .store import Store
 
 DEFAULT = ("scales", "gptq", "sensitivity")

@@ -4,7 +4,7 @@
 2. The graph runs node after node on its float weights; at each product factors for channels are
    searched (`awq`) and its weight's formats tried (`prices`); a knapsack chooses (`budget`).
 3. Factors move to where they belong (`FoldScales`), and the graph runs once more; each weight is
-   fitted when it is reached (`rounded`), on inputs that come from fitted weights before it.
+   fitted when it is reached (`numbers`), on inputs that come from fitted weights before it.
    Weights that are read more than once, or in loops, are fitted before, on what the float weights
    gave.
 """
@@ -25,14 +25,14 @@ from ..quantization.config import Quantize
 from ..quantization.fitted import Fitted, mark_of
 from ..runtime.interpret import Env
 from .awq import Scaling, scalings, search
-from .formats import Format
-from .layers import run_layers
 from .learned import Learned, digest
 from .numbers import fitted
 from .prices import chosen, prices
-from .statistics import Array, Hessian, Statistics
+from .rounding.formats import Format
+from .statistics.gathered import Array, Hessian, Statistics
+from .statistics.layers import run_layers
+from .statistics.walk import Use, Walk
 from .store import Store
-from .walk import Use, Walk
 from .weights import PRODUCTS, Weight, prepared
 
 

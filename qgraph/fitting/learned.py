@@ -15,8 +15,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .moments import Moments
-from .statistics import Array, Key, Seen
+from .statistics.gathered import Array, Key, Seen
+from .statistics.moments import Moments
 
 
 @dataclass(frozen=True)

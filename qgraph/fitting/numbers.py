@@ -8,12 +8,12 @@ from typing import Any
 import mlx.core as mx
 
 from ..quantization.fitted import Fitted
-from .formats import Array, Format, packed, there
-from .gptq import gptq
-from .hessians import Curvature
-from .refine import refined
-from .rounded import Rounded, error, nearest
-from .statistics import Hessian, Statistics
+from .rounding.formats import Array, Format, packed, there
+from .rounding.gptq import gptq
+from .rounding.hessians import Curvature
+from .rounding.refine import refined
+from .rounding.rounded import Rounded, error, nearest
+from .statistics.gathered import Hessian, Statistics
 from .weights import Weight
 
 _ROWS = 8192

@@ -10,10 +10,10 @@ import numpy as np
 
 from ..errors import InputError
 from .budget import cheapest
-from .formats import Format
-from .hessians import damped, root
-from .rounded import nearest
-from .statistics import Array, Hessian, Statistics
+from .rounding.formats import Format
+from .rounding.hessians import damped, root
+from .rounding.rounded import nearest
+from .statistics.gathered import Array, Hessian, Statistics
 from .weights import Weight
 
 _ROWS = 160

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..quantization.fitted import Fitted
 from ..quantization.fitted_files import read_fitted, write_fitted
-from .formats import Format
 from .learned import Learned
+from .rounding.formats import Format
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import qgraph as qg
-from qgraph.fitting.attention import attention, gradients
-from qgraph.fitting.backward import backward
-from qgraph.fitting.formats import as_numpy
-from qgraph.fitting.walk import Walk, live_ranges
+from qgraph.fitting.rounding.formats import as_numpy
+from qgraph.fitting.statistics.attention import attention, gradients
+from qgraph.fitting.statistics.backward import backward
+from qgraph.fitting.statistics.walk import Walk, live_ranges
 from qgraph.fitting.weights import prepared
 from tests.support.fitting import Model, data
 
@@ -72,7 +72,7 @@ def test_gradients_at_products_are_mlx_s(model: Model) -> None:
 
 def test_a_backward_pass_runs_a_layer_again_and_no_more() -> None:
     """What lives at cuts between layers is all that is kept of the forward pass."""
-    from qgraph.fitting.backward import _cuts
+    from qgraph.fitting.statistics.backward import _cuts
 
     layers = [(nn.RMSNorm(32), nn.Linear(32, 64), nn.Linear(64, 32)) for _ in range(6)]
 

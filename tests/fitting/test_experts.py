@@ -9,8 +9,8 @@ import mlx.nn as nn
 import numpy as np
 
 import qgraph as qg
-from qgraph.fitting.statistics import Statistics
-from qgraph.fitting.walk import Walk
+from qgraph.fitting.statistics.gathered import Statistics
+from qgraph.fitting.statistics.walk import Walk
 from qgraph.fitting.weights import prepared
 from tests.support.fitting import shrunk
 

@@ -12,7 +12,7 @@ import pytest
 
 import qgraph as qg
 from qgraph.errors import InputError, QuantizationError
-from qgraph.fitting.statistics import Statistics
+from qgraph.fitting.statistics.gathered import Statistics
 from tests.support.fitting import Model, data
 
 

@@ -6,12 +6,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qgraph.fitting.formats import Format
-from qgraph.fitting.gptq import gptq
-from qgraph.fitting.hessians import damped, factor
-from qgraph.fitting.moments import Moments
-from qgraph.fitting.refine import refined
-from qgraph.fitting.rounded import error
+from qgraph.fitting.rounding.formats import Format
+from qgraph.fitting.rounding.gptq import gptq
+from qgraph.fitting.rounding.hessians import damped, factor
+from qgraph.fitting.rounding.refine import refined
+from qgraph.fitting.rounding.rounded import error
+from qgraph.fitting.statistics.moments import Moments
 from tests.support.fitting import shrunk
 
 

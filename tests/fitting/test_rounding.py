@@ -8,11 +8,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qgraph.fitting.formats import FORMATS, Format, packed
-from qgraph.fitting.gptq import gptq
-from qgraph.fitting.hessians import _product, factor, factor_by_halves, root
-from qgraph.fitting.refine import refined
-from qgraph.fitting.rounded import error, nearest
+from qgraph.fitting.rounding.formats import FORMATS, Format, packed
+from qgraph.fitting.rounding.gptq import gptq
+from qgraph.fitting.rounding.hessians import _product, factor, factor_by_halves, root
+from qgraph.fitting.rounding.refine import refined
+from qgraph.fitting.rounding.rounded import error, nearest
 from tests.support.fitting import RNG, layer
 
 
@@ -91,7 +91,7 @@ def visited_in_float64(w: np.ndarray, h: np.ndarray, rounded: Any) -> np.ndarray
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_a_visit_sets_scales_and_codes_to_the_best(bits: int) -> None:
-    from qgraph.fitting.refine import _visited
+    from qgraph.fitting.rounding.refine import _visited
 
     w, h = layer(8, 64)
     rounded = nearest(w, Format("affine", bits, 32), mx.float32)

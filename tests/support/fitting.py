@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from qgraph.fitting.hessians import damped
+from qgraph.fitting.rounding.hessians import damped
 
 RNG = np.random.default_rng(0)
 

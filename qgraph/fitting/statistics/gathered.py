@@ -11,14 +11,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..ir.graph import Node
-from ..kernels.progress import progress as said
+from ...ir.graph import Node
+from ...kernels.progress import progress as said
+from ..rounding.formats import as_numpy
+from ..weights import Prepared, Weight
 from .backward import backward, of_logits, of_values
-from .formats import as_numpy
 from .moments import Moments
 from .rows import Index, of_each_matrix
 from .walk import Use, Walk
-from .weights import Prepared, Weight
 
 Array = np.ndarray[Any, Any]
 Key = tuple[str, Index]

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from ..ir.graph import Node
-from ..runtime.interpret import Env
+from ...ir.graph import Node
+from ...runtime.interpret import Env
 from .walk import Handle, Walk, live_ranges
 
 

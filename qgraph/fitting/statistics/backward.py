@@ -20,12 +20,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..ir.graph import Graph, Node, Value
-from ..ir.ops import setting
-from ..runtime.interpret import Env
+from ...ir.graph import Graph, Node, Value
+from ...ir.ops import setting
+from ...runtime.interpret import Env
+from ..weights import PRODUCTS
 from .attention import gradients
 from .walk import Handle, Use, Walk, attends, live_ranges
-from .weights import PRODUCTS
 
 Heard = Callable[[Use, mx.array], None]
 """Called with a use of a weight and the gradient at its result."""

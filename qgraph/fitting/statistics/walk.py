@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..ir.graph import Graph, Node, Value, map_values
-from ..ir.ops import OPS
-from ..kernels.streams import Streams
-from ..quantization.fitted import Fitted
-from ..runtime.interpret import Env, Interpreter
+from ...ir.graph import Graph, Node, Value, map_values
+from ...ir.ops import OPS
+from ...kernels.streams import Streams
+from ...quantization.fitted import Fitted
+from ...runtime.interpret import Env, Interpreter
+from ..rounding.formats import as_numpy
+from ..weights import PRODUCTS, Prepared
 from .attention import attention
-from .formats import as_numpy
-from .weights import PRODUCTS, Prepared
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .formats import as_numpy
+from ..rounding.formats import as_numpy
 from .walk import Use
 
 Array = np.ndarray[Any, Any]

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..quantization.modes import MODES
-from ..quantization.repack import pack_codes
+from ...quantization.modes import MODES
+from ...quantization.repack import pack_codes
 
 Array = Any
 """Of NumPy or of MLX, float32 unless said otherwise."""

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .formats import as_numpy
+from ..rounding.formats import as_numpy
 
 MOST_COLUMNS = 16384
 """A Hessian of more columns than this is not gathered."""

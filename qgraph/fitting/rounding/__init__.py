@@ -1,0 +1,1 @@
+"""Ways of rounding a matrix, on arrays of NumPy or MLX alone: grids, GPTQ, further visits."""
