@@ -11,7 +11,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "scales": ("scales",),
     "gptq": ("gptq",),
-    "awq": ("awq",),
+    "awq": ("scales", "awq"),  # AWQ clips ranges too, which is what searching scales does
     "sensitivity": ("sensitivity",),
     "default": ("scales", "gptq", "sensitivity"),
     "all": ("scales", "awq", "gptq", "sensitivity"),

@@ -48,14 +48,21 @@ def markdown(measure: str, rows: Sequence[Row]) -> str:
     plain = _plain(rows)
     found = [[f"{measure} at bits a number", *(f"{bits:.1f}" for bits in sizes)]]
     found.append(["---"] * len(found[0]))
-    for method in dict.fromkeys([*METHODS, *(row["method"] for row in rows)]):
-        own = {row["bits"]: row for row in rows if row["method"] == method}
+    for method, some in _by_method(rows).items():
+        own = {row["bits"]: row for row in some}
         cells = [
             f"{_short(own[bits]['value'])} {_closed(own[bits], plain)}".strip()
             if bits in own else "" for bits in sizes
         ]  # fmt: skip
         found.append([_label(method), *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in found)
+
+
+def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Ours first."""
+    names = sorted({row["method"] for row in rows})
+    names.sort(key=lambda name: [*METHODS, name].index(name))
+    return {name: [row for row in rows if row["method"] == name] for name in names}
 
 
 def _label(method: str) -> str:
@@ -89,8 +96,8 @@ def draw(rows: Sequence[Row]) -> Path:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes: Any = figure.subplots()
-    for method in dict.fromkeys(row["method"] for row in rows):
-        points = sorted({(r["bytes"] / 1e6, r["gap"]) for r in rows if r["method"] == method})
+    for method, some in _by_method(rows).items():
+        points = sorted({(row["bytes"] / 1e6, row["gap"]) for row in some})
         style = "o-" if method in METHODS else "s:"
         axes.plot(*zip(*points, strict=True), style, ms=4, lw=1.2, label=_label(method))
     axes.set(
