@@ -17,18 +17,21 @@ class Link:
         latency: seconds that a collective of a few bytes takes.
         bandwidth: bytes a second from one rank to its neighbour.
         within: seconds that a sum of a few rows takes inside a kernel, where ranks share memory.
+        pushed: bytes a second of a sum that two ranks push to each other; None where none can.
     """
 
     latency: float
     bandwidth: float
     within: float | None = None
+    pushed: float | None = None
 
 
 LINKS = {
-    # all_sum of some KB between two processes of one machine, and of 8 KB between two H100s: 31 to
-    # 44 µs as a launch, at most 16 in a region (decision 0029).
+    # all_sum of some KB between two processes of one machine; collectives of 8 KB to 64 MB between
+    # two H100s, as launches of our own (decisions 0031, 0040; NCCL's take 38 µs and more); at most
+    # 16 µs in a region (decision 0029).
     "ring": Link(220e-6, 1e9),
-    "nccl": Link(40e-6, 150e9, within=16e-6),
+    "nccl": Link(23e-6, 250e9, within=16e-6, pushed=350e9),
     # Never measured: Thunderbolt 5 by its data sheet; MPI as TCP.
     "jaccl": Link(30e-6, 8e9),
     "mpi": Link(220e-6, 1e9),
@@ -118,7 +121,8 @@ class Mesh:
         moved = turns * nbytes * (self.size - 1) / self.size
         few = op == "all_sum" and rows is not None and rows <= FEW_ROWS
         latency = link.within if few and link.within is not None else link.latency
-        return latency + moved / link.bandwidth
+        is_pushed = op == "all_sum" and self.size == 2 and link.pushed is not None
+        return latency + moved / (link.pushed if is_pushed else link.bandwidth)
 
     def __repr__(self) -> str:
         if self.rank is None:

@@ -52,6 +52,7 @@ def default_passes(
         FormRegions,
         FuseCache,
         FuseQuantizedMatmul,
+        FuseSums,
         HoistQuantize,
         Legalize,
         MergeMatmuls,
@@ -113,6 +114,7 @@ def default_passes(
         EliminateDeadCode(),
         FormGridRegions(target),
         PackResults(),
+        FuseSums(target),
     ]
 
 

@@ -17,7 +17,7 @@ from ..kernels.chosen import runs_on_host, streams_in_use
 from ..kernels.streams import Streams
 from .positions import Tables, has_tables
 from .regions.cuda.exchange import can_exchange, exchange
-from .regions.cuda.region import KERNEL, GridRegion
+from .regions.cuda.region import KERNEL, GridRegion, Launched
 
 UNROLL_NODES = 2048
 """A loop unrolls while its turns hold no more nodes than this together."""
@@ -38,7 +38,7 @@ class Interpreter:
 
     def __init__(
         self, streams: Streams, *, shares: bool = False,
-        grids: Mapping[Graph, GridRegion | None] | None = None,
+        grids: Mapping[Graph, Launched | None] | None = None,
     ) -> None:  # fmt: skip
         self._shares = shares
         self._streams = streams
@@ -193,9 +193,9 @@ def launched(nodes: Sequence[Node]) -> Iterator[Node]:
                 yield from launched(body.nodes)
 
 
-def grids_of(nodes: Sequence[Node], streams: Streams) -> dict[Graph, GridRegion | None]:
+def grids_of(nodes: Sequence[Node], streams: Streams) -> dict[Graph, Launched | None]:
     """How regions are launched, by their bodies; None for those whose bodies run."""
-    found: dict[Graph, GridRegion | None] = {}
+    found: dict[Graph, Launched | None] = {}
     for node in launched(nodes):
         (body,) = node.bodies
         if body not in found:

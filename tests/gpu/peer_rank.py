@@ -14,10 +14,12 @@ import mlx.core as mx
 import qgraph as qg
 from qgraph.analysis.meshes import is_collective
 from qgraph.ir.loops import REGION
+from qgraph.kernels.cuda.kernel import compiled_together
 from qgraph.runtime.executable import Executable
 from qgraph.runtime.packing import PackCache
 from qgraph.runtime.regions.cuda.exchange import exchange
 from qgraph.runtime.regions.cuda.peers import Peers, connect
+from qgraph.runtime.regions.cuda.pushed import pushed
 from qgraph.runtime.regions.cuda.region import COUNTERS
 from tests.gpu.test_grid_regions import llama
 
@@ -41,11 +43,12 @@ def kept_in_parts(fn: Any, given: Any, mesh: qg.Mesh) -> tuple[Any, qg.Plan]:
     return call, plan
 
 
-def exchange_all(peers: Peers, rank: int) -> None:
-    """Collectives of some sizes and dtypes, one after the other: all right, to the last bit."""
+def exchange_all(peers: Peers, rank: int) -> list[tuple[mx.array, mx.array, str]]:
+    """Collectives of some sizes and dtypes, one after the other; what they give, and should."""
     last = mx.zeros((COUNTERS,), mx.uint32)
+    made = []
     for dtype in (mx.float32, mx.bfloat16, mx.float16):
-        for count in (2, 4098, 100_002, 1 << 20):
+        for count in (2, 4098, 100_002, 1 << 20, 5_000_002, 1 << 23):
             keys = mx.random.split(mx.random.key(count), 2)
             xs = [mx.random.normal((count,), key=key).astype(dtype) for key in keys]
             total = (xs[0].astype(mx.float32) + xs[1].astype(mx.float32)).astype(dtype)
@@ -58,11 +61,40 @@ def exchange_all(peers: Peers, rank: int) -> None:
             }
             for op, right in wanted.items():
                 found, last = exchange(op, xs[rank], peers, last)
-                assert mx.array_equal(found, right).item(), (op, dtype, count)
+                made.append((found, right, f"{op} of {count} {dtype}"))
+    return made
 
 
-def prompt_in_halves(mesh: qg.Mesh) -> None:
-    """Rows that are summed in halves, each beside the other's products, give one device's."""
+def push_all(peers: Peers, rank: int) -> list[tuple[mx.array, mx.array, str]]:
+    """Sums with a residual and a norm, as `exchange_all`."""
+    last = mx.zeros((COUNTERS,), mx.uint32)
+    made = []
+    for dtype, width in (
+        (mx.bfloat16, 4096),
+        (mx.bfloat16, 8192),
+        (mx.float16, 64),
+        (mx.float32, 2052),
+    ):
+        for rows in (1, 300, 2048):
+            keys = mx.random.split(mx.random.key(rows), 4)
+            shapes = [(rows, width)] * 3 + [(width,)]
+            x, other, h, w = (
+                mx.random.normal(shape, key=key).astype(dtype)
+                for shape, key in zip(shapes, keys, strict=True)
+            )
+            total = h + (x.astype(mx.float32) + other.astype(mx.float32)).astype(dtype)
+            normed = mx.fast.rms_norm(total, w, 1e-5)
+            for _ in range(3):
+                found, norm, last = pushed((x, other)[rank], peers, last, h, w, 1e-5)
+                about = f"{rows} rows of {width} {dtype}"
+                made.append((found, total, f"the sum of {about}"))
+                near = mx.allclose(norm, normed, 1e-2, 1e-2)
+                made.append((near, mx.array(True), f"the norm of {about}"))
+    return made
+
+
+def a_prompt(mesh: qg.Mesh) -> None:
+    """Many rows, in halves if the mesh overlaps, give what one device gives."""
     model = llama(ROWS, hidden=1024, vocab=4096)
     tokens = mx.arange(ROWS)[None] % 4096
 
@@ -72,8 +104,9 @@ def prompt_in_halves(mesh: qg.Mesh) -> None:
 
     one = qg.compile(prompt, tokens, target="gpu")(tokens).astype(mx.float32)
     program = qg.compile(prompt, tokens, target="gpu", mesh=mesh)
-    halves = [n for n in program.plan.graph.nodes if n.op == "distributed.all_sum"]
-    assert {ROWS // 2} <= {n.output.shape[-2] for n in halves}
+    sums = [n for _, n in program.plan.graph.walk() if n.op == "distributed.all_sum"]
+    assert (ROWS // 2 in {n.output.shape[-2] for n in sums}) == mesh.overlap
+    assert any(n.op == REGION for n in program.plan.graph.nodes)  # with a residual and a norm
     for _ in range(3):
         away = mx.linalg.norm(program(tokens).astype(mx.float32) - one)
         assert away.item() < 2e-2 * mx.linalg.norm(one).item()
@@ -85,9 +118,14 @@ def main(backend: str) -> None:
     peers = connect(mesh)
     assert peers is not None, "the ranks reach no memory of each other"
     assert mesh.rank is not None
-    exchange_all(peers, mesh.rank)
-    print("exchanged", flush=True)
-    prompt_in_halves(replace(mesh, overlap=True))
+    for each in (exchange_all, push_all):
+        with compiled_together():
+            made = each(peers, mesh.rank)
+        for found, right, about in made:
+            assert mx.array_equal(found, right).item(), about
+        print(each.__name__, flush=True)
+    for overlap in (False, True):
+        a_prompt(replace(mesh, overlap=overlap))
     print("prompted", flush=True)
     model = llama(64, hidden=4096, vocab=32768)
 

@@ -44,6 +44,7 @@ std::vector<float> exchanged;
 void (*kernel)();
 
 int me;  // the number of the fiber that has its turn
+int slowness = 4;  // a slow block has one turn for so many of the others
 
 // Lets the others have theirs.
 inline void let_others() { swapcontext(&fibers[me].context, &scheduler); }
@@ -161,7 +162,7 @@ inline bool launch(void (*what)(), Index grid, int threads, int together = 1,
       for (int i = 0; i < count; i++) {
         me = backwards ? count - 1 - i : i;
         if (fibers[me].done) continue;
-        if (together > 1 && me / threads == slow && turns % 4) {  // others must wait for it
+        if (together > 1 && me / threads == slow && turns % slowness) {  // others must wait for it
           left++;
           continue;
         }

@@ -51,6 +51,13 @@ inline unsigned add_released_to_all(unsigned* to, unsigned number) { return add_
 inline void store_released_to_all(unsigned* to, unsigned number) { *to = number; }
 inline unsigned load_acquired_of_all(const unsigned* from) { return load_acquired(from); }
 inline void give_up() { std::abort(); }
+inline void push_16(void* to, uint4 v) { std::memcpy(to, &v, 16); }
+inline uint4 look_16(const void* from) {
+  let_others();
+  uint4 v;
+  std::memcpy(&v, from, 16);
+  return v;
+}
 
 inline uint4 load_shared_16(const void* from) {
   if (reinterpret_cast<size_t>(from) % 16) std::abort();

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from qgraph.runtime.regions.cuda.exchange import TALKS
-from qgraph.runtime.regions.cuda.peers import HALF, HEADER, bytes_for
+from qgraph.runtime.regions.cuda.peers import BLOCKS, BYTES, HALF, HEADER, PIECE, TURNS
 from tests.kernels.grid_on_cpu import HERE, ROOM, aligned
 
-BLOCKS, PIECE = 2, 128
+FEW_BLOCKS, SMBLOCKS_PIECE = 2, 128
 
 MAIN = """
 #include "grid_on_cpu.hpp"
@@ -32,7 +32,7 @@ void kernel_of_talk() {{
 }}
 
 extern "C" bool run(void** arrays, size_t n, int blocks, bool backwards) {{
-  all = arrays, count = n;
+  all = arrays, count = n, slowness = 40;
   qgraph::phases::prepare(blocks * {ranks}, qgraph::phases::THREADS, 64, false);
   return launch(kernel_of_talk, {{blocks, {ranks}, 1}}, qgraph::phases::THREADS, blocks * {ranks},
                 backwards);
@@ -51,7 +51,7 @@ class Ranks:
             (ROOM / "cuda" / f"{n}.cuh").read_text() for n in ("phases", "peers", "exchange")
         ]
         text = MAIN.format(room=ROOM, sources="".join(sources), talk=TALKS[op], ranks=ranks)
-        text = text.replace("PIECE = 32768", f"PIECE = {PIECE}")
+        text = text.replace(f"PIECE = {PIECE}", f"PIECE = {SMBLOCKS_PIECE}")
         (folder / "talk.cpp").write_text(change(text))
         subprocess.run(
             ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", f"-I{HERE}",
@@ -59,7 +59,7 @@ class Ranks:
             check=True,
         )  # fmt: skip
         self._run: Any = ctypes.CDLL(str(folder / "talk.so")).run
-        self._memory = [aligned(np.zeros(bytes_for(ranks), np.uint8)) for _ in range(ranks)]
+        self._memory = [aligned(np.zeros(BYTES, np.uint8)) for _ in range(ranks)]
 
     def __call__(
         self, xs: list[Any], gives: int, count: int, backwards: bool = False
@@ -71,7 +71,7 @@ class Ranks:
             kept.append((places, aligned(x), made))
             pointers += [a.ctypes.data for a in kept[-1]]
         table = (ctypes.c_void_p * len(pointers))(*pointers)
-        fine = self._run(table, ctypes.c_size_t(count), BLOCKS, backwards)
+        fine = self._run(table, ctypes.c_size_t(count), FEW_BLOCKS, backwards)
         return [made for *_, made in kept] if fine else None
 
 
@@ -89,7 +89,7 @@ def wanted(op: str, xs: list[Any]) -> list[Any]:
 def is_right(op: str, talk: Ranks) -> bool:
     """Pieces of several turns, sizes that are no multiples of 16 bytes, launch after launch."""
     random = np.random.default_rng(7)
-    for number, count in enumerate((1, 3, 64, 100, 333)):
+    for number, count in enumerate((1, 3, 64, 100, 333, 640)):
         given = count * talk.ranks if op == "sum_scatter" else count
         gives = count * talk.ranks if op == "all_gather" else count
         xs = [random.normal(size=given).astype(np.float32) for _ in range(talk.ranks)]
@@ -111,12 +111,13 @@ def test_exchange(op: str, ranks: int, tmp_path: Path) -> None:
 
 
 FAULTS = {
-    "one place for all turns": ("turn % 2 * BLOCKS", "0 * BLOCKS"),
-    "nobody is told": ("turn + 1);", "turn);"),
+    "one place for all turns": ("turn % TURNS * BLOCKS", "0 * BLOCKS"),
+    "room for three turns": ("TURNS = 4", "TURNS = 3"),
+    "nobody is told": ("rank, turn + 1);", "rank, turn);"),
     "nobody waits": ("i > Peers<RANKS>::POLLS", "true) break; if (false"),
     "a turn that is counted twice": ("table.turn++;", "table.turn += 1 + (table.rank == 0);"),
     "turns that are forgotten": ("[TURN] = turn;", "[TURN] = 0;"),
-    "one place for all blocks": ("BLOCKS + blockIdx.x) * RANKS", "BLOCKS) * RANKS"),
+    "one place for all blocks": ("* BLOCKS + blockIdx.x;", "* BLOCKS;"),
 }
 
 
@@ -134,7 +135,6 @@ def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
 def test_memory_is_as_the_source_has_it() -> None:
     """`exchange.cuh` and `peers.py` lay it out alike."""
     text = (ROOM / "cuda" / "exchange.cuh").read_text()
-    assert "BLOCKS = 128, PIECE = 32768" in text
+    assert f"BLOCKS = {BLOCKS}, PIECE = {PIECE}, TURNS = {TURNS}" in text
     assert "HEADER = 4096" in (ROOM / "cuda" / "peers.cuh").read_text()
-    ranks, inboxes = 3, 2 * 128 * 3 * 32768
-    assert bytes_for(ranks) == HEADER + 2 * HALF + 128 * 16 * 4 + inboxes
+    assert BYTES == HEADER + 2 * HALF + BLOCKS * (16 * 4 + TURNS * PIECE)

@@ -4,9 +4,10 @@
 // they can read it and tells them, and when they have told it, reads theirs.  Reads of far memory are
 // many at a time and need no fence, which far writes would.
 //
-// There is room for two turns: who was told of one turn by another rank knows that it has read the
-// turn before, as it does so first.  Launches wait for one another
-// (qgraph/runtime/regions/cuda/order.py).
+// The piece of the next turn is laid and told of before the others' of this turn are read, so that the
+// link need not wait for what happens at home.  There is room for four turns: who was told of turn t - 1
+// by another rank, and so may lay t + 1, knows that it has read turn t - 3, as it does so first.
+// Launches wait for one another (qgraph/runtime/regions/cuda/order.py).
 
 namespace qgraph {
 namespace phases {
@@ -39,7 +40,8 @@ __device__ __forceinline__ Pack<T, V> take(const T* from) {
 
 template <int RANKS>
 struct Table {
-  static constexpr int BLOCKS = 128, PIECE = 32768, TURN = 15, WORDS = 16;  // as peers.py has it
+  static constexpr int BLOCKS = 128, PIECE = 32768, TURNS = 4, TURN = 15, WORDS = 16;  // as peers.py
+  static constexpr size_t BYTES = BLOCKS * (WORDS * sizeof(unsigned) + size_t(TURNS) * PIECE);
   static_assert(RANKS <= TURN);
 
   const uint64_t* places;  // as of `Peers`
@@ -56,18 +58,22 @@ struct Table {
   __device__ __forceinline__ unsigned* words(int of) const {
     return reinterpret_cast<unsigned*>(memory(of)) + blockIdx.x * WORDS;
   }
-  // Where a rank's block of this number lays what is for another rank.
-  __device__ __forceinline__ char* place(int of, int to) const {
-    const size_t number = (turn % 2 * BLOCKS + blockIdx.x) * RANKS + to;
+  // Where a rank's block of this number lays its piece of a turn.
+  __device__ __forceinline__ char* place(int of, unsigned turn) const {
+    const size_t number = turn % TURNS * BLOCKS + blockIdx.x;
     return memory(of) + BLOCKS * WORDS * sizeof(unsigned) + number * PIECE;
   }
 
-  // All others are told that this block's piece is there, and have told it that theirs are.
-  __device__ void exchange() const {
+  // All others are told that this block's piece of a turn is there.
+  __device__ void tell(unsigned turn) const {
     __syncthreads();
     const int other = threadIdx.x;
+    if (other < RANKS && other != rank) store_released_to_all(words(other) + rank, turn + 1);
+  }
+  // All others have told it that theirs of this turn are.
+  __device__ void wait() const {
+    const int other = threadIdx.x;
     if (other < RANKS && other != rank) {
-      store_released_to_all(words(other) + rank, turn + 1);
       const unsigned* told = words(rank) + other;
       for (long long i = 0; int(load_acquired_of_all(told) - turn) <= 0; i++)
         if (i > Peers<RANKS>::POLLS) give_up();
@@ -82,48 +88,57 @@ struct Table {
 // `count` numbers are what each rank has, and gets `RANKS` times as much of GATHER, and else as much;
 // of SCATTER they are what each gets of `RANKS` times as much.
 template <Talk TALK, typename T, int RANKS, int V>
-__device__ void talk(Table<RANKS>& table, const T* x, T* out, size_t count) {
+struct Talking {
   using Some = Pack<T, V>;
-  constexpr int EACH = Table<RANKS>::PIECE / sizeof(T);
-  constexpr int PARTS = TALK == SCATTER ? RANKS : 1;
-  constexpr int U = 4, STEP = THREADS * V;  // so many reads are under way
-  const int rank = table.rank;
-  for (size_t first = blockIdx.x * size_t(EACH); first < count; first += gridDim.x * size_t(EACH)) {
-    const int length = count - first < EACH ? count - first : EACH;
+  static constexpr int PARTS = TALK == SCATTER ? RANKS : 1;  // of a piece, each for another rank
+  static constexpr int PART = Table<RANKS>::PIECE / PARTS / 16 * 16, EACH = PART / sizeof(T);
+  static constexpr int U = 4, STEP = THREADS * V;  // so many reads are under way
+
+  const Table<RANKS>& table;
+  const T* x;
+  T* out;
+  size_t count;
+
+  __device__ int length(size_t first) const { return count - first < EACH ? count - first : EACH; }
+
+  __device__ void lay(size_t first, unsigned turn) const {
+    const int n = length(first);
 #pragma unroll
     for (int to = 0; to < PARTS; to++) {
-      if (TALK == SCATTER && to == rank) continue;
+      if (TALK == SCATTER && to == table.rank) continue;
       const T* from = x + to * count + first;
-      T* place = reinterpret_cast<T*>(table.place(rank, to));
-      for (int turn = threadIdx.x * V; turn < length; turn += STEP * U) {
+      T* place = reinterpret_cast<T*>(table.place(table.rank, turn) + to * PART);
+      for (int start = threadIdx.x * V; start < n; start += STEP * U) {
         Some some[U];
 #pragma unroll
         for (int u = 0; u < U; u++)
-          if (const int i = turn + u * STEP; i < length)
+          if (const int i = start + u * STEP; i < n)
             some[u] = *reinterpret_cast<const Some*>(from + i);
 #pragma unroll
         for (int u = 0; u < U; u++)
-          if (const int i = turn + u * STEP; i < length)
-            *reinterpret_cast<Some*>(place + i) = some[u];
+          if (const int i = start + u * STEP; i < n) *reinterpret_cast<Some*>(place + i) = some[u];
       }
     }
-    table.exchange();
-    const T* own = x + (TALK == SCATTER ? rank * count : 0) + first;
-    for (int turn = threadIdx.x * V; turn < length; turn += STEP * U) {
+    table.tell(turn);
+  }
+
+  __device__ void read(size_t first) const {
+    const int n = length(first);
+    const T* own = x + (TALK == SCATTER ? table.rank * count : 0) + first;
+    for (int start = threadIdx.x * V; start < n; start += STEP * U) {
       [[maybe_unused]] float all[U][V];
 #pragma unroll
       for (int of = 0; of < RANKS; of++) {
-        const char* place = table.place(of, TALK == SCATTER ? rank : 0);
-        const T* from = of == rank ? own : reinterpret_cast<const T*>(place);
+        const char* place = table.place(of, table.turn) + (TALK == SCATTER ? table.rank * PART : 0);
+        const T* from = of == table.rank ? own : reinterpret_cast<const T*>(place);
         Some some[U];
 #pragma unroll
         for (int u = 0; u < U; u++)
-          if (const int i = turn + u * STEP; i < length)
-            some[u] = take<T, V>(from + i);
+          if (const int i = start + u * STEP; i < n) some[u] = take<T, V>(from + i);
 #pragma unroll
         for (int u = 0; u < U; u++) {
-          const int i = turn + u * STEP;
-          if (i >= length) continue;
+          const int i = start + u * STEP;
+          if (i >= n) continue;
           if constexpr (TALK == GATHER)
             *reinterpret_cast<Some*>(out + of * count + first + i) = some[u];
           else
@@ -135,14 +150,28 @@ __device__ void talk(Table<RANKS>& table, const T* x, T* out, size_t count) {
       if constexpr (TALK != GATHER)
 #pragma unroll
         for (int u = 0; u < U; u++) {
-          const int i = turn + u * STEP;
-          if (i >= length) continue;
+          const int i = start + u * STEP;
+          if (i >= n) continue;
           Some result;
 #pragma unroll
           for (int e = 0; e < V; e++) result.v[e] = T(all[u][e]);
           *reinterpret_cast<Some*>(out + first + i) = result;
         }
     }
+  }
+};
+
+template <Talk TALK, typename T, int RANKS, int V>
+__device__ void talk(Table<RANKS>& table, const T* x, T* out, size_t count) {
+  using Way = Talking<TALK, T, RANKS, V>;
+  const Way way{table, x, out, count};
+  const size_t step = gridDim.x * size_t(Way::EACH);
+  size_t first = blockIdx.x * size_t(Way::EACH);
+  if (first < count) way.lay(first, table.turn);
+  for (; first < count; first += step) {
+    if (first + step < count) way.lay(first + step, table.turn + 1);
+    table.wait();
+    way.read(first);
     table.turn++;
   }
 }

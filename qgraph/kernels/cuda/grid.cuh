@@ -44,6 +44,19 @@ __device__ __forceinline__ unsigned load_acquired_of_all(const unsigned* from) {
   return v;
 }
 
+// 16 bytes of four words each, for themselves: another GPU may see some of them first.
+__device__ __forceinline__ void push_16(void* to, uint4 v) {
+  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+__device__ __forceinline__ uint4 look_16(const void* from) {
+  uint4 v;
+  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+  return v;
+}
+
 __device__ __forceinline__ void give_up() { __trap(); }
 
 // 16, 4 or 2 bytes that any block may have written: of the cache that all share.

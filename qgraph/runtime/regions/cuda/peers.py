@@ -29,8 +29,18 @@ HEADER = 4096
 HALF = 4 << 20
 """Bytes that one launch may take; the next takes the other half."""
 
-BLOCKS, PIECE = 128, 32 << 10
-"""How many blocks exchange something at a time, and bytes of each; as `exchange.cuh` has it."""
+BLOCKS, PIECE, TURNS = 128, 32 << 10, 4
+"""How many blocks exchange something at a time, bytes of each in a turn, and how many turns there
+is room for; as `exchange.cuh` has it."""
+
+INBOX = 32 << 20
+"""Bytes that may be pushed in a launch; as `pushed.cuh` has it."""
+
+INBOX_AT = HEADER + 2 * HALF + BLOCKS * (64 + TURNS * PIECE)
+"""Where a header of 128 bytes lies, and after it two halves, which are all ones at first."""
+
+BYTES = INBOX_AT + 128 + 2 * INBOX
+"""How much memory each rank shares."""
 
 PARTS = ("cuda/words", "matmul/tiled/instructions", "matmul/tiled/formats", "cuda/grid",
          "cuda/phases", "cuda/peers")  # fmt: skip
@@ -78,7 +88,7 @@ def may_connect(mesh: Mesh | None) -> bool:
 def _connected(mesh: Mesh) -> Peers | None:
     assert mesh.rank is not None
     driver = _driver()
-    own = None if driver is None else driver.allocate(bytes_for(mesh.size))
+    own = None if driver is None else driver.allocate()
     handle = [0] * _WORDS if own is None else own[1]
     row = mx.array([[own is not None, _machine(), *handle]], mx.uint32)
     rows: Any = mx.distributed.all_gather(row, group=mesh.group).tolist()
@@ -92,11 +102,6 @@ def _connected(mesh: Mesh) -> Peers | None:
     table[: 2 + mesh.size] = [mesh.rank, HALF, *places]
     peers = Peers(mesh.size, mx.array(table))
     return peers if _on_all(_adds_up(peers), mesh) else None
-
-
-def bytes_for(ranks: int) -> int:
-    """How much memory each rank shares."""
-    return HEADER + 2 * HALF + BLOCKS * (64 + 2 * ranks * PIECE)
 
 
 def _on_all(here: bool, mesh: Mesh) -> bool:
@@ -170,12 +175,15 @@ class _Driver:
         if status:
             raise RuntimeError(f"{name} gave {status}")
 
-    def allocate(self, nbytes: int) -> tuple[int, list[int]] | None:
-        """Memory of zeros that lives as long as the process: its address, and what opens it."""
+    def allocate(self) -> tuple[int, list[int]] | None:
+        """Memory that lives as long as the process: its address, and what opens it."""
         place, handle = ctypes.c_uint64(), _Handle()
         try:
-            self._call("cuMemAlloc_v2", ctypes.byref(place), ctypes.c_size_t(nbytes))
-            self._call("cuMemsetD8_v2", place, ctypes.c_ubyte(0), ctypes.c_size_t(nbytes))
+            self._call("cuMemAlloc_v2", ctypes.byref(place), ctypes.c_size_t(BYTES))
+            zeros = INBOX_AT + 128
+            for start, stop, byte in ((0, zeros, 0), (zeros, BYTES, 0xFF)):
+                at, count = ctypes.c_uint64(place.value + start), ctypes.c_size_t(stop - start)
+                self._call("cuMemsetD8_v2", at, ctypes.c_ubyte(byte), count)
             self._call("cuCtxSynchronize")
             self._call("cuIpcGetMemHandle", ctypes.byref(handle), place)
         except RuntimeError:

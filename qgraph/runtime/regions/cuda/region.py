@@ -17,6 +17,7 @@ from ....target import as_target
 from ..unknown import Unknown
 from .attention import JOINS, MOST_JOINS, Attention
 from .peers import PARTS, Peers
+from .pushed import PushedRegion
 from .source import THREADS, declared, written
 from .stages import translate
 
@@ -64,13 +65,15 @@ class GridRegion:
         )  # fmt: skip
 
     @staticmethod
-    def on(node: Node, device: mx.Device, peers: Peers | None = None) -> GridRegion | None:
+    def on(node: Node, device: mx.Device, peers: Peers | None = None) -> Launched | None:
         """A region for the GPU of this process; None where its body must run instead, with the
         reason in the ledger."""
         try:
             if device.type == mx.DeviceType.cpu:
                 raise Unknown(f"it was formed for a GPU, this is {device}")
-            return GridRegion(node.bodies[0], multiprocessors(), as_target(device).arch, peers)
+            (body,) = node.bodies
+            pushed = PushedRegion.of(body, peers)
+            return pushed or GridRegion(body, multiprocessors(), as_target(device).arch, peers)
         except Unknown as error:  # formed by another version, or for another GPU
             record(Entry.of(node, LOWERING, "refused", f"it runs by its body: {error}", types=()))
             return None
@@ -91,6 +94,10 @@ class GridRegion:
             output_dtypes=self._dtypes,
         )
         return [made[i] for i in self._results], made[-1]
+
+
+Launched = GridRegion | PushedRegion
+"""How a region is launched."""
 
 
 @cache

@@ -1,0 +1,169 @@
+"""Sums over two GPUs that each rank pushes to the other, with the residual and the norm after them.
+
+A prompt's sums are bound by the link, and what comes after them by memory: adding the residual and
+the norm each read and write all rows again.  One launch does all three (`kernels/cuda/pushed.cuh`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from ....ir.graph import Graph, Node, Value
+from ....kernels.cuda.kernel import CudaKernel
+from ....kernels.cuda.source import cuda_source
+from ....types import TensorType
+from .expressions import FLOATS, TYPES
+from .peers import INBOX, PARTS, Peers
+
+THREADS, CHUNKS = 512, 4
+SUM, NORM = "distributed.all_sum", "fast.rms_norm"
+_BLOCKS = 264
+"""Two on each multiprocessor of an H100."""
+
+
+def can_push(type: TensorType, ranks: int) -> bool:
+    """Is there a kernel for a sum over so many ranks?
+
+    >>> rows = TensorType((2048, 4096), mx.bfloat16)
+    >>> can_push(rows, 2), can_push(rows, 4)
+    (True, False)
+    """
+    whole = type.dtype in FLOATS and type.size * type.dtype.size % 16 == 0
+    return ranks == 2 and whole and 0 < type.nbytes <= INBOX
+
+
+class SumNorm(NamedTuple):
+    """A sum over the ranks that is added to a residual and normed.
+
+    Attributes:
+        x, residual, weight: what it takes.
+        sum, norm: what it gives: with the residual, and normed.
+    """
+
+    x: Value
+    residual: Value
+    weight: Value
+    sum: Value
+    norm: Value
+    eps: float
+    nodes: tuple[Node, Node, Node]
+
+    @staticmethod
+    def at(graph: Graph, node: Node) -> SumNorm | None:
+        """With this sum over the ranks, if it is read by nothing but such an addition."""
+        add = _only(graph, node.output, "add")
+        if node.op != SUM or add is None or add.output.type != node.output.type:
+            return None
+        others = [v for v in add.inputs if v is not node.output]
+        norms = [n for n in graph.users.get(add.output, ()) if n.op == NORM]
+        if len(others) != 1 or others[0].type != add.output.type or len(norms) != 1:
+            return None
+        (residual,), (norm,) = others, norms
+        weight, dtype = norm.args["weight"], add.output.dtype
+        row = add.output.shape[-1] * dtype.size
+        if weight is None or weight.dtype != dtype or row % 16 or row > CHUNKS * THREADS * 16:
+            return None
+        given = node.operand("x"), residual, weight
+        return SumNorm(*given, add.output, norm.output, norm.args["eps"], (node, add, norm))
+
+
+def _only(graph: Graph, value: Value, op: str) -> Node | None:
+    """The one node that reads a value, if it is of an op."""
+    users = graph.users.get(value, ())
+    return (
+        users[0] if len(users) == 1 and users[0].op == op and value not in graph.outputs else None
+    )
+
+
+class PushedRegion:
+    """A region's body that is such a sum, ready to be launched as `GridRegion` is."""
+
+    def __init__(self, found: SumNorm, body: Graph, peers: Peers) -> None:
+        self._found, self._peers = found, peers
+        self._at = [body.inputs.index(v) for v in (found.x, found.residual, found.weight)]
+        self._results = [(found.sum, found.norm).index(v) for v in body.outputs]
+
+    @staticmethod
+    def of(body: Graph, peers: Peers | None) -> PushedRegion | None:
+        sums = [node for node in body.nodes if node.op == SUM]
+        if len(sums) != 1 or len(body.nodes) != 3 or peers is None:
+            return None
+        found = SumNorm.at(body, sums[0])
+        if found is None or not can_push(found.x.type, peers.ranks):
+            return None
+        return PushedRegion(found, body, peers)
+
+    def __call__(
+        self, inputs: Sequence[mx.array], counters: mx.array, last: mx.array
+    ) -> tuple[list[mx.array], mx.array]:
+        """As `GridRegion` is called."""
+        x, residual, weight = (inputs[i] for i in self._at)
+        *made, last = pushed(x, self._peers, last, residual, weight, self._found.eps)
+        return [made[i] for i in self._results], last
+
+
+def pushed(
+    x: mx.array,
+    peers: Peers,
+    last: mx.array,
+    residual: mx.array | None = None,
+    weight: mx.array | None = None,
+    eps: float = 0.0,
+) -> list[mx.array]:
+    """The sum, with the residual; its norm, if there is a weight; `last` for the next launch."""
+    size = x.dtype.size
+    width = THREADS * 16 // size if weight is None else x.shape[-1]
+    rows = -(-x.size // width)
+    chunks = -(-width * size // (THREADS * 16))
+    given = [a for a in (residual, weight) if a is not None]
+    norms = weight is not None
+    kernel = _kernel(x.dtype, chunks, residual is not None, norms, width, eps)
+    *made, last = kernel(
+        inputs=[x.flatten(), *given, peers.places, last],
+        grid=(min(rows, _BLOCKS) * THREADS, 1, 1),
+        threadgroup=(THREADS, 1, 1),
+        output_shapes=[*[x.shape] * (1 + norms), last.shape],
+        output_dtypes=[*[x.dtype] * (1 + norms), last.dtype],
+    )
+    return [*made, last]
+
+
+@cache
+def _kernel(
+    dtype: mx.Dtype, chunks: int, adds: bool, norms: bool, width: int, eps: float
+) -> CudaKernel:
+    type = TYPES[dtype]
+    form = f"{type} {chunks} {adds} {norms} {width} {eps!r}"
+    name = "qgraph_pushed_" + hashlib.sha1(form.encode()).hexdigest()[:12]
+    inputs = ["x", *["residual"] * adds, *["weight"] * norms, "places", "last"]
+    outputs = ["found", *["normed"] * norms, "done"]
+    arguments = [f"const {type}* x", "const __grid_constant__ Shape x_shape"]
+    arguments += [f"const {type}* {name}" for name in inputs[1:-2]]
+    arguments += ["const uint64_t* places", "const uint32_t* last"]
+    arguments += [f"{type}* {name}" for name in outputs[:-1]] + ["uint32_t* done"]
+    # As `exchange.py` declares its kernels.
+    declared = (
+        f"namespace mlx::core::cu {{ __global__ void __launch_bounds__({THREADS}, "
+        f"{2 if chunks <= 2 else 1}) custom_kernel_{name}({', '.join(arguments)}); }}\n"
+    )
+    residual, weight, normed = (
+        each if there else "nullptr"
+        for each, there in (("residual", adds), ("weight", norms), ("normed", norms))
+    )
+    return CudaKernel(
+        name,
+        inputs,
+        outputs,
+        f"""
+            using namespace qgraph::phases;
+            push_sum<{type}, {chunks}, {str(adds).lower()}, {str(norms).lower()}>(
+                places, x, {residual}, {weight}, found, {normed}, x_shape[0], {width}, {eps!r}f);
+        """,
+        header=cuda_source(*PARTS, "cuda/exchange", "cuda/pushed") + declared,
+        shared_memory=4 * THREADS // 32,
+    )

@@ -1,0 +1,145 @@
+"""Sums that two GPUs push to each other: the very source, run by a CPU, both ranks at once."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qgraph.runtime.regions.cuda.peers import BYTES, HALF, INBOX, INBOX_AT
+from tests.kernels.grid_on_cpu import HERE, ROOM, aligned
+
+BLOCKS, WARPS, LAUNCHES, EPS = 2, 2, 3, 1e-5
+WIDTH = 32 * WARPS * 4
+NAN = np.array([0xFFFFFFFF], np.uint32).view(np.float32)[0]
+"""That which stands where nothing has come yet."""
+
+MAIN = """
+#include "grid_on_cpu.hpp"
+#include "{room}/matmul/tiled/formats.cuh"
+{sources}
+void** all;
+unsigned count, width;
+
+template <int CHUNKS, bool FUSED>
+void kernel_of_push() {{
+  using namespace qgraph::phases;
+  void** given = all + blockIdx.y * 6;  // of this rank
+  float** arrays = reinterpret_cast<float**>(given + 1);
+  const auto places = static_cast<const uint64_t*>(given[0]);
+  for (int i = 0; i < {launches}; i++) {{
+    const unsigned* ended = Inbox(places).header + Inbox::LAUNCHES;
+    const unsigned before = *ended;
+    const size_t at = size_t(i) * count;
+    push_sum<float, CHUNKS, FUSED, FUSED>(places, arrays[0] + at, arrays[1], arrays[2],
+                                          arrays[3] + at, arrays[4] + at, count, width, {eps}f);
+    while (load_acquired(ended) == before) {{}}  // the next begins when all blocks have ended
+  }}
+}}
+
+extern "C" bool run(void** arrays, unsigned size, unsigned n, bool fused, bool backwards) {{
+  all = arrays, count = size, width = n, slowness = 16;
+  qgraph::phases::prepare({blocks} * 2, qgraph::phases::THREADS, 64, false);
+  return launch(fused ? kernel_of_push<2, true> : kernel_of_push<1, false>, {{{blocks}, 2, 1}},
+                qgraph::phases::THREADS, {blocks} * 2, backwards);
+}}
+"""
+
+
+class Ranks:
+    """Two GPUs that push something to each other, again and again."""
+
+    def __init__(self, folder: Path, change: Callable[[str], str] = str) -> None:
+        names = ("phases", "peers", "exchange", "pushed")
+        sources = "".join((ROOM / "cuda" / f"{n}.cuh").read_text() for n in names)
+        text = MAIN.format(room=ROOM, sources=sources, eps=EPS, blocks=BLOCKS, launches=LAUNCHES)
+        text = text.replace("WARPS = 16", f"WARPS = {WARPS}")
+        (folder / "push.cpp").write_text(change(text))
+        subprocess.run(
+            ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", f"-I{HERE}",
+             "-o", folder / "push.so", folder / "push.cpp"],
+            check=True,
+        )  # fmt: skip
+        self._run: Any = ctypes.CDLL(str(folder / "push.so")).run
+        self._memory = []
+        for _ in range(2):
+            memory = aligned(np.zeros(BYTES, np.uint8))
+            memory[INBOX_AT + 128 :] = 0xFF
+            self._memory.append(memory)
+
+    def __call__(
+        self, xs: list[Any], width: int, h: Any, weight: Any, fused: bool, backwards: bool
+    ) -> list[Any] | None:
+        kept, pointers = [], []
+        for rank, x in enumerate(xs):
+            places = np.array([rank, HALF, *(m.ctypes.data for m in self._memory)], np.uint64)
+            made = [aligned(np.full(x.size, 7, np.float32)) for _ in range(2)]
+            kept.append((places, x, h, weight, *made))
+            pointers += [a.ctypes.data for a in kept[-1]]
+        table = (ctypes.c_void_p * len(pointers))(*pointers)
+        fine = self._run(table, xs[0].size // LAUNCHES, width, fused, backwards)
+        return [made for *_, one, two in kept for made in (one, two)] if fine else None
+
+
+def is_right(push: Ranks) -> bool:
+    """Launch after launch: sums alone, and with a residual and a norm; rows and a part of one."""
+    random = np.random.default_rng(3)
+    cases = ((1, 4, False), (5, WIDTH + 4, False), (9, WIDTH + 4, True), (2, 2 * WIDTH, True))
+    for number, (rows, width, fused) in enumerate(cases):
+        xs = [aligned(random.normal(size=LAUNCHES * rows * width).astype(np.float32))
+              for _ in range(2)]  # fmt: skip
+        xs[0][xs[0].size // 2] = NAN
+        h = aligned(random.normal(size=rows * width).astype(np.float32))
+        weight = aligned(random.normal(size=width).astype(np.float32))
+        found = push(xs, width if fused else WIDTH, h, weight, fused, bool(number % 2))
+        if found is None:
+            return False
+        total = (xs[0].astype(np.float64) + xs[1]).reshape(LAUNCHES, rows, width)
+        if fused:
+            total += h.reshape(rows, width)
+            norm = total / np.sqrt((total**2).mean(-1, keepdims=True) + EPS) * weight
+        for summed, normed in (found[:2], found[2:]):
+            right = np.allclose(summed, total.ravel(), rtol=1e-6, atol=1e-6, equal_nan=True)
+            if fused:
+                right &= np.allclose(normed, norm.ravel(), rtol=1e-4, atol=1e-5, equal_nan=True)
+            if not right:
+                return False
+        if not np.array_equal(found[0], found[2], equal_nan=True):
+            return False
+    return True
+
+
+def test_pushed(tmp_path: Path) -> None:
+    assert is_right(Ranks(tmp_path))
+
+
+FAULTS = {
+    "one half for all launches": ("% 2 * BYTES", "* 0 * BYTES"),
+    "what was read stays": ("= {NOTHING, NOTHING, NOTHING, NOTHING};", ";"),
+    "nobody waits": ("if (v.x != NOTHING &&", "if (true || v.x != NOTHING &&"),
+    "a number that is nothing": ("v == NOTHING ? v - 1 : v", "v"),
+    "launches that are not counted": ("header[LAUNCHES]++;", ""),
+    "a block that does not push ahead": ("push(row + gridDim.x, next);", ";"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
+    before, after = FAULTS[fault]
+
+    def planted(text: str) -> str:
+        assert before in text
+        return text.replace(before, after)
+
+    assert not is_right(Ranks(tmp_path, planted))
+
+
+def test_memory_is_as_the_source_has_it() -> None:
+    """`pushed.cuh` and `peers.py` lay it out alike."""
+    text = (ROOM / "cuda" / "pushed.cuh").read_text()
+    assert f"BYTES = {INBOX >> 20} << 20, HEADER = {BYTES - INBOX_AT - 2 * INBOX}" in text
