@@ -75,9 +75,8 @@ class SumNorm(NamedTuple):
 def _only(graph: Graph, value: Value, op: str) -> Node | None:
     """The one node that reads a value, if it is of an op."""
     users = graph.users.get(value, ())
-    return (
-        users[0] if len(users) == 1 and users[0].op == op and value not in graph.outputs else None
-    )
+    alone = len(users) == 1 and value not in graph.outputs
+    return users[0] if alone and users[0].op == op else None
 
 
 class PushedRegion:
