@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qgraph.runtime.regions.cuda.exchange import TALKS
-from qgraph.runtime.regions.cuda.peers import BLOCKS, BYTES, HALF, HEADER, PIECE, TURNS
+from qgraph.runtime.regions.cuda.peers import BLOCKS, BYTES, HALF, HEADER, INBOX_AT, PIECE, TURNS
 from tests.kernels.grid_on_cpu import HERE, ROOM, aligned
 
 FEW_BLOCKS, SMBLOCKS_PIECE = 2, 128
@@ -137,4 +137,4 @@ def test_memory_is_as_the_source_has_it() -> None:
     text = (ROOM / "cuda" / "exchange.cuh").read_text()
     assert f"BLOCKS = {BLOCKS}, PIECE = {PIECE}, TURNS = {TURNS}" in text
     assert "HEADER = 4096" in (ROOM / "cuda" / "peers.cuh").read_text()
-    assert BYTES == HEADER + 2 * HALF + BLOCKS * (16 * 4 + TURNS * PIECE)
+    assert INBOX_AT == HEADER + 2 * HALF + BLOCKS * (16 * 4 + TURNS * PIECE)
