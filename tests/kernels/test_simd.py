@@ -150,11 +150,18 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     forget_builds()
 
 
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds that take half the time, where it is the building that is tested."""
+    monkeypatch.setattr(cpu_library, "FLAGS", (*cpu_library.FLAGS, "-O0"))
+
+
 PARTS = mx.quantize(mx.random.normal((64, 64), key=mx.random.key(3)))
 ROWS = mx.random.normal((2, 64), key=mx.random.key(4))
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quickly")
 def test_it_is_built_once_and_kept(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     product(ROWS, PARTS, "affine", 4, 64)
     (built,) = fresh.rglob("*.so")
@@ -186,6 +193,7 @@ def test_without_a_compiler_it_is_not_chosen(fresh: Path, monkeypatch: pytest.Mo
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quickly")
 def test_a_cache_folder_that_cannot_be_written(fresh: Path) -> None:
     (fresh / "qgraph").write_text("a file where the folder should be")
     with warnings.catch_warnings():

@@ -82,7 +82,7 @@ def ask(address: str, number: int) -> str:
     url = f"{address}/v1/chat/completions"
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     text = ""
-    with urllib.request.urlopen(request, timeout=60) as lines:
+    with urllib.request.urlopen(request, timeout=300) as lines:
         for line in lines:
             if line.startswith(b"data: {"):
                 delta: Any = json.loads(line[6:])["choices"][0].get("delta", {})
