@@ -167,7 +167,7 @@ class Acceleration:
         if program.executable is None:
             self._said.ran_eagerly(program.reason)
         elif not program.checked:
-            self._said.note("by the model itself where half precision parted it from a new program")
+            self._said.note("by the model itself where rounding parted it from a new program")
         keep(program, self._store, self._packed)
         return logits
 

@@ -353,12 +353,13 @@ def test_rounding_gives_programs_another_chance(
     compared = iter(range(1, 1000))
 
     def difference(self: Check, *_: Any) -> Difference | None:
-        return Difference("layer 1", 0.1, half=True) if always or next(compared) in parted else None
+        apart = always or next(compared) in parted
+        return Difference("layer 1", 0.1, chance=True) if apart else None
 
     monkeypatch.setattr(Check, "difference", difference)
     with pytest.warns(UserWarning, match="part") if always else nullcontext():
         assert tokens(fast) == tokens(model)
-    assert "half precision parted it from a new program" in fast.qgraph.report()
+    assert "rounding parted it from a new program" in fast.qgraph.report()
     assert bool(fast.qgraph.eager) == always
     assert any(p.checked for p in fast.qgraph.programs) != always
 

@@ -42,7 +42,7 @@ class Program:
         executable: None where the model runs this itself.
         reason: why it does.
         checked: was it found to give what the model gives?
-        chances: how often it may still part from it in half precision before it is given up.
+        chances: how often it may still part from it, as rounding makes it, before it is given up.
         kept: was it read from the disk?
         reference: what is compared in place of a program whose weights are quantized further.
     """

@@ -52,7 +52,7 @@ def first_run(
     """The logits of a program's first call, compared with the model's.
 
     Where they part the model's own are given, the caches are the model's, and the program is no
-    more; or it has another chance, in half precision.
+    more; or it has another chance, where rounding may have parted them.
     """
     assert program.executable is not None
     before = copy.deepcopy(caches.items)
@@ -71,7 +71,7 @@ def first_run(
         program.checked, program.reference = True, None
     else:
         program.chances -= 1
-        if not difference.half or not program.chances:
+        if not difference.chance or not program.chances:
             program.executable, program.reason = None, str(difference)
         tried = Caches(before, caches.kinds)
         logits = check.own(model, tokens, cache=tried.items)
