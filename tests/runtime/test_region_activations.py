@@ -11,7 +11,7 @@ import pytest
 
 import qgraph as qg
 from qgraph.runtime.regions.cpu.refs import h
-from qgraph.runtime.regions.cpu.region import translate
+from qgraph.runtime.regions.cpu.translation import translate
 from tests.runtime.test_region_ops import agree
 from tests.support import region_cases as cases
 from tests.support.compiler import needs_compiler

@@ -8,7 +8,7 @@ from typing import Any
 from ....ir.graph import Graph, Node, Value, input_value, is_scalar, map_values
 from ....kernels.cpu.library import missing
 from ..unknown import Unknown
-from .region import translate
+from .translation import translate
 
 
 def why_no_engine() -> str | None:
