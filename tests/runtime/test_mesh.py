@@ -19,7 +19,7 @@ from tests.support.ports import hosts
 from tests.support.rank import PROMPT, generator, relay, tiny
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 240
+PATIENCE = 400
 """Seconds, on a busy machine; a scenario takes five on an idle one."""
 
 
