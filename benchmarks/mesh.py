@@ -118,9 +118,13 @@ class Rank:
         return min(found[1:])
 
 
-def rank_main(config: files.Config, part: str, prompt: int, ranks: int, overlap: bool) -> None:
+def rank_main(
+    config: files.Config, part: str, prompt: int, ranks: int, overlap: bool, pushed: bool
+) -> None:
     """One process; rank 0 prints what it measured."""
-    mesh = qg.Mesh.of(mx.distributed.init(), overlap=overlap) if ranks > 1 else qg.Mesh(1)
+    mesh = qg.Mesh(1)
+    if ranks > 1:
+        mesh = qg.Mesh.of(mx.distributed.init(), overlap=overlap, pushed=pushed)
     start = time.perf_counter()
     rank = Rank(config, part, prompt, mesh)
     made = time.perf_counter() - start
@@ -138,14 +142,14 @@ def rank_main(config: files.Config, part: str, prompt: int, ranks: int, overlap:
 
 
 def launch(
-    model: str, layers: int, part: str, prompt: int, ranks: int, device: str, overlap: bool
+    model: str, layers: int, part: str, prompt: int, ranks: int, device: str, *ways: str
 ) -> dict[str, float]:
     """Run as many processes as ranks, and what rank 0 measured."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = [sys.executable, "-m", "benchmarks.mesh", "--one-of", str(ranks), "--model", model]
     command += ["--part", part, "--prompt", str(prompt), "--device", device]
-    command += ["--layers", str(layers), "--overlap" if overlap else "--no-overlap"]
+    command += ["--layers", str(layers), *ways]
     with tempfile.TemporaryDirectory() as folder:
         hosts = Path(folder, "hosts.json")
         hosts.write_text(json.dumps([[f"127.0.0.1:{port + i}"] for i in range(ranks)]))
@@ -175,20 +179,22 @@ def main(
     part: Annotated[str, typer.Option(help="prompt, token or both.")] = "both",
     layers: Annotated[int, typer.Option(help="So many; by default the model's.")] = 0,
     overlap: Annotated[bool, typer.Option(help="Rows of a prompt in halves.")] = False,
+    pushed: Annotated[bool, typer.Option(help="Sums of a prompt are pushed.")] = False,
     one_of: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Measure one device and several in one run."""
     mx.set_default_device(mx.cpu if device == "cpu" else mx.gpu)
     config = replace(MODELS[model], layers=layers or MODELS[model].layers)
     if one_of:
-        rank_main(config, part, prompt, one_of, overlap)
+        rank_main(config, part, prompt, one_of, overlap, pushed)
         return
     table = Table(
         "part", "ranks", "ms", "times one", "held MB", "of one", "peak MB", "collectives", "made s"
     )
+    ways = ["--overlap"] * overlap + ["--pushed"] * pushed
     for each in PARTS if part == "both" else (part,):
-        one = launch(model, config.layers, each, prompt, 1, device, overlap)
-        several = launch(model, config.layers, each, prompt, ranks, device, overlap)
+        one = launch(model, config.layers, each, prompt, 1, device)
+        several = launch(model, config.layers, each, prompt, ranks, device, *ways)
         for count, found in ((1, one), (ranks, several)):
             table.add_row(
                 each, str(count), f"{found['ms']:.2f}", f"{one['ms'] / found['ms']:.2f}",

@@ -17,21 +17,19 @@ class Link:
         latency: seconds that a collective of a few bytes takes.
         bandwidth: bytes a second from one rank to its neighbour.
         within: seconds that a sum of a few rows takes inside a kernel, where ranks share memory.
-        pushed: bytes a second of a sum that two ranks push to each other; None where none can.
     """
 
     latency: float
     bandwidth: float
     within: float | None = None
-    pushed: float | None = None
 
 
 LINKS = {
-    # all_sum of some KB between two processes of one machine; collectives of 8 KB to 64 MB between
-    # two H100s, as launches of our own (decisions 0031, 0040; NCCL's take 38 µs and more); at most
-    # 16 µs in a region (decision 0029).
+    # all_sum of some KB between two processes of one machine, and of 8 KB between two H100s: 31 to
+    # 44 µs as a launch of NCCL, 23 of our own, at most 16 in a region (decisions 0029, 0031).
+    # Plans were timed with 40; with less, others are chosen.
     "ring": Link(220e-6, 1e9),
-    "nccl": Link(23e-6, 250e9, within=16e-6, pushed=350e9),
+    "nccl": Link(40e-6, 150e9, within=16e-6),
     # Never measured: Thunderbolt 5 by its data sheet; MPI as TCP.
     "jaccl": Link(30e-6, 8e9),
     "mpi": Link(220e-6, 1e9),
@@ -60,6 +58,8 @@ class Mesh:
             split only where that should be faster.
         overlap: rows of a prompt go in halves on GPUs, one summed over the ranks while the other is
             computed, where that should be faster.  Between two H100s it was slower.
+        pushed: two GPUs push sums of prompts to each other, with the residual and the norm in one
+            launch.  It never ran between two GPUs, only as two processes of one.
 
     Raises:
         InputError: a size below 1, an unknown back end, or another goal.
@@ -77,6 +77,7 @@ class Mesh:
     group: Any = field(default=None, compare=False)
     goal: Goal = "memory"
     overlap: bool = False
+    pushed: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -88,16 +89,23 @@ class Mesh:
             raise InputError(f"a mesh for {self.goal!r}", hint="its goal is 'memory' or 'time'")
 
     @staticmethod
-    def of(group: Any, backend: str = "", goal: Goal = "memory", *, overlap: bool = False) -> Mesh:
+    def of(
+        group: Any,
+        backend: str = "",
+        goal: Goal = "memory",
+        *,
+        overlap: bool = False,
+        pushed: bool = False,
+    ) -> Mesh:
         """The mesh of an MLX group, of which this process is one rank.
 
         Args:
             group: what `mx.distributed.init()` gave.
             backend: of that group; by default the one whose variables the launcher has set.
-            goal, overlap: as the mesh's.
+            goal, overlap, pushed: as the mesh's.
         """
         name = backend or launched_backend()
-        return Mesh(group.size(), group.rank(), name, group, goal, overlap)
+        return Mesh(group.size(), group.rank(), name, group, goal, overlap, pushed)
 
     @property
     def in_one_process(self) -> bool:
@@ -121,10 +129,7 @@ class Mesh:
         moved = turns * nbytes * (self.size - 1) / self.size
         few = op == "all_sum" and rows is not None and rows <= FEW_ROWS
         latency = link.within if few and link.within is not None else link.latency
-        bandwidth = link.bandwidth
-        if op == "all_sum" and self.size == 2 and link.pushed is not None:
-            bandwidth = link.pushed
-        return latency + moved / bandwidth
+        return latency + moved / link.bandwidth
 
     def __repr__(self) -> str:
         if self.rank is None:

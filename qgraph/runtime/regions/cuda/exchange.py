@@ -15,10 +15,8 @@ import mlx.core as mx
 
 from ....kernels.cuda.kernel import CudaKernel
 from ....kernels.cuda.source import cuda_source
-from ....types import TensorType
 from .expressions import FLOATS, TYPES
 from .peers import BLOCKS, PARTS, PIECE, Peers
-from .pushed import can_push, pushed
 
 THREADS = 512
 
@@ -50,9 +48,6 @@ def exchange(op: str, x: mx.array, peers: Peers, last: mx.array) -> tuple[mx.arr
     Sums are added up in the order of ranks, so all find the same.
     """
     ranks = peers.ranks
-    if op == "all_sum" and can_push(TensorType(x.shape, x.dtype), ranks):
-        found, last = pushed(x, peers, last)
-        return found, last
     if op == "all_sum" and ranks > 2 and x.size % ranks == 0 and x.nbytes > ranks * PIECE:
         # Each sends all it has to each other rank; so it sends but a part twice.
         part, last = exchange("sum_scatter", x.flatten(), peers, last)
