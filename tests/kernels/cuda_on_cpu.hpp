@@ -113,6 +113,7 @@ inline int atomicAdd(int* to, int what) {  // fibers take turns only where they 
   return before;
 }
 
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(unsigned bits) { return __builtin_ffs(bits); }
 
 inline int __float_as_int(float number) {

@@ -369,6 +369,52 @@ def test_attention_is_a_phase(case: Decoding, tmp_path: Path) -> None:
                 assert error(made, wanted) < 0.01
 
 
+TAILS = {
+    "neighbours": ([17, 18, 19, -1], 20, 20),
+    "not neighbours": ([3, 30, -1, -1], 20, 33),
+    "a position again": ([19, 20, 19, -1], 20, 20),
+    "beyond the cache": ([38, 39, -1, -1], 40, 39),
+    "no key is seen": ([-1, -1, -1, -1], 0, -1),
+}
+"""Positions of a tail, of the token, and the last that is seen."""
+
+
+def test_attention_sees_the_tail_that_its_body_sees(tmp_path: Path) -> None:
+    """Three queries share a key, in a cache of 40."""
+    case = Decoding(mx.float16, heads=6, layers=1)
+    plan = planned(case.decode(case.weights(), 4), *case.inputs())
+    body = regions(plan.graph)[-1].bodies[0]
+    (attention,) = [node for node in body.nodes if node.op == "tail_attention"]
+    native = OnCpu(body, tmp_path, BLOCKS)
+    for name, (tail, position, last) in TAILS.items():
+        mx.random.seed(13)
+        env = {value: _like(value, case) for value in body.inputs}
+        env[attention.operand("tail_positions")] = mx.array(tail, mx.int32)
+        for operand, number in (("position", position), ("last", last)):
+            value = attention.operand(operand)
+            env[value] = mx.full(value.shape, number, mx.int32)
+        arrays = [env[value] for value in body.inputs]
+        for node in body.nodes:
+            Interpreter(Streams(mx.Device(mx.cpu, 0))).run(node, env)
+        results = native(arrays)
+        assert results is not None
+        for made, value in zip(results, body.outputs, strict=True):
+            if value.dtype == mx.int32:
+                assert made.tolist() == env[value].tolist(), name
+            else:
+                assert error(made, to_numpy(env[value])) < 0.01, name
+
+
+def test_positions_are_copied_to_where_launches_find_them() -> None:
+    """MLX keeps up to 8 bytes where the host is; once a program, and nothing else."""
+    interpreter = Interpreter(Streams(mx.Device(mx.cpu, 0)))
+    position, row = mx.array([[7]], mx.int32), mx.zeros((1, 8))
+    copy = interpreter._nearby(position)
+    assert copy.tolist() == [7] * 4
+    assert interpreter._nearby(position) is copy
+    assert interpreter._nearby(row) is row
+
+
 def _like(value: Any, case: Decoding) -> mx.array:
     """An array for an input of a region: positions, words of a weight, or numbers."""
     if value.dtype == mx.int32 and value.type.size > 1:

@@ -13,7 +13,7 @@ import pytest
 
 from qgraph.kernels.compiled import Compiled
 from qgraph.kernels.cuda import kernel as kernels
-from qgraph.kernels.cuda.kept import is_kept, keep, place
+from qgraph.kernels.cuda.kept import included, is_kept, keep, place
 from qgraph.kernels.cuda.kernel import CudaKernel, compiled_together
 from qgraph.kernels.cuda.nvrtc import HEADERS, Code, compiler
 from qgraph.kernels.cuda.text import Module, module_of
@@ -165,6 +165,16 @@ def test_an_error_in_the_program_is_its_own(played: Compiler) -> None:
     with pytest.raises(ValueError, match="broadcast"):
         Compiled(fn).call(mx.zeros(2))
     assert not played.asked
+
+
+def test_a_text_is_included(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path))
+    line = included("y[0] = 1;")
+    assert included("y[0] = 1;") == line != included("y[0] = 2;")
+    assert Path(line.split('"')[1]).read_text() == "y[0] = 1;"
+    (tmp_path / "none").write_text("")
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path / "none"))  # no folder
+    assert included("y[0] = 1;") == "y[0] = 1;"
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

@@ -94,7 +94,8 @@ __device__ void read_positions(const Token<typename F::S>& token, int length, bo
     tail.low = min(tail.low, at), tail.high = max(tail.high, at);
     replaced |= j > i && at == mine;
   }
-  __syncthreads();
+  const bool seen = i < tail.count && !replaced && mine != FAR;
+  tail.dense = __syncthreads_count(seen) == tail.high - tail.low + 1;
   if (i < F::TAIL && (replaced || mine == FAR)) shared.at[i] = -1;
   if (token.new_positions && i < F::TAIL && writes) token.new_positions[i] = mine;
 }

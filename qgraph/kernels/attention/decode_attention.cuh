@@ -121,6 +121,7 @@ template <typename S>
 struct Tail {
   const S *keys, *values;
   int count, low, high;  // how many, and between which positions
+  bool dense = false;    // is each position between them one of its?
 };
 
 template <class F>
@@ -185,13 +186,24 @@ __device__ void see(const Call<typename F::S>& call, const Place& place, const L
 }
 
 // 16 keys, rows `base` and on of `keys` and `values`; `at` has the position of each, or they count up.
+// Row `fresh` is in none of them yet.
 template <typename S>
 struct Tile {
   const S *keys, *values;
   int base, count;
   const int* at;
+  int fresh = -1;
+  const S *fresh_key = nullptr, *fresh_value = nullptr;
 
   __device__ __forceinline__ int row(int i) const { return min(base + i, count - 1); }
+  template <int D>
+  __device__ __forceinline__ const S* key(int i) const {
+    return row(i) == fresh ? fresh_key : keys + size_t(row(i)) * D;
+  }
+  template <int D>
+  __device__ __forceinline__ const S* value(int i) const {
+    return row(i) == fresh ? fresh_value : values + size_t(row(i)) * D;
+  }
 };
 
 // One warp's share: scores and results of its keys so far, as fragments.  ALIGNED: all rows of keys and
@@ -221,6 +233,18 @@ struct Warp {
       low = min(low, shared.from[row]), inner_low = max(inner_low, shared.from[row]);
       high = max(high, shared.to[row]), inner_high = min(inner_high, shared.to[row]);
     }
+    begin();
+  }
+
+  // All rows see the same keys.
+  __device__ Warp(const Call<S>& call, const Place& place, const Shared<F>& shared,
+                  const Tail<S>& tail, int low, int high)
+      : call(call), place(place), shared(shared), tail(tail), low(low), high(high), inner_low(low),
+        inner_high(high) {
+    begin();
+  }
+
+  __device__ __forceinline__ void begin() {
 #pragma unroll
     for (int n = 0; n < F::TILES; n++) {
 #pragma unroll
@@ -237,10 +261,12 @@ struct Warp {
     return load<true>(&shared.query[8 * n + g][32 * c + 8 * t]);
   }
 
-  __device__ __forceinline__ void read(const Tile<S>& tile, Eight<S> (&keys)[2][KEY_CHUNKS]) const {
+  static __device__ __forceinline__ void read(const Tile<S>& tile,
+                                              Eight<S> (&keys)[2][KEY_CHUNKS]) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const S* row = tile.keys + size_t(tile.row(8 * half + g)) * F::D + 8 * t;
+      const S* row = tile.template key<F::D>(8 * half + g) + 8 * t;
 #pragma unroll
       for (int c = 0; c < KEY_CHUNKS; c++) keys[half][c] = load<ALIGNED>(row + 32 * c);
     }
@@ -249,11 +275,12 @@ struct Warp {
   // The keys of a lane's values are 2 t, 2 t + 1, 2 t + 8, 2 t + 9.
   static __device__ __forceinline__ int value_key(int i, int t) { return 2 * t + i % 2 + i / 2 * 8; }
 
-  __device__ __forceinline__ void read_values(const Tile<S>& tile,
-                                              Eight<S> (&values)[4][VALUE_CHUNKS]) const {
+  static __device__ __forceinline__ void read_values(const Tile<S>& tile,
+                                                     Eight<S> (&values)[4][VALUE_CHUNKS]) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const S* row = tile.values + size_t(tile.row(value_key(i, t))) * F::DV + 8 * g;
+      const S* row = tile.template value<F::DV>(value_key(i, t)) + 8 * g;
 #pragma unroll
       for (int c = 0; c < VALUE_CHUNKS; c++) values[i][c] = load<ALIGNED>(row + 64 * c);
     }
@@ -266,6 +293,7 @@ struct Warp {
     if (tile.at) {
       at = tile.at[at];
     } else if (F::TAIL && at >= tail.low && at <= tail.high) {
+      if (tail.dense) return -1;
       for (int j = 0; j < tail.count; j++)
         if (shared.at[j] == at) return -1;
     }
@@ -425,12 +453,41 @@ __device__ float with_sink(const Call<S>& call, int row, float& peak, float& sum
   return shrink;
 }
 
-// The results of the warps become one, of each row.
-template <class F, class W>
-__device__ void finish(const Call<typename F::S>& call, const Place& place, W& mine,
+// What the results of each warp are multiplied by, once their maxima and sums are there.
+template <class F>
+__device__ void weigh_warps(const Call<typename F::S>& call, const Place& place, Shared<F>& shared) {
+  // Neighbouring lanes have the warps of a row.
+  static_assert(F::ROWS * F::WARPS <= F::THREADS && 32 % F::WARPS == 0);
+  if (threadIdx.x >= F::ROWS * F::WARPS) return;
+  const int row = threadIdx.x / F::WARPS, w = threadIdx.x % F::WARPS;
+  const int whole = row_of(call, place, row);
+  const float own = shared.peak[w][row];
+  float peak = own;
+#pragma unroll
+  for (int step = 1; step < F::WARPS; step *= 2)
+    peak = fmaxf(peak, __shfl_xor_sync(0xffffffff, peak, step));
+  float weight = peak == -INFINITY ? 0 : exp2f(own - peak), sum = weight * shared.sum[w][row];
+#pragma unroll
+  for (int step = 1; step < F::WARPS; step *= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+  if (call.splits == 1) {
+    weight *= whole < 0 ? 0 : with_sink(call, whole, peak, sum) / sum;
+  } else if (whole >= 0 && w == 0) {
+    float* part = call.parts + (size_t(whole) * call.splits + place.split) * (F::DV + 2);
+    part[F::DV] = peak, part[F::DV + 1] = sum;
+  }
+  shared.weight[w][row] = weight;
+}
+
+// The results of the first `active` warps become one, of each row.  Of eight rows the first USED are
+// there: lanes that have others do not exchange them.
+template <class F, int USED = 8, class W>
+__device__ void finish(const Call<typename F::S>& call, const Place& place, W& mine, int active,
                        Shared<F>& shared) {
   using S = typename F::S;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  constexpr int T = USED > 4 ? 4 : USED > 2 ? 2 : 1, LANES = 8 * T;
+  constexpr int FIT = F::AT_ONCE * (4 / T), AT_ONCE = F::NUMBERS % FIT ? F::AT_ONCE : FIT;
+  const int warp = threadIdx.x / 32;
+  const auto exchange = [&](int w) { return &shared.exchange[w][0][0]; };
 #pragma unroll
   for (int n = 0; n < F::TILES; n++) {
 #pragma unroll
@@ -442,42 +499,29 @@ __device__ void finish(const Call<typename F::S>& call, const Place& place, W& m
       if (mine.g == 0) shared.peak[warp][row] = mine.peak[n][i], shared.sum[warp][row] = sum;
     }
   }
-  __syncthreads();
-  if (threadIdx.x < F::ROWS) {
-    const int row = threadIdx.x, whole = row_of(call, place, row);
-    float peak = -INFINITY, sum = 0;
-    for (int w = 0; w < F::WARPS; w++) peak = fmaxf(peak, shared.peak[w][row]);
-    for (int w = 0; w < F::WARPS; w++) {
-      const float weight = peak == -INFINITY ? 0 : exp2f(shared.peak[w][row] - peak);
-      shared.weight[w][row] = weight;
-      sum += weight * shared.sum[w][row];
-    }
-    if (call.splits == 1) {
-      const float by = whole < 0 ? 0 : with_sink(call, whole, peak, sum) / sum;
-      for (int w = 0; w < F::WARPS; w++) shared.weight[w][row] *= by;
-    } else if (whole >= 0) {
-      float* part = call.parts + (size_t(whole) * call.splits + place.split) * (F::DV + 2);
-      part[F::DV] = peak, part[F::DV + 1] = sum;
-    }
-  }
 #pragma unroll
-  for (int start = 0; start < F::NUMBERS; start += F::AT_ONCE) {
-    __syncthreads();
+  for (int start = 0; start < F::NUMBERS; start += AT_ONCE) {
+    if (start > 0) __syncthreads();
+    if (mine.t < T) {
 #pragma unroll
-    for (int i = 0; i < F::AT_ONCE; i++)
-      shared.exchange[warp][i][lane] = (&mine.result[0][0][0][0])[start + i];
+      for (int i = 0; i < AT_ONCE; i++)
+        exchange(warp)[i * LANES + mine.g * T + mine.t] = (&mine.result[0][0][0][0])[start + i];
+    }
     __syncthreads();
-    for (int at = threadIdx.x; at < F::AT_ONCE * 32; at += F::THREADS) {
-      const int i = at / 32, number = start + i, g = at % 32 / 4, t = at % 4;
+    if (start == 0) {
+      weigh_warps<F>(call, place, shared);
+      __syncthreads();
+    }
+    for (int at = threadIdx.x; at < AT_ONCE * LANES; at += F::THREADS) {
+      const int number = start + at / LANES, g = at % LANES / T, t = at % T;
       const int n = number / (F::DV / 4), c = number / 16 % (F::DV / 64), j = number / 4 % 4;
       const int row = 8 * n + 2 * t + number % 2;
       const int column = 64 * c + 8 * g + 2 * j + number / 2 % 2;
       const int whole = row_of(call, place, row);
       if (whole < 0) continue;
       float total = 0;
-#pragma unroll
-      for (int w = 0; w < F::WARPS; w++)
-        total += shared.weight[w][row] * shared.exchange[w][i][at % 32];
+#pragma unroll 8
+      for (int w = 0; w < active; w++) total += shared.weight[w][row] * exchange(w)[at];
       if (call.splits == 1)
         call.y[size_t(whole) * F::DV + column] = S(total);
       else
@@ -504,7 +548,7 @@ __device__ void attend_to(const typename F::S* keys, const typename F::S* values
   const bool has_tail = F::TAIL && place.split == call.splits - 1;
   mine.attend(cache, own(min(share, tiles - from), warp), rest,
               has_tail ? own((tail.count + 15) / 16, last) : 0);
-  finish<F>(call, place, mine, shared);
+  finish<F>(call, place, mine, F::WARPS, shared);
 }
 
 // A task, once its queries, what they see and the tail are in shared memory; by all of a block.  The

@@ -6,6 +6,7 @@ The code is one file, the names of its kernels another.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 import threading
@@ -33,6 +34,21 @@ def place(name: str) -> Path:
     """
     parts = [name[i : i + LONGEST] for i in range(0, len(name), LONGEST)]
     return folder().joinpath(*parts[:-1], f"{parts[-1]}.ptx")
+
+
+def included(text: str) -> str:
+    """A line that includes a text; the text itself where it cannot be written.
+
+    MLX hashes what a kernel is made of at every launch, some 2 µs for the 8 KB of a region.
+    """
+    path = folder() / "texts" / f"{hashlib.sha1(text.encode()).hexdigest()}.cuh"
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, text.encode())
+    except OSError:
+        return text
+    return f'#include "{path}"\n'
 
 
 def is_kept(module: Module) -> bool:

@@ -58,10 +58,11 @@ class Attention:
 
     @property
     def shared_memory(self) -> int:
-        """Bytes: at least as many as `Shared` has in the source."""
+        """Bytes: at least as many as `SharedOfPhase` has in the source."""
         rows, dim = 8 * self.cut.tiles, self.shape[3]
         exchanged = 4 * WARPS * 16 * 32
-        return exchanged + rows * (2 * dim + 12) + 12 * WARPS * rows + 4 * self.tail + 4 * dim + 128
+        each = rows * (2 * dim + 12) + 12 * WARPS * rows + 4 * self.tail + 8 * dim
+        return exchanged + each + 192
 
     def text(self) -> Iterator[str]:
         """The phase, where `memory_of_attention` is free."""
@@ -88,13 +89,15 @@ class Attention:
         ])  # fmt: skip
         yield "{"
         yield f"using F = qgraph::Form<{form}>;"
-        yield f"static_assert(sizeof(qgraph::Shared<F>) <= {self.shared_memory});"
+        yield "using Memory = qgraph::SharedOfPhase<F>;"
+        yield f"static_assert(sizeof(Memory) <= {self.shared_memory});"
         yield f"const qgraph::Call<F::S> call{{{given}}};"
         yield f"const qgraph::Token<F::S> token{{{token}}};"
         yield (
-            f"qgraph::attention_phase<F, {self.cut.tasks * self.cut.splits}, {self.cut.splits}>("
+            f"qgraph::attention_phase<F, {q.number // kv_heads}, "
+            f"{self.cut.tasks * self.cut.splits}, {self.cut.splits}>("
             f"call, token, grid.counters + {JOINS}, "
-            "*reinterpret_cast<qgraph::Shared<F>*>(memory_of_attention));"
+            "*reinterpret_cast<Memory*>(memory_of_attention));"
         )
         yield "}"
 

@@ -10,6 +10,7 @@ from functools import cache
 import mlx.core as mx
 
 from ....ir.graph import Graph, Node
+from ....kernels.cuda.kept import included
 from ....kernels.cuda.kernel import CudaKernel
 from ....kernels.cuda.source import cuda_source
 from ....rewrite.ledger import LOWERING, Entry, record
@@ -115,7 +116,7 @@ def _kernel(
         inputs=inputs,
         outputs=outputs,
         header=cuda_source(*PARTS, *(ATTENTION if attends else ())) + declaration,
-        source=text,
+        source=included(text),
         shared_memory=shared,
     )
 

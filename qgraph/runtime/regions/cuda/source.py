@@ -99,17 +99,18 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
         f"float* scratch = reinterpret_cast<float*>(memory + {HEAD});",
         f"float* sums = reinterpret_cast<float*>(memory + {HEAD + scratch});",
         f"char* rows = memory + {HEAD + scratch + sums};",
-        f"Ring<{slot}, {slots}, {flight}> ring(memory + {HEAD + scratch + work});",
         "if (threadIdx.x == 0) *grid.open = 0;",
     ]
-    if attentions:
+    if attentions:  # all wait for it, and it wants the registers of what comes after it
         lines.append("char* memory_of_attention = reinterpret_cast<char*>(sums);")
+        lines += _phase(stages, stages.phases[0], 0, ranks)
+    lines.append(f"Ring<{slot}, {slots}, {flight}> ring(memory + {HEAD + scratch + work});")
     for i, phase in products.items():
         product = _product(phase, rows, fits[i])
         lines.append(f"{product} p{i}({phase.weight}, {phase.scales});")
     lines.append(f"ring.fill({_fetch(products)});")
-    for i, any_phase in enumerate(stages.phases):
-        lines += _phase(stages, any_phase, i, ranks)
+    for i in range(len(attentions), len(stages.phases)):
+        lines += _phase(stages, stages.phases[i], i, ranks)
     late = [row for row in stages.written if row.phase >= len(stages.phases)]
     if late:
         barrier = _barrier(stages.phases[-1])
