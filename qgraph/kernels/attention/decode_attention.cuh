@@ -458,8 +458,9 @@ template <class F>
 __device__ void weigh_warps(const Call<typename F::S>& call, const Place& place, Shared<F>& shared) {
   // Neighbouring lanes have the warps of a row.
   static_assert(F::ROWS * F::WARPS <= F::THREADS && 32 % F::WARPS == 0);
-  if (threadIdx.x >= F::ROWS * F::WARPS) return;
-  const int row = threadIdx.x / F::WARPS, w = threadIdx.x % F::WARPS;
+  constexpr int COUNT = F::ROWS * F::WARPS;
+  if (threadIdx.x >= (COUNT + 31) / 32 * 32) return;
+  const int row = threadIdx.x / F::WARPS % F::ROWS, w = threadIdx.x % F::WARPS;
   const int whole = row_of(call, place, row);
   const float own = shared.peak[w][row];
   float peak = own;
