@@ -46,6 +46,7 @@ from qgraph.kernels import Problem, candidates, kernel, plain
 from qgraph.kernels.base import HALF
 from qgraph.kernels.choice.tuner import Choice, choose
 from qgraph.kernels.cuda.arch import capability
+from qgraph.kernels.matmul.tiled.experts import TiledGather
 from qgraph.kernels.matmul.tiled.product import Tiled
 from qgraph.kernels.progress import progress
 from qgraph.rewrite.ledger import Entry, record
@@ -173,21 +174,26 @@ class ChooseKernel:
         pick = partial(choose, problem, budget=budget, exact=self.exact, tune=self.tune)
         best = pick(names=names)
         if not self.exact and _joins(problem):
-            best = _preferring(Tiled.name, best)
+            best = _preferring(_in_tiles(problem), best)
         if not kernel(best.kernel).host:
             return Picked(best, best)
         return Picked(best, pick(names=[name for name in names if not kernel(name).host]))
 
     def _gains(self, problem: Problem, choice: Choice) -> bool:
         own = dict(choice.others).get(plain(problem))
-        if own is not None and choice.kernel == Tiled.name and _joins(problem):
-            own += JOINED_US
+        if own is not None and choice.kernel == _in_tiles(problem) and _joins(problem):
+            return own + JOINED_US >= choice.estimate_us
         return own is None or own >= self.gain * choice.estimate_us
 
 
 def _joins(where: Problem | Target) -> bool:
     """Do regions hold products there that are carried out in tiles?"""
     return where.backend == "cuda" and capability(where.arch) == 90
+
+
+def _in_tiles(problem: Problem) -> str:
+    """The kernel of products that regions hold."""
+    return TiledGather.name if problem.experts else Tiled.name
 
 
 def _preferring(name: str, best: Choice) -> Choice:

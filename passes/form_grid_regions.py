@@ -27,13 +27,14 @@ Runs after kernels are chosen, as it is their layout that it reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.rewrite.ledger import Entry, collecting, record
 from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.runtime.regions.cuda.attention import OP as ATTENTION
+from qgraph.runtime.regions.cuda.experts import OP as GATHER
 from qgraph.runtime.regions.cuda.peers import may_connect
 from qgraph.runtime.regions.cuda.pick import is_pick
 from qgraph.runtime.regions.cuda.region import KERNEL, multiprocessors
@@ -44,6 +45,7 @@ from qgraph.target import Target, as_target
 from qgraph.tracing.tensor import Tensor, apply
 
 from .form_regions import formed, region_of
+from .shared.routed import in_turn, of_experts
 from .shared.views import is_plain
 
 _NAME = "form-grid-regions"
@@ -63,38 +65,70 @@ class FormGridRegions:
         if target.backend != "cuda":
             return graph
 
-        plain = rewrite_each(graph, _reshaped, _NAME)
-        made = self._formed(plain, target)
+        plain = rewrite_each(graph, _plain, _NAME)
+        alone: frozenset[Node] = frozenset()
+        while True:  # what stands around those that are left alone may still be regions
+            made, entries, more = _formed(plain, target, alone)
+            for entry in entries:
+                if not more or entry.decision == "refused":
+                    record(entry)
+            if not more:
+                break
+            alone |= more
         return graph if made is plain else made
 
-    def _formed(self, graph: Graph, target: Target) -> Graph:
-        rows = {rows_of(n.output) for _, n in graph.walk() if n.op == "packed_matmul"}
-        left_alone: list[Node] = []
 
-        def refused(node: Node) -> str | None:
-            own = node.op == ATTENTION or is_pick(node)
-            if not own and any(rows_of(v) not in rows for v in node.outputs if v.ndim):
-                return "its rows are not those of products"
-            if node.op == SUM and not may_connect(target.mesh):
-                return "the ranks of this mesh share no memory"
-            return refusal(node)
+def _formed(
+    graph: Graph, target: Target, alone: frozenset[Node]
+) -> tuple[Graph, list[Entry], frozenset[Node]]:
+    """The graph with its regions, what is told of them, and nodes for which there was none, though
+    they had a place in one.
 
-        def without(node: Node) -> str | None:
-            return "it is a launch of its own" if node.op == ATTENTION else refused(node)
+    Args:
+        alone: nodes that have no place.
+    """
+    rows = {rows_of(n.output) for _, n in graph.walk() if n.op == "packed_matmul"}
+    experts = frozenset[Node]().union(*(of_experts(g) for g in _graphs(graph))) - alone
+    left: set[Node] = set()
 
-        def pays(graph: Graph, nodes: Sequence[Node]) -> bool:
-            found = _pays(graph, nodes, target)
-            if not found:
-                left_alone.extend(node for node in nodes if node.op == ATTENTION)
-            return found
+    def refused(node: Node) -> str | None:
+        if node in alone:
+            return "it is a launch of its own"
+        if node in experts:
+            return None
+        own = node.op == ATTENTION or is_pick(node)
+        if not own and any(rows_of(v) not in rows for v in node.outputs if v.ndim):
+            return "its rows are not those of products"
+        if node.op == SUM and not may_connect(target.mesh):
+            return "the ranks of this mesh share no memory"
+        return refusal(node)
 
-        with collecting() as entries:
-            made = formed(graph, refused, pays, _NAME, KERNEL, lambda node: node.op == ATTENTION)
-        if left_alone:  # what stands around it may still be regions
-            return formed(graph, without, pays, _NAME, KERNEL)
-        for entry in entries:
-            record(entry)
-        return made
+    def pays(graph: Graph, nodes: Sequence[Node]) -> bool:
+        found = _pays(graph, nodes, target)
+        if not found:
+            routed = experts.intersection(nodes)
+            left.update(routed or (node for node in nodes if node.op == ATTENTION))
+        return found
+
+    with collecting() as entries:
+        made = formed(graph, refused, pays, _NAME, KERNEL, lambda node: node.op == ATTENTION)
+    return made, entries, frozenset(left)
+
+
+def _graphs(graph: Graph) -> Iterator[Graph]:
+    """A graph and the bodies of its loops."""
+    yield graph
+    for node in graph.nodes:
+        for body in node.bodies:
+            yield from _graphs(body)
+
+
+def _plain(node: Node) -> Sequence[Value] | None:
+    """Views that leave all elements in order, in one word, and experts of each row in turn."""
+    if node.op == GATHER:
+        found = in_turn(node)
+        return None if found is None else found.outputs
+    return _reshaped(node)
 
 
 def _reshaped(node: Node) -> Sequence[Value] | None:

@@ -16,6 +16,8 @@ Packed = tuple[mx.array, ...]
 
 EXACT = "exact"
 HALF = (mx.float16, mx.bfloat16)
+FREE_SHARE = 0.5
+"""Extra memory, as a share of the packed weight, that needs no budget: float32 scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,10 @@ class Kernel:
     def extra_bytes(self, problem: Problem) -> int:
         """Memory it keeps beyond the packed weight as given."""
         return 0
+
+    def free_bytes(self, problem: Problem) -> float:
+        """Extra memory that needs no budget."""
+        return FREE_SHARE * problem.packed_bytes
 
     def estimate(self, problem: Problem, machine: Machine) -> float | None:
         """Microseconds it takes on a machine; None where nothing tells.

@@ -62,8 +62,6 @@ _NAMED: dict[str, Callable[[], Kernel]] = {cls.name: cls for cls in KERNELS if c
 _WRAPPERS: dict[str, Callable[..., Kernel]] = {
     cls.prefix: cls for cls in KERNELS if issubclass(cls, Wrapper)
 }
-FREE_SHARE = 0.5
-"""Extra memory, as a share of the packed weight, that needs no budget: float32 scales."""
 
 
 @cache
@@ -121,7 +119,7 @@ def refusal(name: str, problem: Problem, *, budget: int = 0, exact: bool = False
     if (why := candidate.applies(problem)) is not None:
         return why
     extra = candidate.extra_bytes(problem)
-    if extra > max(budget, FREE_SHARE * problem.packed_bytes):
+    if extra > max(budget, candidate.free_bytes(problem)):
         return f"keeps {extra} bytes more, the budget is {budget}"
     if exact and (contract := candidate.contract(problem)) != EXACT:
         return f"not exact: {contract}"

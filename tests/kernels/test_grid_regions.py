@@ -171,7 +171,7 @@ FAULTS = {
         "full == under_way &&",
         "full + 1 == under_way &&",
     ),
-    "slots that are filled while they are read": ("full < SLOTS)", "full < SLOTS + 1)"),
+    "slots that are filled while they are read": ("(full < SLOTS)", "(full < SLOTS + 1)"),
     "sums that are read before they are there": ("      __syncthreads();\n      for", "      for"),
     "a barrier that is not set back": ("counters[0] = 0, counters[1] = 0;", ";"),
 }

@@ -192,6 +192,13 @@ struct Rows {
     for (int t = 0; t < 4; t++) to[t * 8] = pair<T>(x.v[2 * t], x.v[2 * t + 1]);
   }
 
+  // M rows as they lie in memory.
+  template <int M>
+  __device__ __forceinline__ void copy(const T* from) const {
+    for (int i = threadIdx.x; i < M * K / 8; i += THREADS)
+      put(i / (K / 8), i % (K / 8) * 8, load_8(from + i * 8));
+  }
+
   // Columns that fill the last tile up are 0.
   template <int M>
   __device__ __forceinline__ void fill() const {
@@ -247,11 +254,11 @@ struct Ring {
     return true;
   }
 
-  // Begins to copy by `fetch` what there is room for.
+  // Begins to copy by `fetch` what there is room for, until it has nothing.
   template <typename F>
   __device__ __forceinline__ void fill(F fetch) {
     while (under_way > 0 && landed()) {}
-    while (under_way < FLIGHT && full < SLOTS) fetch();
+    while (under_way < FLIGHT && (full < SLOTS) && fetch()) {}
   }
 
   __device__ __forceinline__ const char* oldest() const { return memory + first * SLOT; }
@@ -265,13 +272,37 @@ struct Ring {
   }
 };
 
+// All rows of x by one matrix.
+struct OneMatrix {
+  static constexpr bool ROUTED = false, ADDED = false;
+  static constexpr int TIMES = 1;  // as often come all units
+};
+
+// ROWS rows of x, each by the matrices of its EXPERTS experts, which are known once a router is done: by
+// one after the other, or, if their results are ADDED up, in as many parts.  OWN: x has a row of each
+// expert.
+template <int ROWS, int EXPERTS, bool ADD, bool OWN>
+struct ByExpert {
+  static constexpr bool ROUTED = true, ADDED = ADD;
+  static constexpr int TIMES = ADDED ? ROWS : ROWS * EXPERTS;
+  const int* chosen;
+
+  __device__ __forceinline__ int pair(int time, int part) const {
+    return ADDED ? time * EXPERTS + part : time;
+  }
+  __device__ __forceinline__ int matrix(int time, int part) const { return chosen[pair(time, part)]; }
+  __device__ __forceinline__ int row(int time, int part) const {
+    return OWN ? pair(time, part) : pair(time, part) / EXPERTS;
+  }
+};
+
 // M rows of x by PARTS times WIDTH rows of a weight of K columns.  Each warp takes every 16th piece of
 // PIECE neighbouring tiles; ROUND units are added up and finished together.
 //
 // A multiprocessor does half as many integer operations as others: what a piece needs for addresses
 // and turns was half of the time when a piece was one tile.
 template <typename T, Mode MODE, int BITS, int GROUP, int M, int K, int WIDTH, int PARTS, int ROUND,
-          int PIECE>
+          int PIECE, typename WHICH = OneMatrix>
 struct Product {
   static constexpr int TILES = (K + 63) / 64, UNITS = (WIDTH + 15) / 16;
   static constexpr int TURNS = (TILES + WARPS * PIECE - 1) / (WARPS * PIECE);
@@ -283,24 +314,40 @@ struct Product {
   static_assert(PIECE_GROUPS * COPIES <= 32);
 
   const char *w, *scales;
+  WHICH which;
   int all;  // units of this block
   // What is fetched next: its unit and part, and from where.
   int unit = 0, part = 0, turn = 0;
   const char *from, *scale;
 
-  __device__ Product(const void* weight, const void* scales)
-      : w(static_cast<const char*>(weight)), scales(static_cast<const char*>(scales)),
-        all((UNITS - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x)) {
-    seek();
+  __device__ Product(const void* weight, const void* scales, WHICH which = {})
+      : w(static_cast<const char*>(weight)), scales(static_cast<const char*>(scales)), which(which),
+        all((UNITS * WHICH::TIMES - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x)) {
+    if constexpr (!WHICH::ROUTED) seek();
   }
+
+  // The i-th unit of this block: which 16 rows of a matrix, and how often all came before.
+  struct Unit {
+    int rows, time = 0;
+    __device__ __forceinline__ Unit(int i) : rows(int(blockIdx.x) + i * int(gridDim.x)) {
+      if constexpr (WHICH::TIMES > 1) time = rows / UNITS, rows %= UNITS;
+    }
+  };
 
   // To the first piece of this warp in a unit and part.
   __device__ __forceinline__ void seek() {
     const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * PIECE;
-    const int rows = int(blockIdx.x) + unit * int(gridDim.x) + part * (WIDTH / 16);
+    const Unit own(unit);
+    const int rows = own.rows + (WHICH::ADDED ? 0 : part * (WIDTH / 16));
     from = w + ((size_t(rows / 4) * TILES + first) * 4 + rows % 4) * W_BYTES + lane * 16;
     scale = scales + (size_t(rows / 4) * GROUPS * 4 + rows % 4) * S_BYTES + lane % COPIES * 16;
     if constexpr (GROUP <= 64) scale += (first * SCALES + lane / COPIES) * 4 * S_BYTES;
+    if constexpr (WHICH::ROUTED) {
+      if (unit >= all) return;
+      constexpr size_t DOWN = (WIDTH * (WHICH::ADDED ? 1 : PARTS) + 63) / 64;  // tiles of a matrix
+      const int matrix = which.matrix(own.time, part);
+      from += matrix * (DOWN * TILES * 4 * W_BYTES), scale += matrix * (DOWN * GROUPS * 4 * S_BYTES);
+    }
   }
 
   // Begins to copy the next piece; false if there is none.
@@ -343,11 +390,17 @@ struct Product {
     mma<T>(c, a, b0, b1);
   }
 
+  // The row of x that a lane multiplies; columns of the result beyond M are not read.
+  __device__ __forceinline__ int row_of_x(int unit, int part) const {
+    if constexpr (WHICH::ROUTED) return which.row(Unit(unit).time, part);
+    const int row = threadIdx.x % 32 / 4;
+    return row < M ? row : 0;
+  }
+
   // A piece, whose first tile is `column`.
   __device__ __forceinline__ void multiply(float (&c)[4], const char* piece, int column,
-                                           const Rows<T, K>& x) {
+                                           const Rows<T, K>& x, int row) {
     const int lane = threadIdx.x % 32;
-    const int row = lane / 4 < M ? lane / 4 : 0;  // columns of the result beyond M are not read
     const char* from = x.memory + row * Rows<T, K>::BYTES + (column * 4 + lane % 4) * 32;
 #pragma unroll
     for (int tile = 0; tile < PIECE; tile++) {
@@ -379,9 +432,10 @@ struct Product {
   // The row and column of a thread's number, the i-th of those of some units.
   struct Place {
     int n, j;
-    __device__ Place(int first, int i)
-        : n(i % (M * 16) / 16),
-          j((int(blockIdx.x) + (first + i / (M * 16)) * int(gridDim.x)) * 16 + i % 16) {}
+    __device__ Place(int first, int i) {
+      const Unit own(first + i / (M * 16));
+      n = i % (M * 16) / 16 + own.time, j = own.rows * 16 + i % 16;
+    }
   };
 
   // All of the product, once x is there; finish(n, j, y, read(n, j)) gets the PARTS numbers of row n
@@ -397,11 +451,12 @@ struct Product {
       if (int(threadIdx.x) < count * M * 16 && mine.j < WIDTH) early = read(mine.n, mine.j);
       for (int number = 0; number < count * PARTS; number++) {
         float c[4] = {};
+        const int row = row_of_x(first + number / PARTS, number % PARTS);
         for (int turn = 0; turn < TURNS; turn++) {
           ring.fill(fetch);
           ring.wait();
           const int column = (turn * WARPS + warp) * PIECE;
-          if (column < TILES) multiply(c, ring.oldest(), column, x);
+          if (column < TILES) multiply(c, ring.oldest(), column, x, row);
           ring.used();
         }
         keep(c, number, sums);

@@ -6,6 +6,7 @@ those of one token, have blocks of their own.  The source is `experts.cuh`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -72,6 +73,8 @@ class TiledGather(Gather):
         rhs: Indices = None,
     ) -> mx.array:
         p, b, each = problem, _gathered_block(problem), x.shape[-2]
+        if lhs is None and rhs is not None:
+            lhs = _in_turn(tuple(x.shape[:-2]), tuple(rhs.shape))
         lhs, rhs = broadcast_indices(x, problem, lhs, rhs)
         if each == 1 and p.m <= FEW:
             product, portions = gathered_rows(b.shared_memory(p)), p.m
@@ -107,6 +110,15 @@ def _zeros(count: int) -> mx.array:
     zeros = mx.zeros((count,), mx.uint32)
     mx.eval(zeros)
     return zeros
+
+
+@cache
+def _in_turn(batch: tuple[int, ...], indices: tuple[int, ...]) -> mx.array:
+    """Each matrix of x for its own indices, as without indices of them: no launch either."""
+    own = mx.arange(math.prod(batch), dtype=mx.uint32).reshape(batch)
+    turns = mx.contiguous(mx.broadcast_to(own, indices))
+    mx.eval(turns)
+    return turns
 
 
 def _grouped_rows(lhs: mx.array, rhs: mx.array, each: int, experts: int) -> list[mx.array]:

@@ -15,7 +15,7 @@ import mlx.core as mx
 from ...base import HALF, Kernel, Machine, Packed, Problem, Streams
 from ...cuda.arch import capability, without_tensor_cores
 from .blocks import block, microseconds, tiles
-from .layout import padded
+from .layout import TILE, padded
 from .source import MODES, add_parts, product, take_rows, template
 from .untiled import LAYOUT, Untiled, in_tiles
 
@@ -46,6 +46,11 @@ class Tiled(Kernel):
         """What fills tiles up: all plans of a program read the weight in tiles."""
         p = problem.replace(n=padded(problem.n), k=padded(problem.k))
         return p.packed_bytes - problem.packed_bytes
+
+    def free_bytes(self, problem: Problem) -> float:
+        """A row of tiles at least, so that a router's few rows are no launch of their own."""
+        row = problem.replace(n=TILE, k=padded(problem.k), experts=0)
+        return max(super().free_bytes(problem), row.packed_bytes)
 
     def interpolated(self, problem: Problem, machine: Machine) -> float | None:
         """Not by others where there is a model: how a product is cut up changes in steps."""

@@ -59,6 +59,20 @@ class Summed(Leaf):
 
 
 @dataclass(frozen=True, eq=False)
+class Gathered(Leaf):
+    """The row of an array that a row's expert has, such as its bias."""
+
+
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """Numbers of each row in a block's shared memory, of a router: one, or one for each expert."""
+
+    name: str
+    dtype: mx.Dtype
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
 class Number:
     value: float
 
@@ -70,6 +84,13 @@ class Part:
     phase: int
     part: int
     dtype: mx.Dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Added(Part):
+    """The sum of what a row's experts give; `of` is written for one of them."""
+
+    of: Expression
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +111,7 @@ class Normed:
     dtype: mx.Dtype
 
 
-Expression: TypeAlias = Leaf | Number | Part | Apply | Normed
+Expression: TypeAlias = Leaf | Routed | Number | Part | Apply | Normed
 
 OPERATIONS: Mapping[str, str] = {
     "add": "{0} + {1}",
@@ -179,7 +200,7 @@ class Text:
         lines: the statements so far.
     """
 
-    leaf: Callable[[Leaf | Part], str]
+    leaf: Callable[[Leaf | Routed | Part], str]
     norms: Mapping[Normed, tuple[str, str]] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     names: dict[Expression, str] = field(default_factory=dict)
@@ -200,7 +221,7 @@ class Text:
     def _written(self, e: Expression) -> str:
         if isinstance(e, Number):
             return literal(e.value)
-        if isinstance(e, Leaf | Part):
+        if isinstance(e, Leaf | Routed | Part):
             text = self.leaf(e)
         elif isinstance(e, Normed):
             element, factor = self.norms[e]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -12,12 +12,17 @@ from ....kernels.cuda.arch import shared_memory
 from ....kernels.matmul.tiled.source import MODES
 from ..unknown import Unknown
 from .attention import WARPS, Attention
+from .experts import ByExpert
 from .expressions import (
+    FLOATS,
     TYPES,
+    Added,
     Expression,
+    Gathered,
     Leaf,
     Normed,
     Part,
+    Routed,
     Summed,
     Text,
     in_order,
@@ -25,6 +30,7 @@ from .expressions import (
 )
 from .peers import HALF
 from .pick import Pick
+from .routing import Router
 from .stages import Phase, Row, Stages
 
 THREADS = 32 * WARPS
@@ -76,19 +82,25 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
     if stages.addends * ranks > HALF:
         raise Unknown(f"sums of {stages.addends} bytes over {ranks} ranks")
     products = stages.products
-    wide = max(_row_bytes(phase.problem.k) for phase in products.values())
+    taken = max(
+        _rows_of_x(phase, rows) * _row_bytes(phase.problem.k) for phase in products.values()
+    )
     fits = {i: _fits(phase, rows, blocks) for i, phase in products.items()}
-    sums = max(fits[i] * phase.parts for i, phase in products.items()) * _sums(rows)
+    sums = max(
+        fits[i] * phase.parts * _sums(_together(phase, rows)) for i, phase in products.items()
+    )
     scratch = 4 * WARPS * rows
     attentions = [phase for phase in stages.phases if isinstance(phase, Attention)]
-    work = max(sums + rows * wide, *(a.shared_memory for a in attentions), 0)
+    passing = [router.nbytes(kept=False) for router in stages.routers]
+    work = max(sums + taken, *(a.shared_memory for a in attentions), *passing, 0)
     work = -(-work // 16) * 16
-    left = shared_memory(arch) - 1024 - HEAD - scratch - work
+    kept = sum(router.nbytes(kept=True) for router in stages.routers)
+    left = shared_memory(arch) - 1024 - HEAD - scratch - work - kept
     slot = max(_piece(phase) * _tile(phase) for phase in products.values())
     flight = max(2, -(-FLIGHT // WARPS // slot))
     slots = min(RINGS, left) // WARPS // (slot + LANDING)
     if slots <= flight:
-        raise Unknown(f"{rows} rows of {wide // 2} columns do not fit in shared memory")
+        raise Unknown(f"{taken} bytes of x do not fit in shared memory")
     addresses, room = _addresses(stages)
     lines = [
         "using namespace qgraph::phases;",
@@ -104,11 +116,15 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
     if attentions:  # all wait for it, and it wants the registers of what comes after it
         lines.append("char* memory_of_attention = reinterpret_cast<char*>(sums);")
         lines += _phase(stages, stages.phases[0], 0, ranks)
-    lines.append(f"Ring<{slot}, {slots}, {flight}> ring(memory + {HEAD + scratch + work});")
+    ring = HEAD + scratch + work + kept
+    lines.append(f"Ring<{slot}, {slots}, {flight}> ring(memory + {ring});")
+    lines += _arrays_of(stages.routers, HEAD + scratch, HEAD + scratch + work)
     for i, phase in products.items():
-        product = _product(phase, rows, fits[i])
-        lines.append(f"{product} p{i}({phase.weight}, {phase.scales});")
-    lines.append(f"ring.fill({_fetch(products)});")
+        product, chosen = _product(phase, rows, fits[i]), ""
+        if phase.by is not None:
+            chosen = f", {{reinterpret_cast<const int*>({phase.by.chosen})}}"
+        lines.append(f"{product} p{i}({phase.weight}, {phase.scales}{chosen});")
+    lines.append(f"ring.fill({_fetch(stages, 0, done=-1)});")
     for i in range(len(attentions), len(stages.phases)):
         lines += _phase(stages, stages.phases[i], i, ranks)
     late = [row for row in stages.written if row.phase >= len(stages.phases)]
@@ -117,7 +133,7 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
         lines += [f"{barrier}.arrive();", _waits(barrier, "[] {}")]
         lines += _rows_written(stages, late, ranks)
     lines.append("if (grid.leave()) peers.leave();" if stages.addends else "grid.leave();")
-    size = HEAD + scratch + work + WARPS * (slot + LANDING) * slots
+    size = HEAD + scratch + work + kept + WARPS * (slot + LANDING) * slots
     own = ("places", "counters", "last") if stages.addends else ("counters", "last")
     inputs, outputs = (*stages.inputs.values(), *own), (*dict.fromkeys(stages.results), "done")
     return Source("\n".join(lines), inputs, outputs, size, room)
@@ -147,10 +163,32 @@ def _sums(rows: int) -> int:
     return WARPS * rows * 16 * 4
 
 
+def _together(phase: Phase, rows: int) -> int:
+    """Rows of x that are multiplied together."""
+    return rows if phase.by is None else 1
+
+
+def _rows_of_x(phase: Phase, rows: int) -> int:
+    return rows if phase.by is None or not phase.by.own else phase.by.pairs
+
+
 def _fits(phase: Phase, rows: int, blocks: int) -> int:
     """Units whose sums are finished together."""
-    units = -(-phase.width // 16)
-    return max(1, min(-(-units // blocks), MOST_SUMS // (_sums(rows) * phase.parts)))
+    units = -(-phase.width // 16) * (1 if phase.by is None else phase.by.times)
+    together = _sums(_together(phase, rows)) * phase.parts
+    return max(1, min(-(-units // blocks), MOST_SUMS // together))
+
+
+def _arrays_of(routers: Sequence[Router], passing: int, kept: int) -> Iterator[str]:
+    """Arrays of routers in shared memory: where rows of x will be, or beside them."""
+    for router in routers:
+        at = {False: passing, True: kept}
+        for array, is_kept in router.arrays.items():
+            type = "float" if array.dtype in FLOATS else "int"
+            place = f"reinterpret_cast<{type}*>(memory + {at[is_kept]})"
+            yield f"{type}* {array.name} = {place};"
+            at[is_kept] += router.size(array)
+        kept = at[True]
 
 
 def _tile(phase: Phase) -> int:
@@ -168,17 +206,29 @@ def _piece(phase: Phase) -> int:
     return 2 if tiles > 2 * WARPS and 2 * _tile(phase) <= LARGEST_PIECE else 1
 
 
-def _fetch(products: Iterable[int]) -> str:
-    """Begins to copy the next piece of the first of some products that has any left."""
+def _fetch(stages: Stages, first: int, done: int) -> str:
+    """Begins to copy the next piece of the first of some products that has any left.
+
+    Args:
+        first: of the products.
+        done: the last phase before which all routers are done: products by experts that wait for a
+            later one are not known.
+    """
+    waits = [router.before for router in stages.routers if router.before > done]
+    products = [i for i in stages.products if first <= i < min(waits, default=len(stages.phases))]
+    if not products:
+        return "[] { return false; }"
     pieces = " || ".join(f"p{i}.fetch(ring.free())" for i in products)
-    return f"[&] {{ {pieces}; ring.begun(); }}"
+    return f"[&] {{ if (!({pieces})) return false; ring.begun(); return true; }}"
 
 
 def _product(phase: Phase, rows: int, fits: int) -> str:
     p = phase.problem
     mode = f"qgraph::tiled::Mode({MODES.index(p.mode)})"
-    numbers = (p.bits, p.group_size, rows, p.k, phase.width, phase.parts, fits, _piece(phase))
-    return f"Product<{TYPES[p.dtype]}, {mode}, {', '.join(map(str, numbers))}>"
+    together = _together(phase, rows)
+    numbers = (p.bits, p.group_size, together, p.k, phase.width, phase.parts, fits, _piece(phase))
+    which = "" if phase.by is None else f", {phase.by.text}"
+    return f"Product<{TYPES[p.dtype]}, {mode}, {', '.join(map(str, numbers))}{which}>"
 
 
 def _barrier(before: Phase | Attention | Pick) -> str:
@@ -207,16 +257,36 @@ def _phase(stages: Stages, phase: Phase | Attention | Pick, i: int, ranks: int) 
     if i:
         yield f"{_barrier(stages.phases[i - 1])}.arrive();"
     loader = _Loader(phase.x, p.k, stages.rows, i, ranks)
-    yield from loader.early()
-    fetch = _fetch(n for n in stages.products if n >= i)
+    count = _rows_of_x(phase, stages.rows)
+    if count == stages.rows:
+        yield from loader.early()
     if i:
-        yield _waits(_barrier(stages.phases[i - 1]), f"[&] {{ ring.fill({fetch}); }}")
+        before = _fetch(stages, i, done=i - 1)
+        yield _waits(_barrier(stages.phases[i - 1]), f"[&] {{ ring.fill({before}); }}")
     yield from _rows_written(stages, [row for row in stages.written if row.phase == i], ranks)
+    fetch = _fetch(stages, i, done=i)
+    yield from _routed(stages, i, fetch)
     yield f"const Rows<{TYPES[p.dtype]}, {p.k}> {x}{{rows}};"
-    yield from loader.rows(f"{x}.put(n, k, made);")
-    yield f"{x}.fill<{stages.rows}>();"
+    if count == stages.rows:
+        yield from loader.rows(f"{x}.put(n, k, made);")
+    else:
+        assert isinstance(phase.x, Leaf)
+        yield f"{x}.copy<{count}>({phase.x.name});"
+    yield f"{x}.fill<{count}>();"
     yield "__syncthreads();"
     yield from _finished(phase, i, x, fetch, ranks)
+
+
+def _routed(stages: Stages, i: int, fetch: str) -> Iterator[str]:
+    """Routers that are done before a phase; then the weights of experts may be fetched."""
+    for router in stages.routers:
+        if router.before == i:
+            yield from router.text()
+            names = {array.name for array in router.arrays}
+            for n, phase in stages.products.items():
+                if phase.by is not None and phase.by.chosen in names:
+                    yield f"p{n}.seek();"
+            yield f"ring.fill({fetch});"
 
 
 def _rows_written(stages: Stages, rows: Sequence[Row], ranks: int) -> Iterator[str]:
@@ -286,7 +356,7 @@ class _Loader:
     ) -> list[str]:
         loads: dict[Leaf, str] = {}
 
-        def leaf(x: Leaf | Part) -> str:
+        def leaf(x: Leaf | Routed | Part) -> str:
             assert isinstance(x, Leaf)
             if x in self.names:
                 return f"{self.names[x]}[v].v[e]"
@@ -333,11 +403,22 @@ def _read(x: Leaf, column: str, ranks: int, *, eight: bool = False) -> str:
 def _finished(phase: Phase, i: int, x: str, fetch: str, ranks: int) -> Iterator[str]:
     """Leaves are fetched before the sums are there."""
     leaves: dict[Leaf, str] = {}
+    by = phase.by
 
-    def leaf(e: Leaf | Part) -> str:
+    def leaf(e: Leaf | Routed | Part) -> str:
+        if isinstance(e, Added):
+            assert by is not None
+            text.lines += _added(e, by, name := f"all{len(text.lines)}")
+            return name
         if isinstance(e, Part):
             return f"rounded<{TYPES[e.dtype]}>(y[{e.part}])"
-        leaves.setdefault(e, _read(e, "j", ranks))
+        if isinstance(e, Routed):
+            return f"{e.name}[n]"
+        read = _read(e, "j", ranks)
+        if isinstance(e, Gathered):
+            assert by is not None
+            read = _of_expert(e, f"{by.chosen}[n]")
+        leaves.setdefault(e, read)
         return f"given.v[{list(leaves).index(e)}]"
 
     text = Text(leaf)
@@ -355,6 +436,33 @@ def _finished(phase: Phase, i: int, x: str, fetch: str, ranks: int) -> Iterator[
     yield f"  [&](int n, int j, const float (&y)[{phase.parts}], const Few<{count}>& given) {{"
     yield from ("    " + line for line in (*text.lines, *stores))
     yield "  });"
+
+
+def _of_expert(e: Gathered, expert: str) -> str:
+    return f"float(load_shared({e.name} + size_t({expert}) * {e.columns} + {e.offset} + j))"
+
+
+def _added(e: Added, by: ByExpert, name: str) -> Iterator[str]:
+    """What a row's experts give, added up."""
+
+    def leaf(e: Leaf | Routed | Part) -> str:
+        if isinstance(e, Gathered):
+            return _of_expert(e, f"{by.chosen}[pair]")
+        if isinstance(e, Routed):
+            return f"{e.name}[pair]"
+        assert isinstance(e, Part)
+        return f"rounded<{TYPES[e.dtype]}>(y[expert])"
+
+    text = Text(leaf)
+    number = text.write(e.of)
+    yield f"float {name} = 0;"
+    yield "#pragma unroll"
+    yield f"for (int expert = 0; expert < {by.experts}; expert++) {{"
+    yield f"  const int pair = n * {by.experts} + expert;"
+    yield from ("  " + line for line in text.lines)
+    yield f"  {name} += {number};"
+    yield "}"
+    yield f"{name} = rounded<{TYPES[e.dtype]}>({name});"
 
 
 def declared(name: str, source: Source, dtypes: Callable[[str], mx.Dtype]) -> str:

@@ -19,6 +19,7 @@ from ....kernels.base import HALF, Problem
 from ....kernels.matmul.tiled.product import Tiled
 from ..unknown import Unknown
 from .attention import ARRAYS, OP, OUTPUTS, Attention, check, cut_of
+from .experts import ByExpert, Experts
 from .expressions import (
     FLOATS,
     OPERATIONS,
@@ -34,6 +35,7 @@ from .expressions import (
     phase_of,
 )
 from .pick import MOST_BLOCKS, Pick, check_pick, is_pick
+from .routing import Router
 
 ROWS = 8
 """Up to which the tensor cores' time is the same: 8 columns of their result are computed anyway."""
@@ -65,6 +67,8 @@ class Phase:
         x: its rows.
         weight, scales: names of the packed weight's parts.
         parts: into how many parts of equal width its result is split.
+        by: which matrices it takes, where a router chooses them; if results are added up, its parts
+            are a row's experts.
         writes: what is written of it, of `width` columns: to where, and the expression.
     """
 
@@ -73,11 +77,12 @@ class Phase:
     weight: str
     scales: str
     parts: int
+    by: ByExpert | None = None
     writes: list[tuple[Leaf, Expression]] = field(default_factory=list)
 
     @property
     def width(self) -> int:
-        return self.problem.n // self.parts
+        return self.problem.n // (1 if self.by is not None and self.by.added else self.parts)
 
     @property
     def is_summed(self) -> bool:
@@ -97,6 +102,7 @@ class Stages:
         arrays: all that is written, by name: shape and dtype.  What is no result is of use to the
             region alone.
         written: rows that are no product's.
+        routers: which experts rows have, each before the phase that it names.
         addends: bytes that a rank adds to sums over the mesh.
         within: arrays that lie in others, by name: in which, and from which element on.
     """
@@ -107,6 +113,7 @@ class Stages:
     results: list[str]
     arrays: dict[str, tuple[tuple[int, ...], mx.Dtype]]
     written: list[Row]
+    routers: list[Router] = field(default_factory=list)
     addends: int = 0
     within: dict[str, tuple[str, int]] = field(default_factory=dict)
 
@@ -203,10 +210,14 @@ class _Translator:
         self.parts: dict[Value, tuple[Value, int]] = {}
         self.within: dict[str, tuple[str, int]] = {}
         self.addends = 0
+        self.experts = Experts(self)
 
     def run(self) -> Stages:
         for node in self.body.nodes:
             if node.op == "constant" or self._is_packing(node):
+                continue
+            if self.experts.has(node):
+                self.experts.take(node)
                 continue
             _check(node)
             if node.op == OP:
@@ -232,8 +243,8 @@ class _Translator:
                 self.known[node.output] = self._applied(node)
         results = [self._result(value) for value in self.body.outputs]
         return Stages(
-            self.rows, self.inputs, self.phases, results, self.arrays, self.written, self.addends,
-            self.within,
+            self.rows, self.inputs, self.phases, results, self.arrays, self.written,
+            self.experts.routers, self.addends, self.within,
         )  # fmt: skip
 
     # ---- Values ---------------------------------------------------------------------------------
@@ -259,17 +270,17 @@ class _Translator:
     def _is_given(self, value: Value) -> bool:
         return value.node.op == "input" or value in self.parts
 
-    def _name(self, value: Value) -> str:
+    def name(self, value: Value) -> str:
         if value not in self.parts:
             return self.inputs.setdefault(value, f"in{len(self.inputs)}")
         whole, start = self.parts[value]
-        place = self._name(whole), start
+        place = self.name(whole), start
         found = next((name for name, other in self.within.items() if other == place), None)
         name = found or f"part{len(self.within)}"
         self.within[name] = place
         return name
 
-    def _row(self, value: Value, like: Value) -> Expression:
+    def row(self, value: Value, like: Value) -> Expression:
         """An operand of an elementwise operation whose result is `like`."""
         if value in self.known:
             return self.known[value]
@@ -282,19 +293,20 @@ class _Translator:
             raise Unknown(f"{value.type} beside {like.type}")
         if rows_of(value) not in (1, self.rows):
             raise Unknown(f"{rows_of(value)} rows beside {self.rows}")
-        made = Leaf(self._name(value), value.dtype, columns if rows_of(value) > 1 else 0)
+        made = Leaf(self.name(value), value.dtype, columns if rows_of(value) > 1 else 0)
         self.known[value] = made
         return made
 
-    def _readable(self, value: Value) -> Expression:
+    def readable(self, value: Value) -> Expression:
         """An expression that can be computed from memory: what a product gives is written there."""
-        e = self._row(value, value)
+        e = self.row(value, value)
         return self._store(value) if phase_of(e) >= 0 else e
 
     def _store(self, value: Value) -> Leaf:
         """A value that comes of a product, written as the product is finished."""
         if value not in self.stored:
             phase = phase_of(self.known[value])
+            self.experts.check_stored(value)
             name = f"out{len(self.arrays)}"
             self.arrays[name] = value.shape, value.dtype
             self.stored[value] = Leaf(name, value.dtype, value.shape[-1], after=phase)
@@ -311,6 +323,8 @@ class _Translator:
             raise Unknown("an input is a result as well")
         if value.node.op == "concatenate":
             return self._together(value)
+        if value not in self.known:
+            raise Unknown("a router's numbers are a result as well")
         e = self.known[value]
         if phase_of(e) >= 0:
             return self._store(value).name
@@ -343,7 +357,7 @@ class _Translator:
         given = {n: v for n in ARRAYS if (v := node.value(n)) is not None}
         if not all(map(self._is_given, given.values())):
             raise Unknown("an attention to what the region computes")
-        names = {name: self._name(value) for name, value in given.items()}
+        names = {name: self.name(value) for name, value in given.items()}
         for name, value in zip(OUTPUTS, node.outputs, strict=True):
             names[name] = f"out{len(self.arrays)}"
             self.arrays[names[name]] = value.shape, value.dtype
@@ -364,7 +378,7 @@ class _Translator:
         if source in self.picks:
             phase = self.picks[source]
         else:
-            e = self._readable(source)
+            e = self.readable(source)
             if not isinstance(e, Leaf) or isinstance(e, Summed) or rows_of(source) != self.rows:
                 raise Unknown(f"an {node.op} of what is in no memory, or of other rows")
             phase = len(self.phases)
@@ -384,17 +398,23 @@ class _Translator:
         problem: Problem = node.args["problem"]
         if problem.dtype not in HALF:
             raise Unknown(f"a product of {problem.dtype}")
-        x = self._readable(node.operand("x"))
-        weight, scales = (self._name(part) for part in node.args["packed"])
-        parts = self._parts(node)
-        phase = len(self.phases)
-        self.phases.append(Phase(problem.replace(m=self.rows), x, weight, scales, parts))
+        x = self.readable(node.operand("x"))
+        weight, scales = (self.name(part) for part in node.args["packed"])
+        parts = self.parts_of(node)
+        phase = self.phase(problem.replace(m=self.rows), x, weight, scales, parts)
         if parts == 1:
             self.known[node.output] = Part(phase, 0, node.output.dtype)
             return
         (split,) = self.body.users[node.output]
         for i, value in enumerate(split.outputs):
             self.known[value] = Part(phase, i, value.dtype)
+
+    def phase(
+        self, problem: Problem, x: Expression, weight: str, scales: str, parts: int,
+        by: ByExpert | None = None,
+    ) -> int:  # fmt: skip
+        self.phases.append(Phase(problem, x, weight, scales, parts, by))
+        return len(self.phases) - 1
 
     def _summed(self, node: Node) -> Expression:
         """What the product gives is put where all ranks find it, as the product is finished."""
@@ -407,7 +427,7 @@ class _Translator:
         self.addends += nbytes
         return sum
 
-    def _parts(self, node: Node) -> int:
+    def parts_of(self, node: Node) -> int:
         """Into how many parts a product's result is split, where nothing else reads it."""
         readers = self.body.users.get(node.output, ())
         if len(readers) != 1 or readers[0].op != "split" or node.output in self.body.outputs:
@@ -417,13 +437,13 @@ class _Translator:
 
     def _normed(self, node: Node) -> Expression:
         out = node.output
-        normed = Normed(self._readable(node.operand("x")), node.args["eps"], out.dtype)
-        return Apply("multiply", (normed, self._row(node.operand("weight"), out)), out.dtype)
+        normed = Normed(self.readable(node.operand("x")), node.args["eps"], out.dtype)
+        return Apply("multiply", (normed, self.row(node.operand("weight"), out)), out.dtype)
 
     def _split(self, node: Node) -> None:
         if node.outputs[0] in self.known:
             return
-        e = self._readable(node.inputs[0])
+        e = self.readable(node.inputs[0])
         if not isinstance(e, Leaf):
             raise Unknown("a split of what is in no memory")
         offset = e.offset
@@ -440,10 +460,10 @@ class _Translator:
             return Leaf(whole.name, whole.dtype, node.output.shape[-1], after=whole.after)
         if not self._is_given(source):
             raise Unknown("a reshape of what is in no memory")
-        return Leaf(self._name(source), source.dtype, node.output.shape[-1])
+        return Leaf(self.name(source), source.dtype, node.output.shape[-1])
 
     def _applied(self, node: Node) -> Expression:
-        operands = [(v, self._row(v, node.output)) for v in node.inputs]
+        operands = [(v, self.row(v, node.output)) for v in node.inputs]
         if all(isinstance(e, Number) for _, e in operands):
             raise Unknown("an operation on numbers alone")
         latest = max(phase_of(e) for _, e in operands)

@@ -1,0 +1,91 @@
+"""Experts in regions on CUDA: the source, run by a CPU, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import qgraph as qg
+from qgraph.kernels.choice.tuner import Choice
+from qgraph.kernels.matmul.tiled.experts import TiledGather
+from qgraph.kernels.matmul.tiled.product import Tiled
+from qgraph.kernels.matmul.tiled.untiled import Untiled, UntiledGather
+from tests.kernels.grid_experts import Case, least_of_negative, softmax_last
+from tests.kernels.grid_on_cpu import OnCpu
+from tests.kernels.test_grid_regions import ORDERS, error, given, planned, planted, regions
+
+
+@pytest.fixture(autouse=True)
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(Tiled, "run", lambda self, *given: Untiled().run(*given))
+    monkeypatch.setattr(TiledGather, "run", lambda self, *given: UntiledGather().run(*given))
+
+    def chosen(problem: Any, **_: Any) -> Choice:
+        return Choice(TiledGather.name if problem.experts else Tiled.name, "measured", 1.0)
+
+    monkeypatch.setattr("qgraph.passes.choose_kernel.choose", chosen)
+    with mx.stream(mx.cpu):
+        yield
+
+
+CASES = [
+    Case(),
+    Case(rows=3, route=softmax_last, biases=True),
+    Case(mx.float16, bits=8, group=32, rows=2, route=least_of_negative),
+    Case(bits=3, group=128, inner=128, experts=8, count=2),
+    Case(mx.float16, bits=5, experts=72, count=8, inner=128),
+    Case(bits=6, group=32, hidden=96, count=1),
+    Case(mx.float16, bits=2, hidden=192, biases=True),
+    Case(mode="mxfp4", group=32, route=softmax_last, biases=True),
+    Case(mx.float16, mode="nvfp4", group=16, rows=2),
+    Case(mode="mxfp8", bits=8, group=32, hidden=160),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_numbers(case: Case, tmp_path: Path) -> None:
+    """The whole layer is one region, in any order of blocks and copies."""
+    fn, x, wanted = case.build()
+    plan = planned(fn, qg.spec(x.shape, x.dtype))
+    (region,) = regions(plan.graph)
+    assert not any(n.op in ("softmax", "packed_gather") for n in plan.graph.nodes)
+    arrays = given(plan.graph, region, [x])
+    native = OnCpu(region.bodies[0], tmp_path, 3)
+    for order in ORDERS:
+        results = native(arrays, **order)
+        assert results is not None
+        assert native.left == []
+        assert error(results[0], wanted) < (0.02 if case.dtype == mx.bfloat16 else 0.003)
+
+
+FAULTS = {
+    "a router that nobody waits for": ("}\n__syncthreads();\np2.seek();", "}\np2.seek();"),
+    "weights of another expert": ("return chosen[pair(time, part)];", "return chosen[time];"),
+    "a row of another pair": ("pair(time, part) / EXPERTS;", "0;"),
+    "one expert twice": ("taken |= 1u", "taken |= 0u"),
+    "pieces that nobody has fetched": ("))) return false; ring.begun()", "))) {} ring.begun()"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
+    """Whatever a router's memory holds, some expert is read."""
+    case = CASES[1]
+    fn, x, wanted = case.build()
+    plan = planned(fn, qg.spec(x.shape, x.dtype))
+    (region,) = regions(plan.graph)
+    arrays = given(plan.graph, region, [x])
+    within = planted("which.matrix(own", f"{case.experts - 1} & which.matrix(own")
+
+    def change(text: str) -> str:
+        return planted(*FAULTS[fault])(within(text))
+
+    native = OnCpu(region.bodies[0], tmp_path, 3, change)
+    found = [native(arrays, **order) for order in ORDERS]
+    assert not all(
+        r is not None and native.left == [] and error(r[0], wanted) < 0.02 for r in found
+    )
