@@ -13,6 +13,9 @@ Rewrites:
     4. on a mesh of GPUs with a process each, sums over the ranks of what a product gives: a barrier
        of the region is then one of all ranks.  Where they reach no memory of each other, the body
        runs.
+    5. experts: products whose matrices are chosen by what the region itself computes, with their
+       router, if their results are added up.  What cannot be translated is launches of its own, and
+       the rest is regions without it.
 Leaves alone:
     1. what the pack and prepare steps compute.
     2. other ops, weights in other layouts, and more rows; the ledger names what a region ends at.
@@ -20,7 +23,8 @@ Leaves alone:
     4. rows that do not fit in a block's shared memory: eight of 14336 columns do not, four do.
     5. nodes with a stream of their own.
     6. heads as rows of their own: all rows of a region are those of its products.
-    7. other targets, and GPUs older than Hopper, for which weights are not laid out in tiles.
+    7. experts of more than 32 rows, which share matrices, or that come from elsewhere.
+    8. other targets, and GPUs older than Hopper, for which weights are not laid out in tiles.
 
 Runs after kernels are chosen, as it is their layout that it reads.
 """

@@ -89,3 +89,42 @@ def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
     assert not all(
         r is not None and native.left == [] and error(r[0], wanted) < 0.02 for r in found
     )
+
+
+def told(plan: qg.Plan) -> list[str]:
+    return [str(e) for step in plan.steps for e in step.entries if step.name == "form-grid-regions"]
+
+
+def test_more_rows_than_are_read_by_themselves() -> None:
+    """Near miss 7: products before are a region without them, and what follows another."""
+    fn, x, _ = Case(rows=7, count=5).build()
+    plan = planned(fn, qg.spec(x.shape, x.dtype))
+    assert all(
+        "packed_gather" not in [n.op for n in r.bodies[0].nodes] for r in regions(plan.graph)
+    )
+    assert regions(plan.graph)
+    assert any("there is no phase for softmax" in text for text in told(plan))
+
+
+def test_experts_from_elsewhere() -> None:
+    """Near miss 7: whoever chose them, no router of the region did."""
+    mx.random.seed(1)
+    first = mx.quantize(mx.random.normal((128, 128)).astype(mx.bfloat16))
+    experts = mx.quantize(mx.random.normal((4, 128, 128)).astype(mx.bfloat16))
+
+    def fn(x: Any, chosen: Any) -> Any:
+        x = qg.sigmoid(x + qg.quantized_matmul(x, *first))
+        y = qg.gather_qmm(qg.expand_dims(x, (-2, -3)), *experts, rhs_indices=chosen)
+        return qg.sum(y.squeeze(-2), axis=-2)
+
+    plan = planned(fn, qg.spec((1, 1, 128), mx.bfloat16), qg.spec((1, 1, 2), mx.uint32))
+    assert len(regions(plan.graph)) == 1
+    assert "packed_gather" in [n.op for n in plan.graph.nodes]
+    assert any("experts that no router of the region has chosen" in text for text in told(plan))
+
+
+def test_in_a_loop() -> None:
+    fn, x, _ = Case().build()
+    graph = planned(lambda x: qg.fori_loop(0, 3, lambda i, h: fn(h), x), x).graph
+    (region,) = regions(graph)
+    assert "packed_gather" in [n.op for n in region.bodies[0].nodes]
