@@ -39,11 +39,12 @@ from qgraph.rewrite.ledger import Entry, collecting, record
 from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.runtime.regions.cuda.attention import OP as ATTENTION
 from qgraph.runtime.regions.cuda.experts import OP as GATHER
+from qgraph.runtime.regions.cuda.held import SUM, refusal, rows_of
 from qgraph.runtime.regions.cuda.peers import may_connect
 from qgraph.runtime.regions.cuda.pick import is_pick
 from qgraph.runtime.regions.cuda.region import KERNEL, multiprocessors
 from qgraph.runtime.regions.cuda.source import written
-from qgraph.runtime.regions.cuda.stages import SUM, refusal, rows_of, translate
+from qgraph.runtime.regions.cuda.translate import translate
 from qgraph.runtime.regions.unknown import Unknown
 from qgraph.target import Target, as_target
 from qgraph.tracing.tensor import Tensor, apply

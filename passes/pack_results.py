@@ -30,7 +30,7 @@ from qgraph.ir.loops import REGION, Body, bodies
 from qgraph.rewrite.ledger import Entry, record
 from qgraph.rewrite.rewriter import rewrite_each
 from qgraph.runtime.regions.cuda.region import KERNEL
-from qgraph.runtime.regions.cuda.stages import translate
+from qgraph.runtime.regions.cuda.translate import translate
 from qgraph.runtime.regions.unknown import Unknown
 from qgraph.tracing.tensor import Tensor, apply, as_tensor
 from qgraph.types import TensorType

@@ -17,7 +17,7 @@ from qgraph.runtime.regions.cuda.expressions import TYPES
 from qgraph.runtime.regions.cuda.peers import HALF, HEADER
 from qgraph.runtime.regions.cuda.region import COUNTERS
 from qgraph.runtime.regions.cuda.source import THREADS, written
-from qgraph.runtime.regions.cuda.stages import translate
+from qgraph.runtime.regions.cuda.translate import translate
 
 HERE = Path(__file__).parent
 ROOM = Path(qgraph.__file__).parent / "kernels"

@@ -22,7 +22,7 @@ from qgraph.kernels.matmul.tiled.untiled import Untiled
 from qgraph.kernels.streams import Streams
 from qgraph.passes import ChooseKernel, FormGridRegions
 from qgraph.runtime.interpret import Interpreter
-from qgraph.runtime.regions.cuda.stages import refusal
+from qgraph.runtime.regions.cuda.held import refusal
 from qgraph.target import Target
 from tests.kernels.grid_on_cpu import OnCpu
 from tests.support.arrays import to_numpy

@@ -1,6 +1,6 @@
 """Regions on CUDA: products of few rows, and what stands between them, in one launch.
 
-`expressions` are what a number is computed from, `stages` the phases of a region, `source` writes
-them as CUDA, `region` launches them.  The parts that the source is made of are in
-`qgraph/kernels/cuda/phases.cuh`.
+`held` says which nodes may lie in one, `expressions` are what a number is computed from, `stages`
+the phases, which `translate` makes of a body; `source` writes them as CUDA, `region` launches them.
+The parts that the source is made of are in `qgraph/kernels/cuda/phases.cuh`.
 """

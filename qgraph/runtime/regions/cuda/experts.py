@@ -68,7 +68,7 @@ class ByExpert:
 
 
 class Translator(Protocol):
-    """What `stages` gives for a body's values."""
+    """What `translate` gives for a body's values."""
 
     body: Graph
     rows: int

@@ -20,7 +20,7 @@ from .attention import JOINS, MOST_JOINS, Attention
 from .peers import PARTS, Peers
 from .pushed import PushedRegion
 from .source import THREADS, declared, written
-from .stages import translate
+from .translate import translate
 
 KERNEL = "grid"
 """The kernel of region nodes that this back end carries out."""
