@@ -15,7 +15,7 @@ Leaves alone:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -45,21 +45,20 @@ class TailCaches:
 
 @dataclass(frozen=True)
 class _Cache:
-    """Keys and values that a graph is given, and gives back with a token more.
+    """Keys and values that a turn is given, and gives back with a token more.
 
     Attributes:
-        places: of keys and values among the pairs that were asked for.
+        places: of keys and values among what the loop carries.
         attention: the node that reads and updates them.
     """
 
     places: tuple[int, int]
     attention: Node
 
-    def tail(self, rows: int) -> tuple[TensorType, TensorType]:
-        """Types of a tail's keys or values, and of its positions."""
+    def tail(self, rows: int) -> TensorType:
+        """Of its keys, and of its values."""
         keys = self.attention.operand("keys").type
-        shape = (*keys.shape[:2], rows, keys.shape[3])
-        return TensorType(shape, keys.dtype), TensorType((rows,), mx.int32)
+        return TensorType((*keys.shape[:2], rows, keys.shape[3]), keys.dtype)
 
 
 def _visit(node: Node) -> Sequence[Value] | None:
@@ -73,7 +72,7 @@ def _visit(node: Node) -> Sequence[Value] | None:
         record(Entry.of(node, _NAME, "refused", f"caches are copied at each turn: {why}"))
         return None
     body = bodies(node)[-1]
-    found = _caches_of(body.graph, [(value, i) for i, value in enumerate(body.carried)])
+    found = _caches_of(body.graph, body.carried)
     if not found:
         record(Entry.of(node, _NAME, "refused", "caches are copied at each turn: something else "
                         "reads them"))  # fmt: skip
@@ -105,7 +104,7 @@ def _with_tails(node: Node, caches: Sequence[_Cache], rows: int) -> list[Value]:
                 (a, b) for a, b in zip(inner.outputs, new.outputs, strict=True) if a is not b
             )
             continue
-        tail, _ = of[inner].tail(rows)
+        tail = of[inner].tail(rows)
         zeros = as_tensor(mx.zeros(tail.shape, tail.dtype)).value
         unused = as_tensor(mx.full((rows,), -1, mx.int32)).value
         own = [
@@ -143,16 +142,9 @@ def _with_tails(node: Node, caches: Sequence[_Cache], rows: int) -> list[Value]:
     return [*(after[i] for i in range(count)), *loop.outputs[len(kept) + len(starts) :]]
 
 
-def _caches_of(graph: Graph, pairs: Iterable[tuple[Value, int]]) -> list[_Cache]:
-    """The caches that only their attention reads.
-
-    Args:
-        pairs: an input and the number of the output that it is the next time.
-    """
-    place, ends = {}, []
-    for i, (value, end) in enumerate(pairs):
-        place[value] = i
-        ends.append(end)
+def _caches_of(graph: Graph, carried: Sequence[Value]) -> list[_Cache]:
+    """The caches that only their attention reads."""
+    place = {value: i for i, value in enumerate(carried)}
     readers: dict[Value, list[Node | int]] = {}
     for node in graph.nodes:
         for value in node.inputs:
@@ -166,7 +158,7 @@ def _caches_of(graph: Graph, pairs: Iterable[tuple[Value, int]]) -> list[_Cache]
         before = [node.operand(name) for name in ("keys", "values")]
         places = [place.get(value) for value in before]
         alone = all(
-            i is not None and readers[value] == [node] and readers.get(after) == [ends[i]]
+            i is not None and readers[value] == [node] and readers.get(after) == [i]
             for i, value, after in zip(places, before, node.outputs[1:], strict=True)
         )
         if alone:
