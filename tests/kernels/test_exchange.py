@@ -14,6 +14,7 @@ import pytest
 from qgraph.runtime.regions.cuda.exchange import TALKS
 from qgraph.runtime.regions.cuda.peers import BLOCKS, BYTES, HALF, HEADER, INBOX_AT, PIECE, TURNS
 from tests.kernels.grid_on_cpu import HERE, ROOM, aligned
+from tests.support.faults import planted
 
 FEW_BLOCKS, SMBLOCKS_PIECE = 2, 128
 
@@ -123,13 +124,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
-    before, after = FAULTS[fault]
-
-    def planted(text: str) -> str:
-        assert before in text
-        return text.replace(before, after)
-
-    assert not is_right("all_sum", Ranks("all_sum", 2, tmp_path, planted))
+    assert not is_right("all_sum", Ranks("all_sum", 2, tmp_path, planted(*FAULTS[fault])))
 
 
 def test_memory_is_as_the_source_has_it() -> None:

@@ -16,7 +16,8 @@ from qgraph.kernels.matmul.tiled.product import Tiled
 from qgraph.kernels.matmul.tiled.untiled import Untiled, UntiledGather
 from tests.kernels.grid_experts import Case, least_of_negative, softmax_last
 from tests.kernels.grid_on_cpu import OnCpu
-from tests.kernels.test_grid_regions import ORDERS, error, given, planned, planted, regions
+from tests.kernels.test_grid_regions import ORDERS, error, given, planned, regions
+from tests.support.faults import planted
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from qgraph.runtime.regions.cuda.held import refusal
 from qgraph.target import Target
 from tests.kernels.grid_on_cpu import OnCpu
 from tests.support.arrays import to_numpy
+from tests.support.faults import planted
 
 CUDA = Target(mx.Device(mx.gpu, 0), "cuda", "sm_90", 4)
 BLOCKS = 2
@@ -175,16 +176,6 @@ FAULTS = {
     "sums that are read before they are there": ("      __syncthreads();\n      for", "      for"),
     "a barrier that is not set back": ("counters[0] = 0, counters[1] = 0;", ";"),
 }
-
-
-def planted(before: str, after: str) -> Callable[[str], str]:
-    """What puts a fault into a source, which must have the place for it."""
-
-    def change(text: str) -> str:
-        assert before in text
-        return text.replace(before, after)
-
-    return change
 
 
 @pytest.mark.parametrize("fault", FAULTS)

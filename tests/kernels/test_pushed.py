@@ -13,6 +13,7 @@ import pytest
 
 from qgraph.runtime.regions.cuda.peers import BYTES, HALF, INBOX, INBOX_AT
 from tests.kernels.grid_on_cpu import HERE, ROOM, aligned
+from tests.support.faults import planted
 
 BLOCKS, WARPS, LAUNCHES, EPS = 2, 2, 3, 1e-5
 WIDTH = 32 * WARPS * 4
@@ -130,13 +131,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
-    before, after = FAULTS[fault]
-
-    def planted(text: str) -> str:
-        assert before in text
-        return text.replace(before, after)
-
-    assert not is_right(Ranks(tmp_path, planted))
+    assert not is_right(Ranks(tmp_path, planted(*FAULTS[fault])))
 
 
 def test_memory_is_as_the_source_has_it() -> None:
