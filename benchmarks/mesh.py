@@ -118,13 +118,11 @@ class Rank:
         return min(found[1:])
 
 
-def rank_main(
-    config: files.Config, part: str, prompt: int, ranks: int, overlap: bool, pushed: bool
-) -> None:
+def rank_main(config: files.Config, part: str, prompt: int, ranks: int, overlap: bool) -> None:
     """One process; rank 0 prints what it measured."""
     mesh = qg.Mesh(1)
     if ranks > 1:
-        mesh = qg.Mesh.of(mx.distributed.init(), overlap=overlap, pushed=pushed)
+        mesh = qg.Mesh.of(mx.distributed.init(), overlap=overlap)
     start = time.perf_counter()
     rank = Rank(config, part, prompt, mesh)
     made = time.perf_counter() - start
@@ -179,19 +177,18 @@ def main(
     part: Annotated[str, typer.Option(help="prompt, token or both.")] = "both",
     layers: Annotated[int, typer.Option(help="So many; by default the model's.")] = 0,
     overlap: Annotated[bool, typer.Option(help="Rows of a prompt in halves.")] = False,
-    pushed: Annotated[bool, typer.Option(help="Sums of a prompt are pushed.")] = False,
     one_of: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Measure one device and several in one run."""
     mx.set_default_device(mx.cpu if device == "cpu" else mx.gpu)
     config = replace(MODELS[model], layers=layers or MODELS[model].layers)
     if one_of:
-        rank_main(config, part, prompt, one_of, overlap, pushed)
+        rank_main(config, part, prompt, one_of, overlap)
         return
+    ways = ["--overlap"] * overlap
     table = Table(
         "part", "ranks", "ms", "times one", "held MB", "of one", "peak MB", "collectives", "made s"
     )
-    ways = ["--overlap"] * overlap + ["--pushed"] * pushed
     for each in PARTS if part == "both" else (part,):
         one = launch(model, config.layers, each, prompt, 1, device)
         several = launch(model, config.layers, each, prompt, ranks, device, *ways)

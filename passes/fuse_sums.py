@@ -8,7 +8,6 @@ Leaves alone:
     2. sums that something else reads, or whose residual or weight is of another type.
     3. rows that do not fit in a block's threads, and values that do not fit in the shared memory.
     4. meshes of more than two ranks, of one process, of CPUs.
-    5. meshes that were not asked to (`qg.Mesh(…, pushed=True)`).
 
 Runs after regions are formed on GPUs. Where the GPUs reach no memory of each other, the body runs.
 """
@@ -42,7 +41,7 @@ class FuseSums:
     def __call__(self, graph: Graph) -> Graph:
         target = as_target(self.target)
         mesh = target.mesh
-        if target.backend != "cuda" or mesh is None or not mesh.pushed or not may_connect(mesh):
+        if target.backend != "cuda" or mesh is None or not may_connect(mesh):
             return graph
         return _fused(graph, mesh.size)
 

@@ -58,8 +58,6 @@ class Mesh:
             split only where that should be faster.
         overlap: rows of a prompt go in halves on GPUs, one summed over the ranks while the other is
             computed, where that should be faster.  Between two H100s it was slower.
-        pushed: two GPUs push sums of prompts to each other, with the residual and the norm in one
-            launch.  It never ran between two GPUs, only as two processes of one.
 
     Raises:
         InputError: a size below 1, an unknown back end, or another goal.
@@ -77,7 +75,6 @@ class Mesh:
     group: Any = field(default=None, compare=False)
     goal: Goal = "memory"
     overlap: bool = False
-    pushed: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -89,23 +86,16 @@ class Mesh:
             raise InputError(f"a mesh for {self.goal!r}", hint="its goal is 'memory' or 'time'")
 
     @staticmethod
-    def of(
-        group: Any,
-        backend: str = "",
-        goal: Goal = "memory",
-        *,
-        overlap: bool = False,
-        pushed: bool = False,
-    ) -> Mesh:
+    def of(group: Any, backend: str = "", goal: Goal = "memory", *, overlap: bool = False) -> Mesh:
         """The mesh of an MLX group, of which this process is one rank.
 
         Args:
             group: what `mx.distributed.init()` gave.
             backend: of that group; by default the one whose variables the launcher has set.
-            goal, overlap, pushed: as the mesh's.
+            goal, overlap: as the mesh's.
         """
         name = backend or launched_backend()
-        return Mesh(group.size(), group.rank(), name, group, goal, overlap, pushed)
+        return Mesh(group.size(), group.rank(), name, group, goal, overlap)
 
     @property
     def in_one_process(self) -> bool:

@@ -4,7 +4,7 @@ NCCL's take 31 to 44 µs within the CUDA graphs that MLX collects launches in, a
 of them there that depend on nothing of one another.  These take what the launch before gave, as
 regions do, so what does not need them may run beside them.
 
-How it goes, and what was measured, is in decision 0031.
+How it goes, and what was measured, is in decision 0031; sums of two GPUs are pushed (0040).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ....kernels.cuda.kernel import CudaKernel
 from ....kernels.cuda.source import cuda_source
 from .expressions import FLOATS, TYPES
 from .peers import BLOCKS, PARTS, PIECE, Peers
+from .pushed import can_push, pushed
 
 THREADS = 512
 
@@ -48,6 +49,9 @@ def exchange(op: str, x: mx.array, peers: Peers, last: mx.array) -> tuple[mx.arr
     Sums are added up in the order of ranks, so all find the same.
     """
     ranks = peers.ranks
+    if op == "all_sum" and can_push(x, ranks):
+        found, last = pushed(x, peers, last)
+        return found, last
     if op == "all_sum" and ranks > 2 and x.size % ranks == 0 and x.nbytes > ranks * PIECE:
         # Each sends all it has to each other rank; so it sends but a part twice.
         part, last = exchange("sum_scatter", x.flatten(), peers, last)

@@ -26,15 +26,14 @@ _BLOCKS = 264
 """Two on each multiprocessor of an H100."""
 
 
-def can_push(type: TensorType, ranks: int) -> bool:
-    """Is there a kernel for a sum over so many ranks?
+def can_push(x: TensorType | mx.array, ranks: int) -> bool:
+    """Is there a kernel for a sum of such numbers over so many ranks?
 
     >>> rows = TensorType((2048, 4096), mx.bfloat16)
     >>> can_push(rows, 2), can_push(rows, 4)
     (True, False)
     """
-    whole = type.dtype in FLOATS and type.size * type.dtype.size % 16 == 0
-    return ranks == 2 and whole and 0 < type.nbytes <= INBOX
+    return ranks == 2 and x.dtype in FLOATS and x.nbytes % 16 == 0 and 0 < x.nbytes <= INBOX
 
 
 class SumNorm(NamedTuple):
