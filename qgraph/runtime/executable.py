@@ -22,6 +22,7 @@ from .interpret import Env, Interpreter
 from .lower import LoweredGraph, Stretch
 from .mesh import watch
 from .packing import PackCache, Progress, Release, Staged, pack
+from .regions.cuda.order import wait_for_device
 from .regions.cuda.peers import connect
 
 
@@ -64,6 +65,8 @@ class Executable:
         if target.mesh is not None:
             group = target.mesh.group
             peers = connect(target.mesh) if is_spread(graph) else None
+            if peers is not None and self.watch is not None:
+                self.watch.stay(wait_for_device)
         self.streams = Streams(device, group, peers)
         self.on_device = _device_context(device)
         with self.on_device():

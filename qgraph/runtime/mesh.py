@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -30,7 +30,8 @@ SILENCE = 9
 """Seconds after which a machine that does not answer counts as gone."""
 
 GRACE = 3
-"""Seconds that an error of MLX waits for word of a lost rank, which may be what it came of."""
+"""Seconds that an error of MLX waits for word of a lost rank, which may be what it came of; and
+that a rank which has ended stays for the others, where they may be reading its memory."""
 
 PATIENCE = 120
 """Seconds that a rank waits for the others to make the plan that it has made."""
@@ -71,6 +72,7 @@ class Watch:
         self._plans: dict[int, dict[int, list[str]]] = {}
         self._answers: dict[int, str] = {}
         self._left: set[int] = set()
+        self._finish: Callable[[], None] | None = None
         self._count = 0
         self._ending = ""
         self._peers: dict[int, socket.socket] = {}
@@ -171,7 +173,9 @@ class Watch:
                         self._answers[word["answer"]] = word["says"]
                         self._changed.notify_all()
                 elif "left" in word:
-                    self._left.add(word["left"])
+                    with self._changed:
+                        self._left.add(word["left"])
+                        self._changed.notify_all()
                     self._pass_on(word, rank)
                 elif "lost" in word:
                     self._pass_on(word, rank)
@@ -211,12 +215,26 @@ class Watch:
 
     # Leaving.
 
+    def stay(self, finish: Callable[[], None]) -> None:
+        """Have this rank end only when all do, for a while: others may be reading its memory.
+
+        Args:
+            finish: waits until this rank reads nothing of the others.
+        """
+        self._finish = finish
+
     def _leave(self) -> None:
         """Say that this rank ends as it should, or why it does not."""
+        finish = None if self._ending else self._finish
+        if finish is not None:
+            finish()
         word = {"lost": self.rank, "why": self._ending} if self._ending else {"left": self.rank}
         for peer in self._peers.values():
             with contextlib.suppress(OSError):
                 _send(peer, word)
+        if finish is not None:
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._left) == self.size - 1, GRACE)
 
     def _report_exceptions(self) -> None:
         before = sys.excepthook

@@ -94,6 +94,18 @@ def test_a_lost_rank_ends_the_others(scenario: str, why: str, tmp_path: Path) ->
         assert f"rank 1 of {ranks} was lost: {why}" in errors
 
 
+def test_a_rank_stays_for_the_others(tmp_path: Path) -> None:
+    """Where they may be reading its memory."""
+    done, ends = [], []
+    for status, out, errors in launch("stays", 3, tmp_path):
+        assert status == 0, errors
+        assert "reads nothing more" in out
+        words = dict(line.split() for line in out.splitlines() if line.startswith(("done", "ends")))
+        done.append(float(words["done"]))
+        ends.append(float(words["ends"]))
+    assert min(ends) > max(done)
+
+
 def test_plans_that_differ(tmp_path: Path) -> None:
     for status, _, errors in launch("differ", 2, tmp_path):
         assert status == 1

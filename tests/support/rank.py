@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +18,7 @@ from mlx_lm.models import cache, llama
 import qgraph as qg
 from qgraph.examples import smollm2_files as files
 from qgraph.examples.smollm2 import Generator, Llama
+from qgraph.runtime.mesh import watch
 
 PROMPT = [5, 17, 9, 33, 2, 8, 1, 4]
 
@@ -104,6 +107,14 @@ def main(scenario: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         for _ in range(100_000):
             mx.eval(program(x))
+    elif scenario == "stays":
+        atexit.register(lambda: print("ends", time.monotonic(), flush=True))
+        steps(mesh, 1)
+        seen = watch(mesh)
+        assert seen is not None
+        seen.stay(lambda: print("reads nothing more", flush=True))
+        time.sleep(mesh.rank or 0)
+        print("done", time.monotonic(), flush=True)
     elif scenario == "raises":
         program, x = small(mesh)
         mx.eval(program(x))

@@ -45,7 +45,7 @@ def _own() -> _Own:
         with _turn:
             _threads.add(own)
             if len(_threads) > 1:
-                _wait_for_device()  # others may have launches under way, and have not waited
+                wait_for_device()  # others may have launches under way, and have not waited
     return own
 
 
@@ -56,13 +56,13 @@ def leave() -> None:
     """
     own: _Own | None = getattr(_thread, "own", None)
     if own is not None:
-        _wait_for_device()
+        wait_for_device()
         with _turn:
             _threads.discard(own)
         _thread.own = None
 
 
-def _wait_for_device() -> None:
+def wait_for_device() -> None:
     """Until all that was sent to the GPU is done, by whichever thread."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
