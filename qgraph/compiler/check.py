@@ -13,7 +13,7 @@ from ..errors import ContractError
 from ..ir.graph import Graph, Node, Value, constant_value
 from ..ir.loops import outermost
 from ..ir.ops import setting
-from ..quantization.rounding import round_trip
+from ..quantization.steps import round_trip
 from ..rewrite.contracts import EXACT, ROUNDED_WEIGHTS, coarsest, difference
 from ..rewrite.history import History, PlanStep
 from ..rewrite.ledger import Entry

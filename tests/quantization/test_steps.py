@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qgraph.quantization.rounding import error_in_steps, round_trip, steps
+from qgraph.quantization.steps import error_in_steps, round_trip, steps
 from tests.support import reference
 from tests.support.arrays import to_numpy
 from tests.support.fusion import FORMATS
