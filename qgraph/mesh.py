@@ -17,19 +17,21 @@ class Link:
         latency: seconds that a collective of a few bytes takes.
         bandwidth: bytes a second from one rank to its neighbour.
         within: seconds that a sum of a few rows takes inside a kernel, where ranks share memory.
+        pushed: how two ranks reach each other that push sums, where they share memory.
     """
 
     latency: float
     bandwidth: float
     within: float | None = None
+    pushed: Link | None = None
 
 
 LINKS = {
-    # all_sum of some KB between two processes of one machine, and of 8 KB between two H100s: 31 to
-    # 44 µs as a launch of NCCL, 23 of our own, at most 16 in a region (decisions 0029, 0031).
-    # Plans were timed with 40; with less, others are chosen.
+    # all_sum of some KB between two processes of one machine, and between two H100s: of 8 KB 38 µs
+    # as a launch of NCCL, 23 of our own, at most 16 in a region, and of 33.6 MB 162 and 154
+    # (decisions 0029, 0031); pushed, with what follows, 53 µs of 16.8 MB (0040).
     "ring": Link(220e-6, 1e9),
-    "nccl": Link(40e-6, 150e9, within=16e-6),
+    "nccl": Link(38e-6, 270e9, within=16e-6, pushed=Link(10e-6, 390e9)),
     # Never measured: Thunderbolt 5 by its data sheet; MPI as TCP.
     "jaccl": Link(30e-6, 8e9),
     "mpi": Link(220e-6, 1e9),
@@ -40,6 +42,9 @@ Goal = Literal["memory", "time"]
 
 FEW_ROWS = 8
 """Up to which a product and what follows it are one kernel on GPUs."""
+
+INBOX = 32 << 20
+"""Bytes of a sum that a GPU may push to another."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,8 @@ class Mesh:
         turns = 2 if op in ("all_sum", "all_max", "all_min") else 1
         moved = turns * nbytes * (self.size - 1) / self.size
         few = op == "all_sum" and rows is not None and rows <= FEW_ROWS
+        if op == "all_sum" and self.size == 2 and nbytes <= INBOX and not few:
+            link = link.pushed or link
         latency = link.within if few and link.within is not None else link.latency
         return latency + moved / link.bandwidth
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qgraph.runtime.regions.cuda.peers import BYTES, HALF, INBOX, INBOX_AT
+from qgraph.mesh import INBOX
+from qgraph.runtime.regions.cuda.peers import BYTES, HALF, INBOX_AT
 from tests.kernels.grid_on_cpu import HERE, ROOM, aligned
 from tests.support.faults import planted
 

@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from ....kernels.cuda.source import cuda_source
-from ....mesh import Mesh
+from ....mesh import INBOX, Mesh
 
 HEADER = 4096
 """Bytes before the halves, for the barrier; as `peers.cuh` has it."""
@@ -33,11 +33,9 @@ BLOCKS, PIECE, TURNS = 128, 32 << 10, 4
 """How many blocks exchange something at a time, bytes of each in a turn, and how many turns there
 is room for; as `exchange.cuh` has it."""
 
-INBOX = 32 << 20
-"""Bytes that may be pushed in a launch; as `pushed.cuh` has it."""
-
 INBOX_AT = HEADER + 2 * HALF + BLOCKS * (64 + TURNS * PIECE)
-"""Where a header of 128 bytes lies, and after it two halves, which are all ones at first."""
+"""Where a header of 128 bytes lies, and after it two halves for what is pushed, which are all ones
+at first; as `pushed.cuh` has it."""
 
 BYTES = INBOX_AT + 128 + 2 * INBOX
 """How much memory each rank shares."""

@@ -16,9 +16,10 @@ import mlx.core as mx
 from ....ir.graph import Graph, Node, Value
 from ....kernels.cuda.kernel import CudaKernel
 from ....kernels.cuda.source import cuda_source
+from ....mesh import INBOX
 from ....types import TensorType
 from .expressions import FLOATS, TYPES
-from .peers import INBOX, PARTS, Peers
+from .peers import PARTS, Peers
 
 THREADS, CHUNKS = 512, 4
 SUM, NORM = "distributed.all_sum", "fast.rms_norm"
