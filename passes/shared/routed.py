@@ -9,6 +9,7 @@ import numpy as np
 from qgraph.ir.graph import Graph, Node, Value, is_constant
 from qgraph.runtime.regions.cuda.experts import OP, check_gather
 from qgraph.runtime.regions.cuda.expressions import OPERATIONS
+from qgraph.runtime.regions.cuda.held import refusal
 from qgraph.runtime.regions.cuda.routing import MOST, OPS
 from qgraph.runtime.regions.unknown import Unknown
 
@@ -27,10 +28,14 @@ def of_experts(graph: Graph) -> frozenset[Node]:
     stack = [value.node for node in gathers if (value := node.value("rhs_indices")) is not None]
     while stack:  # back to the router's product
         node = stack.pop()
-        if node not in found and node.stage == "run" and _is_small(node):
+        if node in found or node.stage != "run":
+            continue
+        if _is_small(node):
             found[node] = None
             routed.update(node.outputs, node.inputs)
             stack += [value.node for value in node.inputs]
+        elif node.op == "packed_matmul" and refusal(node, routing=True) is None:
+            found[node] = None  # of any number of columns
     pairs: set[Value] = set()
     for node in graph.nodes:
         inputs = [v for v in node.inputs if not is_constant(v)]
@@ -48,7 +53,9 @@ def of_experts(graph: Graph) -> frozenset[Node]:
 
 
 def _is_small(node: Node) -> bool:
-    return node.op in OPS and math.prod(node.output.shape) <= MOST * _ROWS
+    if node.op != "split" and node.op not in OPS:
+        return False
+    return sum(value.type.size for value in node.outputs) <= MOST * _ROWS
 
 
 def _is_known(node: Node) -> bool:

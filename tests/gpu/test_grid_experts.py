@@ -32,6 +32,8 @@ CASES = [
          route=softmax_last, biases=True),
     Case(mx.float16, mode="nvfp4", group=16, rows=2, **LARGE),
     Case(mode="mxfp8", bits=8, group=32, **LARGE),
+    Case(common=True, **LARGE),
+    Case(mx.float16, rows=3, common=True, **LARGE),
 ]  # fmt: skip
 
 

@@ -52,6 +52,7 @@ class Case:
     Attributes:
         count: experts of a row.
         biases: have experts any?
+        common: is there an expert of all rows beside them, with a gate of one column?
     """
 
     dtype: mx.Dtype = mx.bfloat16
@@ -65,9 +66,10 @@ class Case:
     count: int = 4
     route: Route = softmax_first
     biases: bool = False
+    common: bool = False
 
     def __str__(self) -> str:
-        biases = "-biases" * self.biases
+        biases = "-biases" * self.biases + "-common" * self.common
         return f"{self.mode}{self.bits}-g{self.group}-{self.rows}-{self.route.__name__}{biases}"
 
     @property
@@ -86,6 +88,9 @@ class Case:
         (first, first_), (router, router_), (up, up_), (gate, gate_), (down, down_) = (
             self.quantized(*shape) for shape in ((h, h), (e, h), (e, i, h), (e, i, h), (e, h, i))
         )
+        (both, both_), (last, last_), (share, share_) = (
+            self.quantized(*shape) for shape in ((2 * i, h), (h, i), (1, h))
+        )
         norm = mx.random.uniform(0.5, 1.5, (h,)).astype(self.dtype)
         bias = [(mx.random.normal(shape) * 0.3).astype(self.dtype) for shape in ((e, i), (e, h))]
 
@@ -102,7 +107,12 @@ class Case:
             g = by(wide, gate, chosen, bias[0] if self.biases else None)
             inner = g * qg.sigmoid(g) * by(wide, up, chosen)
             y = by(inner, down, chosen, bias[1] if self.biases else None).squeeze(-2)
-            return x + qg.sum(y * weights[..., None], axis=-2)
+            y = qg.sum(y * weights[..., None], axis=-2)
+            if self.common:
+                g, u = qg.split(qg.quantized_matmul(n, *both, **self.settings), 2, axis=-1)
+                all = qg.quantized_matmul(g * qg.sigmoid(g) * u, *last, **self.settings)
+                y = y + qg.sigmoid(qg.quantized_matmul(n, *share, **self.settings)) * all
+            return x + y
 
         # Rows whose choice rounding does not change.
         some = (mx.random.normal((64, h))).astype(self.dtype)
@@ -116,6 +126,10 @@ class Case:
         chosen = order[rows, -self.count :]
         weights = shares(self.route, np.take_along_axis(logits[rows], chosen, -1))
         wanted = x[rows]
+        for row, own in enumerate(rows if self.common else ()):
+            g, u = np.split(both_ @ n[own], 2)
+            gate_of_all = 1 / (1 + np.exp(-(share_[0] @ n[own])))
+            wanted[row] += gate_of_all * (last_ @ (g / (1 + np.exp(-g)) * u))
         for row, own in enumerate(rows):
             for pick, weight in zip(chosen[row], weights[row], strict=True):
                 g = gate_[pick] @ n[own] + self.biases * to_numpy(bias[0])[pick]

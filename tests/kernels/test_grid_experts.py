@@ -44,6 +44,8 @@ CASES = [
     Case(mode="mxfp4", group=32, route=softmax_last, biases=True),
     Case(mx.float16, mode="nvfp4", group=16, rows=2),
     Case(mode="mxfp8", bits=8, group=32, hidden=160),
+    Case(common=True),
+    Case(mx.float16, bits=8, group=32, rows=3, common=True),
 ]
 
 

@@ -77,6 +77,7 @@ class Translator(Protocol):
     def name(self, value: Value) -> str: ...
     def row(self, value: Value, like: Value) -> Expression: ...
     def readable(self, value: Value) -> Expression: ...
+    def in_memory(self, value: Value) -> Expression: ...
     def parts_of(self, node: Node) -> int: ...
     def phase(
         self, problem: Problem, x: Expression, weight: str, scales: str, parts: int,
@@ -137,7 +138,7 @@ class Experts:
             source = node.inputs[0]
             leaf = None
             if source not in self.routing.known and source in self.t.known:
-                e = self.t.readable(source)
+                e = self.t.in_memory(source)
                 leaf = e if isinstance(e, Leaf) else None
             self.routing.take(node, leaf, self.t.rows)
         elif node.op == "split":

@@ -18,8 +18,11 @@ ROWS = 8
 SUM = "distributed.all_sum"
 
 
-def refusal(node: Node) -> str | None:
+def refusal(node: Node, *, routing: bool = False) -> str | None:
     """Why a node has no place in a region on CUDA; None if it may have one.
+
+    Args:
+        routing: are its results read number by number, by a router, and not by eights?
 
     >>> import qgraph as qg
     >>> graph = qg.trace(lambda x: qg.softmax(qg.exp(x), axis=-1), qg.spec((4, 8)))
@@ -27,7 +30,7 @@ def refusal(node: Node) -> str | None:
     [None, 'there is no phase for softmax']
     """
     try:
-        check(node)
+        check(node, routing=routing)
     except Unknown as error:
         return str(error)
     return None
@@ -37,7 +40,7 @@ def rows_of(value: Value) -> int:
     return math.prod(value.shape[:-1])
 
 
-def check(node: Node) -> None:
+def check(node: Node, *, routing: bool = False) -> None:
     """As `refusal`, with the reason as an error."""
     if node.stream is not None:
         raise Unknown("it has a stream of its own")
@@ -69,7 +72,7 @@ def check(node: Node) -> None:
             raise Unknown(f"a result of {value.type}")
         if rows_of(value) > ROWS:
             raise Unknown(f"{rows_of(value)} rows; up to {ROWS} cost the same as one")
-        if value.shape[-1] % 8:
+        if value.shape[-1] % 8 and not routing:
             raise Unknown(f"{value.shape[-1]} columns, no multiple of 8")
     for value in _operands(node):
         if not is_scalar(value) and value.dtype not in FLOATS:

@@ -16,7 +16,16 @@ import mlx.core as mx
 from ....ir.graph import Node, Value, is_scalar
 from ....ir.ops import setting
 from ..unknown import Unknown
-from .expressions import FLOATS, OPERATIONS, TYPES, Leaf, Routed, literal
+from .expressions import (
+    FLOATS,
+    OPERATIONS,
+    TYPES,
+    Expression,
+    Leaf,
+    Routed,
+    in_order,
+    literal,
+)
 
 MOST = 512
 """Columns of a row, that is experts."""
@@ -86,6 +95,8 @@ class Routing:
             return True
         wide = node.op in OPS and math.prod(node.output.shape) <= MOST * 8
         numbers = [v for v in node.inputs if not is_scalar(v)]
+        if node.op in OPERATIONS and numbers and all(map(_is_one_of_a_row, numbers)):
+            return True  # such as the gate of an expert that all rows have
         mine = [v for v in numbers if v in self.known or v in self.sorted]
         if node.op == "take_along_axis":
             return node.operand("indices") in self.known
@@ -143,6 +154,24 @@ class Routing:
             number = OPERATIONS[node.op].format(*args)
             self._each(router, made, f"rounded<{TYPES[value.dtype]}>({number})")
         self.known[value] = router, made
+
+    def number(self, value: Value) -> Routed:
+        """One number of each row, which all columns beside it are computed with."""
+        _, array = self.known[value]
+        if array.width != 1 or array.dtype not in FLOATS:
+            raise Unknown(f"a router's {value.type} beside rows")
+        return self.keep(value)[1]
+
+    def precedes(self, phase: int, *expressions: Expression) -> bool:
+        """Have the routers that some expressions read done so when a phase's product is finished?
+        If they can have, they are from now on."""
+        read = {x for e in expressions for x in in_order(e) if isinstance(x, Routed)}
+        routers = [router for router in self.routers if read & router.arrays.keys()]
+        if any(router.after >= phase for router in routers):
+            return False
+        for router in routers:
+            router.before = phase if router.before < 0 else min(router.before, phase)
+        return True
 
     def indices(self, value: Value) -> tuple[Router, Routed]:
         """Experts of each row, in an array that is kept."""
@@ -224,6 +253,10 @@ class Routing:
         way = f"{width}, {count}, {str(last).lower()}"
         router.lines.append(f"select_of_row<{way}>({_row(x)}, {_row(made)});")
         self.known[node.output] = router, made
+
+
+def _is_one_of_a_row(value: Value) -> bool:
+    return value.ndim > 0 and value.shape[-1] == 1 and value.dtype in FLOATS
 
 
 def _row(array: Routed) -> str:

@@ -424,7 +424,7 @@ def _finished(phase: Phase, i: int, x: str, fetch: str, ranks: int) -> Iterator[
     text = Text(leaf)
     stores = []
     for into, e in phase.writes:
-        made, place = f"{TYPES[into.dtype]}({text.write(e)})", f"n * {phase.width} + j"
+        made, place = f"{TYPES[into.dtype]}({text.write(e)})", f"n * {into.columns} + j"
         if isinstance(into, Summed):
             stores.append(f"peers.put({into.at * ranks}, {into.nbytes}, {place}, {made});")
         else:

@@ -20,8 +20,10 @@ from .expressions import (
     Normed,
     Number,
     Part,
+    Routed,
     Summed,
     after,
+    in_order,
     is_rowwise,
     phase_of,
 )
@@ -65,7 +67,7 @@ class _Translator:
             if self.experts.has(node):
                 self.experts.take(node)
                 continue
-            check(node)
+            check(node, routing=node.op in ("packed_matmul", "split"))  # `_in_rows` sees to others
             if node.op == OP:
                 self._attention(node)
                 continue
@@ -130,6 +132,8 @@ class _Translator:
         """An operand of an elementwise operation whose result is `like`."""
         if value in self.known:
             return self.known[value]
+        if value in self.experts.routing.known:
+            return self.experts.routing.number(value)
         if is_scalar(value):
             return Number(float(value.node.args["data"].array.item()))
         if not self._is_given(value):
@@ -144,7 +148,11 @@ class _Translator:
         return made
 
     def readable(self, value: Value) -> Expression:
-        """An expression that can be computed from memory: what a product gives is written there."""
+        """An expression of rows that can be computed from memory."""
+        return _in_rows(self.in_memory(value), value)
+
+    def in_memory(self, value: Value) -> Expression:
+        """As `readable`, also of what is read number by number: products are written there."""
         e = self.row(value, value)
         return self._store(value) if phase_of(e) >= 0 else e
 
@@ -153,9 +161,9 @@ class _Translator:
         if value not in self.stored:
             phase = phase_of(self.known[value])
             self.experts.check_stored(value)
-            name = f"out{len(self.arrays)}"
-            self.arrays[name] = value.shape, value.dtype
-            self.stored[value] = Leaf(name, value.dtype, value.shape[-1], after=phase)
+            name, columns = f"out{len(self.arrays)}", -(-value.shape[-1] // 8) * 8
+            self.arrays[name] = (*value.shape[:-1], columns), value.dtype
+            self.stored[value] = Leaf(name, value.dtype, columns, after=phase)
             self._product_of(phase).writes.append((self.stored[value], self.known[value]))
         return self.stored[value]
 
@@ -172,6 +180,8 @@ class _Translator:
         if value not in self.known:
             raise Unknown("a router's numbers are a result as well")
         e = self.known[value]
+        if value.dtype in FLOATS:  # places are of one column
+            _in_rows(e, value)
         if phase_of(e) >= 0:
             return self._store(value).name
         if isinstance(e, Leaf) and value in self.stored:
@@ -289,7 +299,7 @@ class _Translator:
     def _split(self, node: Node) -> None:
         if node.outputs[0] in self.known:
             return
-        e = self.readable(node.inputs[0])
+        e = self.in_memory(node.inputs[0])
         if not isinstance(e, Leaf):
             raise Unknown("a split of what is in no memory")
         offset = e.offset
@@ -316,5 +326,20 @@ class _Translator:
         # With what a product gives goes what is there when its sums are finished.
         if any(is_rowwise(e) or after(e) >= latest for _, e in operands):
             latest = -1
+        if not self.experts.routing.precedes(latest, *(e for _, e in operands)):
+            latest = -1
         args = [e if phase_of(e) in (-1, latest) else self._store(v) for v, e in operands]
         return Apply(node.op, tuple(args), node.output.dtype)
+
+
+def _in_rows(e: Expression, value: Value) -> Expression:
+    """An expression, if eight neighbours of it can be read or written at a time."""
+    if value.shape[-1] % 8:
+        raise Unknown(f"{value.shape[-1]} columns, no multiple of 8")
+    if phase_of(e) < 0:
+        for x in in_order(e):
+            if isinstance(x, Routed):
+                raise Unknown("a router's numbers beside what no product gives")
+            if isinstance(x, Leaf) and (x.columns % 8 or x.offset % 8):
+                raise Unknown(f"columns of {x.columns}, no multiple of 8")
+    return e
