@@ -64,6 +64,17 @@ def test_packed_weights_that_do_not_lie_row_by_row() -> None:
     assert reference.relative_error(to_numpy(y), exact) < 2e-2
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_weights_whose_rows_are_one_group(dtype: mx.Dtype) -> None:
+    """MLX on Hopper GPUs: writes nothing."""
+    parts = mx.quantize(mx.random.normal((96, 64), key=mx.random.key(0)).astype(dtype))
+    x = mx.random.normal((17, 64), key=mx.random.key(1)).astype(dtype)
+    y = qg.compile(lambda x: qg.quantized_matmul(x, *parts), x, target="gpu")(x)
+    dense = reference.dequantize(*[to_numpy(p) for p in parts], 64, 4, "affine")
+    exact = to_numpy(x).astype(np.float64) @ dense.T
+    assert reference.relative_error(to_numpy(y), exact) < 2e-2
+
+
 @pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4", "mxfp8"])
 def test_quantizing_in_a_loop_is_hoisted(mode: str) -> None:
     w = mx.random.normal((256, 256), key=mx.random.key(0)).astype(mx.bfloat16) / 16

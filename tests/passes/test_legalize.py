@@ -133,3 +133,44 @@ def test_what_metal_runs_is_left_alone(shape: tuple[int, int]) -> None:
         lambda x: qg.quantized_matmul(x, *parts, transpose=False, group_size=32), METAL, x
     )
     assert plan.graph is graph
+
+
+@pytest.mark.parametrize(("group", "bits"), [(64, 4), (64, 8), (128, 4)])
+def test_rows_of_one_group_on_hopper(group: int, bits: int) -> None:
+    w = mx.random.normal((96, group), key=mx.random.key(6))
+    parts = mx.quantize(w, group_size=group, bits=bits)
+    x = mx.random.normal((2, 3, group), key=mx.random.key(7))
+
+    def fn(x: Any) -> Any:
+        return qg.quantized_matmul(x, *parts, group_size=group, bits=bits)
+
+    graph, plan = legal(fn, CUDA, x)
+    assert "quantized_matmul" not in str(plan.graph)
+    same_numbers(plan, graph, x)
+    assert "rows of one group" in str(plan.ledger()[0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "n", "k", "group", "mode"),
+    [
+        (1, 96, 64, 64, "affine"),  # one row is for qmv
+        (3, 96, 128, 64, "affine"),
+        (3, 96, 32, 32, "affine"),
+        (3, 94, 64, 64, "affine"),
+        (3, 96, 32, 32, "mxfp4"),
+    ],
+)
+def test_what_hopper_runs_is_left_alone(rows: int, n: int, k: int, group: int, mode: str) -> None:
+    parts = mx.quantize(mx.ones((n, k)), group_size=group, bits=4, mode=mode)
+    settings = {"group_size": group, "bits": 4, "mode": mode}
+    x = mx.ones((rows, k))
+    graph, plan = legal(lambda x: qg.quantized_matmul(x, *parts, **settings), CUDA, x)
+    assert plan.graph is graph
+
+
+def test_rows_of_one_group_elsewhere_are_left_alone() -> None:
+    parts = mx.quantize(mx.ones((96, 64)), group_size=64, bits=4)
+    ampere = Target(mx.Device(mx.cpu, 0), "cuda", "sm_80", 2)
+    for target in (CPU, ampere):
+        graph, plan = legal(lambda x: qg.quantized_matmul(x, *parts), target, mx.ones((3, 64)))
+        assert plan.graph is graph
