@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,14 @@ import numpy as np
 import pytest
 
 from qgraph.runtime.regions.cuda.exchange import TALKS
-from qgraph.runtime.regions.cuda.peers import BLOCKS, BYTES, HALF, HEADER, INBOX_AT, PIECE, TURNS
-from tests.kernels.grid_on_cpu import HERE, ROOM, aligned
+from qgraph.runtime.regions.cuda.peers import BLOCKS, HALF, HEADER, INBOX_AT, PIECE, TURNS
+from tests.kernels.grid_on_cpu import ROOM, aligned
+from tests.kernels.ranks_on_cpu import RanksOnCpu
 from tests.support.faults import planted
 
-FEW_BLOCKS, SMBLOCKS_PIECE = 2, 128
+FEW_BLOCKS, SMALL_PIECE = 2, 128
 
 MAIN = """
-#include "grid_on_cpu.hpp"
-#include "{room}/matmul/tiled/formats.cuh"
-{sources}
 void** all;
 size_t count;
 
@@ -41,39 +38,25 @@ extern "C" bool run(void** arrays, size_t n, int blocks, bool backwards) {{
 """
 
 
-class Ranks:
-    """GPUs that exchange something, again and again."""
+class Ranks(RanksOnCpu):
+    """GPUs that exchange something."""
 
     def __init__(
         self, op: str, ranks: int, folder: Path, change: Callable[[str], str] = str
     ) -> None:
-        self.ranks = ranks
-        sources = [
-            (ROOM / "cuda" / f"{n}.cuh").read_text() for n in ("phases", "peers", "exchange")
-        ]
-        text = MAIN.format(room=ROOM, sources="".join(sources), talk=TALKS[op], ranks=ranks)
-        text = text.replace(f"PIECE = {PIECE}", f"PIECE = {SMBLOCKS_PIECE}")
-        (folder / "talk.cpp").write_text(change(text))
-        subprocess.run(
-            ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", f"-I{HERE}",
-             "-o", folder / "talk.so", folder / "talk.cpp"],
-            check=True,
-        )  # fmt: skip
-        self._run: Any = ctypes.CDLL(str(folder / "talk.so")).run
-        self._memory = [aligned(np.zeros(BYTES, np.uint8)) for _ in range(ranks)]
+        main = MAIN.format(talk=TALKS[op], ranks=ranks)
+
+        def changed(text: str) -> str:
+            return change(text.replace(f"PIECE = {PIECE}", f"PIECE = {SMALL_PIECE}"))
+
+        super().__init__(ranks, main, folder, changed)
 
     def __call__(
         self, xs: list[Any], gives: int, count: int, backwards: bool = False
     ) -> list[Any] | None:
-        kept, pointers = [], []
-        for rank, x in enumerate(xs):
-            places = np.array([rank, HALF, *(m.ctypes.data for m in self._memory)], np.uint64)
-            made = aligned(np.full(gives, np.nan, np.float32))
-            kept.append((places, aligned(x), made))
-            pointers += [a.ctypes.data for a in kept[-1]]
-        table = (ctypes.c_void_p * len(pointers))(*pointers)
-        fine = self._run(table, ctypes.c_size_t(count), FEW_BLOCKS, backwards)
-        return [made for *_, made in kept] if fine else None
+        given = [(aligned(x), aligned(np.full(gives, np.nan, np.float32))) for x in xs]
+        fine = self.run(given, ctypes.c_size_t(count), FEW_BLOCKS, backwards)
+        return [made for _, made in given] if fine else None
 
 
 def wanted(op: str, xs: list[Any]) -> list[Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,9 @@ import numpy as np
 import pytest
 
 from qgraph.mesh import INBOX
-from qgraph.runtime.regions.cuda.peers import BYTES, HALF, INBOX_AT
-from tests.kernels.grid_on_cpu import HERE, ROOM, aligned
+from qgraph.runtime.regions.cuda.peers import BYTES, INBOX_AT
+from tests.kernels.grid_on_cpu import ROOM, aligned
+from tests.kernels.ranks_on_cpu import RanksOnCpu
 from tests.support.faults import planted
 
 BLOCKS, WARPS, LAUNCHES, EPS = 2, 2, 3, 1e-5
@@ -22,9 +21,6 @@ NAN = np.array([0xFFFFFFFF], np.uint32).view(np.float32)[0]
 """That which stands where nothing has come yet."""
 
 MAIN = """
-#include "grid_on_cpu.hpp"
-#include "{room}/matmul/tiled/formats.cuh"
-{sources}
 void** all;
 unsigned count, width;
 
@@ -53,39 +49,24 @@ extern "C" bool run(void** arrays, unsigned size, unsigned n, bool fused, bool b
 """
 
 
-class Ranks:
-    """Two GPUs that push something to each other, again and again."""
+class Ranks(RanksOnCpu):
+    """Two GPUs that push something to each other."""
 
     def __init__(self, folder: Path, change: Callable[[str], str] = str) -> None:
-        names = ("phases", "peers", "exchange", "pushed")
-        sources = "".join((ROOM / "cuda" / f"{n}.cuh").read_text() for n in names)
-        text = MAIN.format(room=ROOM, sources=sources, eps=EPS, blocks=BLOCKS, launches=LAUNCHES)
-        text = text.replace("WARPS = 16", f"WARPS = {WARPS}")
-        (folder / "push.cpp").write_text(change(text))
-        subprocess.run(
-            ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", f"-I{HERE}",
-             "-o", folder / "push.so", folder / "push.cpp"],
-            check=True,
-        )  # fmt: skip
-        self._run: Any = ctypes.CDLL(str(folder / "push.so")).run
-        self._memory = []
-        for _ in range(2):
-            memory = aligned(np.zeros(BYTES, np.uint8))
-            memory[INBOX_AT + 128 :] = 0xFF
-            self._memory.append(memory)
+        main = MAIN.format(eps=EPS, blocks=BLOCKS, launches=LAUNCHES)
+
+        def changed(text: str) -> str:
+            return change(text.replace("WARPS = 16", f"WARPS = {WARPS}"))
+
+        super().__init__(2, main, folder, changed)
 
     def __call__(
         self, xs: list[Any], width: int, h: Any, weight: Any, fused: bool, backwards: bool
     ) -> list[Any] | None:
-        kept, pointers = [], []
-        for rank, x in enumerate(xs):
-            places = np.array([rank, HALF, *(m.ctypes.data for m in self._memory)], np.uint64)
-            made = [aligned(np.full(x.size, 7, np.float32)) for _ in range(2)]
-            kept.append((places, x, h, weight, *made))
-            pointers += [a.ctypes.data for a in kept[-1]]
-        table = (ctypes.c_void_p * len(pointers))(*pointers)
-        fine = self._run(table, xs[0].size // LAUNCHES, width, fused, backwards)
-        return [made for *_, one, two in kept for made in (one, two)] if fine else None
+        made = [[aligned(np.full(x.size, 7, np.float32)) for _ in range(2)] for x in xs]
+        given = [(x, h, weight, *own) for x, own in zip(xs, made, strict=True)]
+        fine = self.run(given, xs[0].size // LAUNCHES, width, fused, backwards)
+        return [one for own in made for one in own] if fine else None
 
 
 def is_right(push: Ranks) -> bool:
