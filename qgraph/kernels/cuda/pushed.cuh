@@ -107,32 +107,39 @@ __device__ void push_sum(const uint64_t* places, const T* x, const T* h, const T
   const auto is_there = [&](unsigned row, int c) {
     return column(c) < n && row * n + column(c) < count;
   };
-  uint4 own[CHUNKS], next[CHUNKS];
-  const auto push = [&](unsigned row, uint4(&v)[CHUNKS]) {
+  const auto load = [&](const T* from, unsigned row, uint4(&v)[CHUNKS]) {
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++)
-      if (is_there(row, c)) {
-        const size_t i = row * n + column(c);
-        v[c] = load_16(x + i, are_aligned);
-        inbox.push(i * sizeof(T), v[c]);
-      }
+      if (is_there(row, c)) v[c] = load_16(from + row * n + column(c), are_aligned);
+  };
+  const auto push = [&](unsigned row, const uint4(&v)[CHUNKS]) {
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+      if (is_there(row, c)) inbox.push((row * n + column(c)) * sizeof(T), v[c]);
   };
   const unsigned rows = (count + n - 1) / n;
-  if (blockIdx.x < rows) push(blockIdx.x, own);
+  uint4 own[CHUNKS], next[CHUNKS];
+  [[maybe_unused]] uint4 residual[CHUNKS];
+  if (blockIdx.x < rows) {
+    load(x, blockIdx.x, own);
+    push(blockIdx.x, own);
+  }
   for (unsigned row = blockIdx.x; row < rows; row += gridDim.x) {
-    if (row + gridDim.x < rows) push(row + gridDim.x, next);  // on its way while this one comes
+    const bool is_last = row + gridDim.x >= rows;
+    if (!is_last) load(x, row + gridDim.x, next);
+    if constexpr (ADDS) load(h, row, residual);
+    if (!is_last) push(row + gridDim.x, next);  // on its way while this one comes
     Some found[CHUNKS];
     float squares[1] = {0};
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
       if (!is_there(row, c)) continue;
       const size_t i = row * n + column(c);
-      [[maybe_unused]] const Some residual(ADDS ? load_16(h + i, are_aligned) : uint4{});
       const Some one(own[c]), other(inbox.take(i * sizeof(T)));
 #pragma unroll
       for (int e = 0; e < V; e++) {
         float v = rounded<T>(one.v[e] + other.v[e]);
-        if constexpr (ADDS) v = rounded<T>(residual.v[e] + v);
+        if constexpr (ADDS) v = rounded<T>(Some(residual[c]).v[e] + v);
         found[c].v[e] = v;
         squares[0] += v * v;
       }
