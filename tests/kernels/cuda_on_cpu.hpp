@@ -5,12 +5,9 @@
 
 #include <ucontext.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <memory>
 #include <vector>
 
 #define __device__
@@ -18,8 +15,14 @@
 #define __shared__ static
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
-using std::max;
-using std::min;
+template <typename T>
+const T& max(const T& a, const T& b) {
+  return a < b ? b : a;
+}
+template <typename T>
+const T& min(const T& a, const T& b) {
+  return b < a ? b : a;
+}
 
 struct Index {
   int x, y, z;
@@ -32,27 +35,59 @@ struct Meeting {
 };
 
 struct Fiber {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[1 << 16]};
-  bool done = false;
+  void* place[5];  // where it goes on
+  bool begun = false, done = false;
+  const Meeting* waits = nullptr;  // for the end of that, while its number is
+  long number;
 };
+constexpr size_t STACK = (1 << 16) + 17 * 64;  // no multiple of what a cache's lines are found by
 
 std::vector<Fiber> fibers;
-ucontext_t scheduler;
+void* scheduler[5];
 std::vector<Meeting> blocks, warps;
 std::vector<float> exchanged;
+std::vector<char*> stacks;  // of those that were ever needed
 void (*kernel)();
 
 int me;  // the number of the fiber that has its turn
 int slowness = 4;  // a slow block has one turn for so many of the others
 
-// Lets the others have theirs.
-inline void let_others() { swapcontext(&fibers[me].context, &scheduler); }
+// Goes on at a place.  (`swapcontext` would ask the system about signals each time.)
+__attribute__((noipa)) void jump(void** place) { __builtin_longjmp(place, 1); }
+
+// Lets the others have their turns.
+__attribute__((noipa)) void let_others() {
+  if (!__builtin_setjmp(fibers[me].place)) jump(scheduler);
+}
+
+inline void run_kernel() {
+  kernel();
+  fibers[me].done = true;
+  jump(scheduler);
+}
+
+// Lets a fiber go on until it lets others.
+__attribute__((noipa)) void go_on(Fiber& fiber) {
+  if (__builtin_setjmp(scheduler)) return;
+  if (fiber.begun) jump(fiber.place);
+  fiber.begun = true;
+  static ucontext_t start;
+  getcontext(&start);
+  start.uc_stack = {stacks[me], 0, STACK};
+  makecontext(&start, run_kernel, 0);
+  setcontext(&start);
+}
 
 inline void meet(Meeting& meeting) {
-  const long number = meeting.number;
-  if (++meeting.arrived == meeting.expected) meeting.arrived = 0, meeting.number++;
-  while (meeting.number == number) let_others();
+  Fiber& fiber = fibers[me];
+  fiber.number = meeting.number;
+  if (++meeting.arrived == meeting.expected) {
+    meeting.arrived = 0, meeting.number++;
+    return;
+  }
+  fiber.waits = &meeting;
+  let_others();
+  fiber.waits = nullptr;
 }
 
 inline void __syncthreads() { meet(blocks[me / blockDim.x]); }
@@ -128,11 +163,6 @@ inline float __int_as_float(int bits) {
   return number;
 }
 
-inline void run_kernel() {
-  kernel();
-  fibers[me].done = true;
-}
-
 inline Index block_of(int number, Index grid) {
   return {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
 }
@@ -146,31 +176,29 @@ inline bool launch(void (*what)(), Index grid, int threads, int together = 1,
   const int slow = backwards ? 0 : together - 1;
   for (int first = 0; first < grid.x * grid.y * grid.z; first += together) {
     const int count = threads * together;
-    fibers = std::vector<Fiber>(count);
+    fibers.assign(count, {});
+    while (stacks.size() < fibers.size()) stacks.push_back(new char[STACK]);
     blocks.assign(together, {threads});
     warps.assign(count / 32, {32});
     exchanged.assign(count, 0);
-    for (Fiber& fiber : fibers) {
-      getcontext(&fiber.context);
-      fiber.context.uc_stack = {fiber.stack.get(), 0, 1 << 16};
-      fiber.context.uc_link = &scheduler;
-      makecontext(&fiber.context, run_kernel, 0);
-    }
     int left = count;
     for (long turns = 0; left > 0; turns++) {
       if (turns > (together > 1 ? 12000 : 1000000)) return false;
       left = 0;
+      bool any = false;  // does one of them not wait for others?
       for (int i = 0; i < count; i++) {
         me = backwards ? count - 1 - i : i;
-        if (fibers[me].done) continue;
-        if (together > 1 && me / threads == slow && turns % slowness) {  // others must wait for it
-          left++;
-          continue;
-        }
+        Fiber& fiber = fibers[me];
+        if (fiber.done) continue;
+        left++;
+        if (fiber.waits && fiber.waits->number == fiber.number) continue;
+        any = true;
+        if (together > 1 && me / threads == slow && turns % slowness) continue;  // others wait
         threadIdx.x = me % threads, blockIdx = block_of(first + me / threads, grid);
-        swapcontext(&scheduler, &fibers[me].context);
-        left += !fibers[me].done;
+        go_on(fiber);
+        left -= fiber.done;
       }
+      if (left && !any) return false;
     }
   }
   return true;

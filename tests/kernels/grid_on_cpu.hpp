@@ -18,25 +18,39 @@ namespace phases {
 struct Fragment {
   unsigned a[4], b[2];
 };
+// 16 bytes on their way, or the word that all before have come.
+struct Copy {
+  char* to;
+  const char* from;
+  unsigned long long* landing;
+
+  void make() const {
+    if (landing)
+      ++*landing;
+    else
+      std::memcpy(to, from, 16);
+  }
+};
 bool late;
-std::vector<std::unique_ptr<char[]>> memories;  // of each block
-std::vector<std::vector<std::vector<std::function<void()>>>> copies;  // of each thread, in groups
+std::vector<char*> memories;  // of each block
+std::vector<std::vector<std::vector<Copy>>> copies;  // of each thread, in groups
 std::vector<Fragment> fragments;
 std::vector<int> asked;
 
 inline void prepare(int blocks, int threads, int bytes, bool copy_late) {
   late = copy_late;
+  for (char* memory : memories) std::free(memory);
   memories.clear();
   for (int i = 0; i < blocks; i++) {
-    memories.emplace_back(new (std::align_val_t(64)) char[bytes]);
-    std::memset(memories.back().get(), 0xff, bytes);  // not a number
+    memories.push_back(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+    std::memset(memories.back(), 0xff, bytes);  // not a number
   }
   copies.assign(blocks * threads, {{}});
   fragments.assign(blocks * threads, {});
   asked.assign(blocks * threads, 0);
 }
 
-inline char* block_memory() { return memories[blockIdx.x + gridDim.x * blockIdx.y].get(); }
+inline char* block_memory() { return memories[blockIdx.x + gridDim.x * blockIdx.y]; }
 
 inline unsigned add_released(unsigned* to, unsigned number) {
   const unsigned before = *to;
@@ -72,11 +86,11 @@ T load_shared(const T* from) {
 
 inline void copy_to_block(char* to, const char* from) {
   if ((reinterpret_cast<size_t>(to) | reinterpret_cast<size_t>(from)) % 16) std::abort();
-  auto copy = [=] { std::memcpy(to, from, 16); };
+  const Copy copy{to, from, nullptr};
   if (late)
     copies[me].back().push_back(copy);
   else
-    copy();
+    copy.make();
 }
 inline int look_at(const int* number) {
   let_others();
@@ -88,8 +102,8 @@ inline int look_at(const int* number) {
 using Landing = unsigned long long;
 inline void prepare(Landing* landing) { *landing = 0; }
 inline void arrive_when_copied(Landing* landing) {
-  auto arrive = [=] { ++*landing; };
-  if (!late) return arrive();
+  const Copy arrive{nullptr, nullptr, landing};
+  if (!late) return arrive.make();
   copies[me].back().push_back(arrive);
   copies[me].emplace_back();
 }
@@ -97,7 +111,7 @@ inline bool is_over(Landing* landing, int odd) {
   let_others();
   auto& groups = copies[me];
   if (groups.size() > 1 && ++asked[me] % 3 == 0) {  // the last is still open
-    for (auto& one : groups.front()) one();
+    for (const Copy& one : groups.front()) one.make();
     groups.erase(groups.begin());
   }
   return *landing / 32 % 2 != odd;

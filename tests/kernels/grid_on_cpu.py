@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from qgraph.runtime.regions.cuda.peers import HALF, HEADER
 from qgraph.runtime.regions.cuda.region import COUNTERS
 from qgraph.runtime.regions.cuda.source import THREADS, written
 from qgraph.runtime.regions.cuda.translate import translate
+from tests.support.compiler import loaded
 
 HERE = Path(__file__).parent
 ROOM = Path(qgraph.__file__).parent / "kernels"
@@ -85,12 +85,7 @@ class OnCpu:
             threads=THREADS, bytes=self.source.shared_memory,
         )  # fmt: skip
         (folder / "region.cpp").write_text(change(text))
-        subprocess.run(
-            ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", f"-I{HERE}",
-             "-o", folder / "region.so", folder / "region.cpp"],
-            check=True,
-        )  # fmt: skip
-        self.run: Any = ctypes.CDLL(str(folder / "region.so")).run
+        self.run: Any = loaded(folder / "region.cpp", f"-I{HERE}").run
 
         self.memory = [aligned(np.zeros(HEADER + 2 * HALF, np.uint8)) for _ in range(ranks)]
         """That all ranks reach, from call to call."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from qgraph.runtime.regions.cuda.peers import BYTES, HALF, INBOX_AT
 from tests.kernels.grid_on_cpu import HERE, ROOM, aligned
+from tests.support.compiler import loaded
 
 PARTS = ("phases", "peers", "exchange", "pushed")
 HEAD = f"""
@@ -34,13 +34,8 @@ class RanksOnCpu:
     ) -> None:
         sources = "".join((ROOM / "cuda" / f"{name}.cuh").read_text() for name in PARTS)
         (folder / "ranks.cpp").write_text(change(HEAD + sources + main))
-        subprocess.run(
-            ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", f"-I{HERE}",
-             "-o", folder / "ranks.so", folder / "ranks.cpp"],
-            check=True,
-        )  # fmt: skip
         self.ranks = ranks
-        self._run: Any = ctypes.CDLL(str(folder / "ranks.so")).run
+        self._run: Any = loaded(folder / "ranks.cpp", f"-I{HERE}").run
         self._memory = [aligned(np.zeros(BYTES, np.uint8)) for _ in range(ranks)]
         for memory in self._memory:
             memory[INBOX_AT + 128 :] = 0xFF

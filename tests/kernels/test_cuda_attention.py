@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 import qgraph
-from tests.support.compiler import needs_compiler
+from tests.support.compiler import loaded, needs_compiler
+from tests.support.faults import planted
 
 pytestmark = needs_compiler
 HERE = Path(__file__).parent
 ROOM = Path(qgraph.__file__).parent / "kernels" / "attention"
-SOURCES = {"DECODE_SOURCE": "decode_attention", "CACHED_SOURCE": "cached_attention"}
+SOURCES = "decode_attention", "cached_attention"
 POINTERS = ("q", "keys", "values", "mask", "sinks", "k", "v", "tail_keys", "tail_values", "last",
             "first", "place", "tail_positions", "freqs", "parts", "y", "new_keys", "new_values",
             "new_positions", "offset")  # fmt: skip
@@ -67,21 +68,12 @@ TOLERANCE = {mx.bfloat16: 1.9e-3, mx.float16: 2.4e-4, mx.float32: 2e-6}
 """Of the norm of a result: half a unit in the last place of its dtype, about."""
 
 
-def built(folder: Path, fault: tuple[str, str] | None = None) -> Any:
-    """The sources as a library, with a fault in one of them."""
-    names = {}
-    for key, name in SOURCES.items():
-        text = (ROOM / f"{name}.cuh").read_text()
-        if fault is not None:
-            text = text.replace(*fault)
-        names[key] = folder / f"{name}.cuh"
-        names[key].write_text(text)
-    subprocess.run(
-        ["g++", "-std=c++17", "-O1", "-Wno-unknown-pragmas", "-shared", "-fPIC",
-         *(f'-D{key}="{path}"' for key, path in names.items()),
-         "-o", folder / "attention.so", HERE / "attention_on_cpu.cpp"], check=True,
-    )  # fmt: skip
-    library = ctypes.CDLL(str(folder / "attention.so"))
+def built(folder: Path, change: Callable[[str], str] = str, *flags: str) -> Any:
+    """The sources as a library, after what a test does to them."""
+    text = "".join((ROOM / f"{name}.cuh").read_text() for name in SOURCES)
+    (folder / "attention.cuh").write_text(change(text))
+    (folder / "attention.cpp").write_text('#include "attention_on_cpu.cpp"')
+    library = loaded(folder / "attention.cpp", f"-I{HERE}", f"-I{folder}", *flags)
     library.attention.restype = library.merge.restype = ctypes.c_bool
     library.attention.argtypes, library.merge.argtypes = [Given, ctypes.c_int], [Given]
     return library
@@ -442,14 +434,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_found(tmp_path: Path, fault: str) -> None:
-    old, new = FAULTS[fault]
-    text = "".join((ROOM / f"{name}.cuh").read_text() for name in SOURCES.values())
-    assert text.count(old) == 1
-    assert not _finds_nothing(built(tmp_path, (old, new)))
+    assert not _finds_nothing(built(tmp_path, planted(*FAULTS[fault]), "-DFIRST_AND_LAST"))
 
 
 def _finds_nothing(library: Any) -> bool:
-    """Do the tests of two kernels pass?"""
+    """Do the tests of two kernels, the first and the last, pass?"""
     for case in CASES.values():
         if not near(*by_kernel(library, KERNELS[0], case), mx.bfloat16):
             return False

@@ -312,37 +312,27 @@ def test_what_it_is_built_for() -> None:
 SOURCES = Path(library.__file__).parent
 
 
-def compiled(folder: Path, compiler: str, *flags: str, extra: str = "") -> list[str]:
-    """Object files of all sources."""
-    files = [*sorted(SOURCES.glob("*.cpp")), *([Path(extra)] if extra else [])]
+PROGRAM = Path(__file__).parent / "regions_in_threads.cpp"
+
+
+def compiled(folder: Path, compiler: str, *flags: str) -> list[str]:
+    """Object files of all sources and of the program."""
 
     def one(file: Path) -> str:
         made = str(folder / f"{file.stem}.o")
-        command = [
-            compiler,
-            "-std=c++17",
-            "-O1",
-            "-g1",
-            "-pthread",
-            *flags,
-            f"-I{SOURCES}",
-            "-c",
-            str(file),
-            "-o",
-            made,
-        ]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        command = [compiler, "-std=c++17", "-pthread", *flags, f"-I{SOURCES}"]
+        subprocess.run([*command, "-c", str(file), "-o", made], check=True, capture_output=True)
         return made
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        return list(threads.map(one, files))
+        return list(threads.map(one, [*sorted(SOURCES.glob("*.cpp")), PROGRAM]))
 
 
-@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-def test_under_sanitizers(sanitizer: str, tmp_path: Path) -> None:
-    flags = ["-march=native", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-    program = Path(__file__).parent / "regions_in_threads.cpp"
-    objects = compiled(tmp_path, library.COMPILER, *flags, extra=str(program))
+# What they check for makes the compiler slow, the more so the better it optimizes.
+@pytest.mark.parametrize(("sanitizer", "level"), [("thread", "-Og"), ("address,undefined", "-O0")])
+def test_under_sanitizers(sanitizer: str, level: str, tmp_path: Path) -> None:
+    flags = ["-march=native", level, "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    objects = compiled(tmp_path, library.COMPILER, *flags)
     made = str(tmp_path / "program")
     subprocess.run([library.COMPILER, *flags, "-pthread", *objects, "-o", made], check=True)
     done = subprocess.run([made], capture_output=True, text=True, timeout=300, check=False)
@@ -355,9 +345,8 @@ CROSS = "aarch64-linux-gnu-g++"
 @pytest.mark.skipif(shutil.which(CROSS) is None, reason=f"{CROSS} is not installed")
 def test_for_neon(tmp_path: Path) -> None:
     """Compiled by a cross compiler, and run where there is an emulator."""
-    program = Path(__file__).parent / "regions_in_threads.cpp"
     made = str(tmp_path / "program")
-    objects = compiled(tmp_path, CROSS, "-Wall", "-Werror", extra=str(program))
+    objects = compiled(tmp_path, CROSS, "-O1", "-Wall", "-Werror")
     subprocess.run([CROSS, "-static", "-pthread", *objects, "-o", made], check=True)
     if shutil.which("qemu-aarch64") is None:
         pytest.skip("it compiles; qemu-aarch64, to run it, is not installed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 import qgraph
 from qgraph.kernels.matmul.tiled.layout import tiled_scales, tiled_weight
 from tests.support.arrays import to_numpy
-from tests.support.compiler import needs_compiler
+from tests.support.compiler import loaded, needs_compiler
 
 pytestmark = needs_compiler
 HERE = Path(__file__).parent
@@ -65,20 +64,14 @@ TOLERANCE = {mx.bfloat16: 3e-3, mx.float16: 6e-4}
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path = tmp_path_factory.mktemp("cuda") / "tiled.so"
-    subprocess.run(
-        ["g++", "-std=c++17", "-O1", "-Wno-unknown-pragmas", "-shared", "-fPIC", "-o", path,
-         f"-I{ROOM}", HERE / "tiled_on_cpu.cpp"], check=True,
-    )  # fmt: skip
-    loaded = ctypes.CDLL(str(path))
-    loaded.run.restype = ctypes.c_bool
-    loaded.run.argtypes = [Given, *[ctypes.c_int] * 5, ctypes.c_bool]
-    loaded.take.restype = ctypes.c_bool
-    loaded.take.argtypes = [Given, ctypes.c_int]
-    loaded.group.restype = ctypes.c_bool
-    loaded.group.argtypes = [Given, ctypes.c_int]
-    loaded.add.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
-    return loaded
+    path = tmp_path_factory.mktemp("cuda") / "tiled.cpp"
+    path.write_text('#include "tiled_on_cpu.cpp"')
+    made = loaded(path, f"-I{HERE}", f"-I{ROOM}")
+    made.run.restype = made.take.restype = made.group.restype = ctypes.c_bool
+    made.run.argtypes = [Given, *[ctypes.c_int] * 5, ctypes.c_bool]
+    made.take.argtypes = made.group.argtypes = [Given, ctypes.c_int]
+    made.add.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+    return made
 
 
 def operands(case: Case, experts: int = 0) -> tuple[Any, list[mx.array], Any]:

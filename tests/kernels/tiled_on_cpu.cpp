@@ -4,6 +4,8 @@
 // waited for: a slot that is filled too early or read too early gives wrong numbers in one way or
 // the other.
 
+#include <functional>
+
 #include "words_on_cpu.hpp"
 
 #undef __shared__
