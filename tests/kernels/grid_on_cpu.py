@@ -80,7 +80,7 @@ class OnCpu:
             lines.append(f"[[maybe_unused]] auto {name} = static_cast<{type}>(given[{i}]);")
         text = MAIN.format(
             room=ROOM, phases="".join((ROOM / "cuda" / f"{name}.cuh").read_text()
-                                      for name in ("phases", "routing", "peers")),
+                                      for name in ("phases", "pick", "products", "routing", "peers")),
             arguments="\n".join(lines), text=self.source.text, count=len(lines),
             threads=THREADS, bytes=self.source.shared_memory,
         )  # fmt: skip

@@ -66,7 +66,7 @@ def test_numbers(case: Case, tmp_path: Path) -> None:
 
 
 FAULTS = {
-    "a router that nobody waits for": ("}\n__syncthreads();\np2.seek();", "}\np2.seek();"),
+    "a router that nobody waits for": ("}\n__syncthreads();\nring.fill(", "}\nring.fill("),
     "weights of another expert": ("return chosen[pair(time, part)];", "return chosen[time];"),
     "a row of another pair": ("pair(time, part) / EXPERTS;", "0;"),
     "one expert twice": ("taken |= 1u", "taken |= 0u"),

@@ -164,6 +164,9 @@ def test_any_number_of_blocks(blocks: int, tmp_path: Path) -> None:
     assert max(map(error, results, wanted)) < 0.02
 
 
+MANY_PIECES = Case(mx.bfloat16, "affine", 4, 64, 1, inner=512)
+"""More than the ring has slots."""
+
 FAULTS = {
     "a barrier that nobody waits for": ("grid.wait([&]", "([](auto) {})([&]"),
     "a block that does not arrive": ("goal += gridDim.x;", "goal += gridDim.x + 1;"),
@@ -181,7 +184,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_caught(fault: str, tmp_path: Path) -> None:
     """In one of the orders: a number that is none, one that is wrong, a wait without an end."""
-    plan, inputs, wanted, _ = CASES[0].build()
+    plan, inputs, wanted, _ = MANY_PIECES.build()
     (region,) = regions(plan.graph)
     arrays = given(plan.graph, region, inputs)
 

@@ -14,9 +14,8 @@ struct SharedOfPhase {
   int count, low, high, dense;                        // of the tail
 };
 
-// What each thread reads of a token and its tail.  ALIGNED: their rows begin where 16 bytes can be
-// read.
-template <class F, int SHARING, bool ALIGNED>
+// What each thread reads of a token and its tail.
+template <class F, int SHARING>
 struct Asked {
   using S = typename F::S;
   static constexpr int ROWS = SHARING < F::ROWS ? SHARING : F::ROWS, PAIRS = F::D / 2;
@@ -67,7 +66,7 @@ struct Asked {
     for (int copy = 0; copy < COPIES; copy++) {
       const int i = copy * F::THREADS + threadIdx.x, keys = i < EIGHTS;
       const S* from = (keys ? token.tail_keys : token.tail_values) + start;
-      if (i < 2 * EIGHTS) tail[copy] = load<ALIGNED>(from + (keys ? i : i - EIGHTS) * 8);
+      if (i < 2 * EIGHTS) tail[copy] = load<true>(from + (keys ? i : i - EIGHTS) * 8);
     }
   }
 
@@ -151,15 +150,15 @@ struct Asked {
 };
 
 // A task, by all of a block.
-template <class F, int SHARING, int SPLITS, bool ALIGNED>
+template <class F, int SHARING, int SPLITS>
 __device__ void attention_task(const Call<typename F::S>& call, const Token<typename F::S>& token,
                                int task, SharedOfPhase<F>& all) {
   using S = typename F::S;
-  using W = Warp<F, ALIGNED>;
+  using W = Warp<F, true>;
   Shared<F>& shared = all.shared;
   const Place place = place_of<F>(call, task);
   const int warp = threadIdx.x / 32;
-  const Asked<F, SHARING, ALIGNED> asked(call, token, place);
+  const Asked<F, SHARING> asked(call, token, place);
 
   const size_t head = (size_t(place.batch) * call.kv_heads + place.kv_head) * call.length * F::D;
   const auto tile_of_cache = [&](int i) {
@@ -245,14 +244,8 @@ template <class F, int SHARING, int TASKS, int SPLITS>
 __device__ void attention_phase(const Call<typename F::S>& call, const Token<typename F::S>& token,
                                 unsigned* counters, SharedOfPhase<F>& all) {
   Shared<F>& shared = all.shared;
-  const size_t addresses =
-      reinterpret_cast<size_t>(call.keys) | reinterpret_cast<size_t>(call.values) |
-      reinterpret_cast<size_t>(token.tail_keys) | reinterpret_cast<size_t>(token.tail_values);
   for (int task = blockIdx.x; task < TASKS; task += gridDim.x) {
-    if (addresses % 16 == 0)
-      attention_task<F, SHARING, SPLITS, true>(call, token, task, all);
-    else
-      attention_task<F, SHARING, SPLITS, false>(call, token, task, all);
+    attention_task<F, SHARING, SPLITS>(call, token, task, all);
     __syncthreads();
     if constexpr (SPLITS > 1) {
       unsigned* counter = counters + task / SPLITS;

@@ -85,10 +85,10 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
     taken = max(
         _rows_of_x(phase, rows) * _row_bytes(phase.problem.k) for phase in products.values()
     )
-    fits = {i: _fits(phase, rows, blocks) for i, phase in products.items()}
-    sums = max(
-        fits[i] * phase.parts * _sums(_together(phase, rows)) for i, phase in products.items()
-    )
+    pieces = {i: _piece(phase, blocks) for i, phase in products.items()}
+    addends = {i: _sums(phase, pieces[i], rows) for i, phase in products.items()}
+    fits = {i: _fits(phase, addends[i], blocks) for i, phase in products.items()}
+    sums = max(fits[i] * addends[i] for i in products)
     scratch = 4 * WARPS * rows
     attentions = [phase for phase in stages.phases if isinstance(phase, Attention)]
     passing = [router.nbytes(kept=False) for router in stages.routers]
@@ -96,7 +96,7 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
     work = -(-work // 16) * 16
     kept = sum(router.nbytes(kept=True) for router in stages.routers)
     left = shared_memory(arch) - 1024 - HEAD - scratch - work - kept
-    slot = max(_piece(phase) * _tile(phase) for phase in products.values())
+    slot = max(pieces[i] * _tile(phase) for i, phase in products.items())
     flight = max(2, -(-FLIGHT // WARPS // slot))
     slots = min(RINGS, left) // WARPS // (slot + LANDING)
     if slots <= flight:
@@ -120,7 +120,7 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
     lines.append(f"Ring<{slot}, {slots}, {flight}> ring(memory + {ring});")
     lines += _arrays_of(stages.routers, HEAD + scratch, HEAD + scratch + work)
     for i, phase in products.items():
-        product, chosen = _product(phase, rows, fits[i]), ""
+        product, chosen = _product(phase, rows, fits[i], pieces[i]), ""
         if phase.by is not None:
             chosen = f", {{reinterpret_cast<const int*>({phase.by.chosen})}}"
         lines.append(f"{product} p{i}({phase.weight}, {phase.scales}{chosen});")
@@ -158,9 +158,10 @@ def _row_bytes(k: int) -> int:
     return -(-k // 64) * 128 + 16  # as `Rows` has it
 
 
-def _sums(rows: int) -> int:
-    """Bytes of a unit's sums, of all warps."""
-    return WARPS * rows * 16 * 4
+def _sums(phase: Phase, piece: int, rows: int) -> int:
+    """Bytes of a unit's sums, each of as many addends as the source has."""
+    addends = min(WARPS, -(-_tiles(phase) // piece))
+    return phase.parts * addends * _together(phase, rows) * 16 * 4
 
 
 def _together(phase: Phase, rows: int) -> int:
@@ -172,11 +173,15 @@ def _rows_of_x(phase: Phase, rows: int) -> int:
     return rows if phase.by is None or not phase.by.own else phase.by.pairs
 
 
-def _fits(phase: Phase, rows: int, blocks: int) -> int:
-    """Units whose sums are finished together."""
+def _units(phase: Phase, blocks: int) -> int:
+    """Up to how many a block has."""
     units = -(-phase.width // 16) * (1 if phase.by is None else phase.by.times)
-    together = _sums(_together(phase, rows)) * phase.parts
-    return max(1, min(-(-units // blocks), MOST_SUMS // together))
+    return -(-units // blocks)
+
+
+def _fits(phase: Phase, sums: int, blocks: int) -> int:
+    """Units whose sums are finished together."""
+    return max(1, min(_units(phase, blocks), MOST_SUMS // sums))
 
 
 def _arrays_of(routers: Sequence[Router], passing: int, kept: int) -> Iterator[str]:
@@ -197,13 +202,19 @@ def _tile(phase: Phase) -> int:
     return 128 * p.bits + 16 * (4 if p.mode == "affine" else 1) * max(1, 64 // p.group_size)
 
 
-def _piece(phase: Phase) -> int:
-    """Neighbouring tiles that a warp takes at a time: many, if all warps have as many then."""
-    tiles = -(-phase.problem.k // 64)
+def _tiles(phase: Phase) -> int:
+    """Of 64 columns each."""
+    return -(-phase.problem.k // 64)
+
+
+def _piece(phase: Phase, blocks: int) -> int:
+    """Neighbouring tiles that a warp takes at a time: many, if all warps have some then."""
+    runs = _units(phase, blocks) * phase.parts
     for count in (4, 2):
-        if tiles % (WARPS * count) == 0 and count * _tile(phase) <= LARGEST_PIECE:
+        pieces = runs * -(-_tiles(phase) // count)
+        if count * _tile(phase) <= LARGEST_PIECE and pieces >= WARPS:
             return count
-    return 2 if tiles > 2 * WARPS and 2 * _tile(phase) <= LARGEST_PIECE else 1
+    return 1
 
 
 def _fetch(stages: Stages, first: int, done: int) -> str:
@@ -222,11 +233,11 @@ def _fetch(stages: Stages, first: int, done: int) -> str:
     return f"[&] {{ if (!({pieces})) return false; ring.begun(); return true; }}"
 
 
-def _product(phase: Phase, rows: int, fits: int) -> str:
+def _product(phase: Phase, rows: int, fits: int, piece: int) -> str:
     p = phase.problem
     mode = f"qgraph::tiled::Mode({MODES.index(p.mode)})"
     together = _together(phase, rows)
-    numbers = (p.bits, p.group_size, together, p.k, phase.width, phase.parts, fits, _piece(phase))
+    numbers = (p.bits, p.group_size, together, p.k, phase.width, phase.parts, fits, piece)
     which = "" if phase.by is None else f", {phase.by.text}"
     return f"Product<{TYPES[p.dtype]}, {mode}, {', '.join(map(str, numbers))}{which}>"
 
@@ -282,10 +293,6 @@ def _routed(stages: Stages, i: int, fetch: str) -> Iterator[str]:
     for router in stages.routers:
         if router.before == i:
             yield from router.text()
-            names = {array.name for array in router.arrays}
-            for n, phase in stages.products.items():
-                if phase.by is not None and phase.by.chosen in names:
-                    yield f"p{n}.seek();"
             yield f"ring.fill({fetch});"
 
 
