@@ -12,10 +12,11 @@ import numpy as np
 
 import qgraph
 from qgraph.ir.graph import Graph
+from qgraph.runtime.regions.cuda.attention import THREADS
 from qgraph.runtime.regions.cuda.expressions import TYPES
 from qgraph.runtime.regions.cuda.peers import HALF, HEADER
 from qgraph.runtime.regions.cuda.region import COUNTERS
-from qgraph.runtime.regions.cuda.source import THREADS, written
+from qgraph.runtime.regions.cuda.source import written
 from qgraph.runtime.regions.cuda.translate import translate
 from tests.support.compiler import loaded
 
@@ -78,9 +79,10 @@ class OnCpu:
             other = mx.uint64 if name == "places" else mx.uint32
             type = f"{const}{TYPES[types.get(name, other)]}*"
             lines.append(f"[[maybe_unused]] auto {name} = static_cast<{type}>(given[{i}]);")
+        names = ("phases", "pick", "products", "routing", "peers")
+        parts = "".join((ROOM / "cuda" / f"{name}.cuh").read_text() for name in names)
         text = MAIN.format(
-            room=ROOM, phases="".join((ROOM / "cuda" / f"{name}.cuh").read_text()
-                                      for name in ("phases", "pick", "products", "routing", "peers")),
+            room=ROOM, phases=parts,
             arguments="\n".join(lines), text=self.source.text, count=len(lines),
             threads=THREADS, bytes=self.source.shared_memory,
         )  # fmt: skip

@@ -25,6 +25,7 @@ A region's 16 warps have few registers each: with 16,064 positions a layer of Ll
 """
 WARPS = 16
 """Of a block of a region."""
+THREADS = 32 * WARPS
 ALONE = 512
 """Positions of a cache up to which one block reads all keys of a head: joining takes longer."""
 JOINS = 32

@@ -16,10 +16,10 @@ from ....kernels.cuda.source import cuda_source
 from ....rewrite.ledger import LOWERING, Entry, record
 from ....target import as_target
 from ..unknown import Unknown
-from .attention import JOINS, MOST_JOINS, Attention
+from .attention import JOINS, MOST_JOINS, THREADS, Attention
 from .peers import PARTS, Peers
 from .pushed import PushedRegion
-from .source import THREADS, declared, written
+from .source import declared, written
 from .translate import translate
 
 KERNEL = "grid"

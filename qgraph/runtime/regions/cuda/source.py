@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mlx.core as mx
 
 from ....kernels.cuda.arch import shared_memory
 from ....kernels.matmul.tiled.source import MODES
 from ..unknown import Unknown
-from .attention import WARPS, Attention
-from .experts import ByExpert
-from .expressions import (
-    FLOATS,
-    TYPES,
-    Added,
-    Expression,
-    Gathered,
-    Leaf,
-    Normed,
-    Part,
-    Routed,
-    Summed,
-    Text,
-    in_order,
-    literal,
-)
+from .attention import THREADS, WARPS, Attention
+from .expressions import FLOATS, TYPES, Leaf
+from .finishing import finished
+from .loading import Loader, rows_written
 from .peers import HALF
 from .pick import Pick
 from .routing import Router
-from .stages import Phase, Row, Stages
+from .stages import Phase, Stages
 
-THREADS = 32 * WARPS
 MOST_SUMS = 32 << 10
 """Bytes of sums that are finished together."""
 RINGS = 176 << 10
@@ -48,8 +34,6 @@ LARGEST_PIECE = 2560
 """Bytes."""
 APART = 128
 """Bytes at multiples of which the arrays begin that only a region uses."""
-EARLY = 2
-"""Up to how many times eight columns of a thread are fetched before the barrier."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +115,7 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
     if late:
         barrier = _barrier(stages.phases[-1])
         lines += [f"{barrier}.arrive();", _waits(barrier, "[] {}")]
-        lines += _rows_written(stages, late, ranks)
+        lines += rows_written(stages, late, ranks)
     lines.append("if (grid.leave()) peers.leave();" if stages.addends else "grid.leave();")
     size = HEAD + scratch + work + kept + WARPS * (slot + LANDING) * slots
     own = ("places", "counters", "last") if stages.addends else ("counters", "last")
@@ -255,26 +239,26 @@ def _waits(barrier: str, meanwhile: str) -> str:
 def _phase(stages: Stages, phase: Phase | Attention | Pick, i: int, ranks: int) -> Iterator[str]:
     if isinstance(phase, Attention):
         rows = [row for row in stages.written if row.phase == i]
-        yield from _rows_written(stages, rows, ranks)
+        yield from rows_written(stages, rows, ranks)
         yield from phase.text()
         return
     if isinstance(phase, Pick):
         yield f"{_barrier(stages.phases[i - 1])}.arrive();"
         yield _waits(_barrier(stages.phases[i - 1]), "[] {}")
-        yield from _rows_written(stages, [row for row in stages.written if row.phase == i], ranks)
+        yield from rows_written(stages, [row for row in stages.written if row.phase == i], ranks)
         yield from phase.text(stages.rows)
         return
     p, x = phase.problem, f"x{i}"
     if i:
         yield f"{_barrier(stages.phases[i - 1])}.arrive();"
-    loader = _Loader(phase.x, p.k, stages.rows, i, ranks)
+    loader = Loader(phase.x, p.k, stages.rows, i, ranks)
     count = _rows_of_x(phase, stages.rows)
     if count == stages.rows:
         yield from loader.early()
     if i:
         before = _fetch(stages, i, done=i - 1)
         yield _waits(_barrier(stages.phases[i - 1]), f"[&] {{ ring.fill({before}); }}")
-    yield from _rows_written(stages, [row for row in stages.written if row.phase == i], ranks)
+    yield from rows_written(stages, [row for row in stages.written if row.phase == i], ranks)
     fetch = _fetch(stages, i, done=i)
     yield from _routed(stages, i, fetch)
     yield f"const Rows<{TYPES[p.dtype]}, {p.k}> {x}{{rows}};"
@@ -285,7 +269,7 @@ def _phase(stages: Stages, phase: Phase | Attention | Pick, i: int, ranks: int) 
         yield f"{x}.copy<{count}>({phase.x.name});"
     yield f"{x}.fill<{count}>();"
     yield "__syncthreads();"
-    yield from _finished(phase, i, x, fetch, ranks)
+    yield from finished(phase, i, x, fetch, ranks)
 
 
 def _routed(stages: Stages, i: int, fetch: str) -> Iterator[str]:
@@ -294,182 +278,6 @@ def _routed(stages: Stages, i: int, fetch: str) -> Iterator[str]:
         if router.before == i:
             yield from router.text()
             yield f"ring.fill({fetch});"
-
-
-def _rows_written(stages: Stages, rows: Sequence[Row], ranks: int) -> Iterator[str]:
-    """Written by the last block, which has the least to do."""
-    for row in rows:
-        loader = _Loader(row.expression, row.columns, stages.rows, f"_{row.into}", ranks)
-        yield "if (blockIdx.x == gridDim.x - 1) {"
-        yield from loader.early()
-        yield from loader.rows(f"store_8({row.into} + n * {row.columns} + k, made);")
-        yield "}"
-
-
-# ---- Rows that are taken into shared memory
-
-
-@dataclass
-class _Loader:
-    """Computes rows, eight columns of a thread at a time.
-
-    Attributes:
-        number: makes the names of its variables its own.
-    """
-
-    expression: Expression
-    columns: int
-    count: int
-    number: int | str
-    ranks: int
-    names: dict[Leaf, str] = field(default_factory=dict)
-
-    @property
-    def turns(self) -> int:
-        return -(-self.columns // (8 * THREADS))
-
-    def early(self) -> Iterator[str]:
-        """Fetches what was there before the region: it need not wait for the barrier."""
-        for e in in_order(self.expression):
-            if isinstance(e, Leaf) and e.after < 0 and self.turns <= EARLY:
-                if e.columns and self.count > 1:
-                    continue
-                name = self.names[e] = f"early{self.number}_{len(self.names)}"
-                yield f"Eight {name}[{self.turns}] = {{}};"
-                yield from self._turn([f"{name}[v] = load_8({e.name} + {e.offset} + k);"])
-
-    def rows(self, take: str) -> Iterator[str]:
-        """`take` is what is done with `made`, columns k to k + 7 of row n."""
-        norms: dict[Normed, tuple[str, str]] = {}
-        for e in in_order(self.expression):
-            if not isinstance(e, Normed):
-                continue
-            args, factor = f"args{self.number}_{len(norms)}", f"factor{self.number}_{len(norms)}"
-            yield f"Eight {args}[{self.count}][{self.turns}];"
-            yield f"float {factor}[{self.count}] = {{}};"
-            into = f"{args}[n][v].v[e]"
-            more = [f"{factor}[n] += {into} * {into};"]
-            yield from self._all(self._elements(e.arg, norms, into, more))
-            yield f"sum_over_block({factor}, scratch);"
-            yield f"for (int n = 0; n < {self.count}; n++)"
-            mean = f"{factor}[n] / {self.columns}.0f + {literal(e.eps)}"
-            yield f"  {factor}[n] = rsqrtf({mean});"
-            norms[e] = into, f"{factor}[n]"
-        body = self._elements(self.expression, norms, "made.v[e]", [])
-        yield from self._all(["Eight made;", *body, take])
-
-    def _elements(
-        self, e: Expression, norms: dict[Normed, tuple[str, str]], into: str, more: list[str]
-    ) -> list[str]:
-        loads: dict[Leaf, str] = {}
-
-        def leaf(x: Leaf | Routed | Part) -> str:
-            assert isinstance(x, Leaf)
-            if x in self.names:
-                return f"{self.names[x]}[v].v[e]"
-            name = loads.setdefault(x, f"a{len(loads)}")
-            return f"{name}.v[e]"
-
-        text = Text(leaf, norms)
-        result = text.write(e)
-        fetched = [
-            f"const Eight {name} = {_read(x, 'k', self.ranks, eight=True)};"
-            for x, name in loads.items()
-        ]
-        inside = [*text.lines, f"{into} = {result};", *more]
-        return [*fetched, "#pragma unroll", "for (int e = 0; e < 8; e++) {", *inside, "}"]
-
-    def _all(self, body: list[str]) -> list[str]:
-        rows = ["#pragma unroll", f"for (int n = 0; n < {self.count}; n++) {{"]
-        return [*rows, *self._turn(body), "}"]
-
-    def _turn(self, body: list[str]) -> list[str]:
-        return [
-            "#pragma unroll",
-            f"for (int v = 0; v < {self.turns}; v++) {{",
-            f"const int k = (v * {THREADS} + threadIdx.x) * 8;",
-            f"if (k < {self.columns}) {{",
-            *body,
-            "}",
-            "}",
-        ]
-
-
-def _read(x: Leaf, column: str, ranks: int, *, eight: bool = False) -> str:
-    """Reads a number of row n, or eight from there on, that another block may have written."""
-    place = f"n * {x.columns} + {x.offset} + {column}"
-    if isinstance(x, Summed):
-        name = "sum_8" if eight else "sum"
-        return f"peers.{name}<{TYPES[x.dtype]}>({x.at * ranks}, {x.nbytes}, {place})"
-    return f"load_8({x.name} + {place})" if eight else f"float(load_shared({x.name} + {place}))"
-
-
-# ---- What becomes of a product's sums
-
-
-def _finished(phase: Phase, i: int, x: str, fetch: str, ranks: int) -> Iterator[str]:
-    """Leaves are fetched before the sums are there."""
-    leaves: dict[Leaf, str] = {}
-    by = phase.by
-
-    def leaf(e: Leaf | Routed | Part) -> str:
-        if isinstance(e, Added):
-            assert by is not None
-            text.lines += _added(e, by, name := f"all{len(text.lines)}")
-            return name
-        if isinstance(e, Part):
-            return f"rounded<{TYPES[e.dtype]}>(y[{e.part}])"
-        if isinstance(e, Routed):
-            return f"{e.name}[n]"
-        read = _read(e, "j", ranks)
-        if isinstance(e, Gathered):
-            assert by is not None
-            read = _of_expert(e, f"{by.chosen}[n]")
-        leaves.setdefault(e, read)
-        return f"given.v[{list(leaves).index(e)}]"
-
-    text = Text(leaf)
-    stores = []
-    for into, e in phase.writes:
-        made, place = f"{TYPES[into.dtype]}({text.write(e)})", f"n * {into.columns} + j"
-        if isinstance(into, Summed):
-            stores.append(f"peers.put({into.at * ranks}, {into.nbytes}, {place}, {made});")
-        else:
-            stores.append(f"{into.name}[{place}] = {made};")
-    fetched = ", ".join(leaves.values()) or "0.0f"
-    count = max(1, len(leaves))
-    yield f"p{i}.run({x}, sums, ring, {fetch},"
-    yield f"  [&](int n, int j) {{ return Few<{count}>{{{{{fetched}}}}}; }},"
-    yield f"  [&](int n, int j, const float (&y)[{phase.parts}], const Few<{count}>& given) {{"
-    yield from ("    " + line for line in (*text.lines, *stores))
-    yield "  });"
-
-
-def _of_expert(e: Gathered, expert: str) -> str:
-    return f"float(load_shared({e.name} + size_t({expert}) * {e.columns} + {e.offset} + j))"
-
-
-def _added(e: Added, by: ByExpert, name: str) -> Iterator[str]:
-    """What a row's experts give, added up."""
-
-    def leaf(e: Leaf | Routed | Part) -> str:
-        if isinstance(e, Gathered):
-            return _of_expert(e, f"{by.chosen}[pair]")
-        if isinstance(e, Routed):
-            return f"{e.name}[pair]"
-        assert isinstance(e, Part)
-        return f"rounded<{TYPES[e.dtype]}>(y[expert])"
-
-    text = Text(leaf)
-    number = text.write(e.of)
-    yield f"float {name} = 0;"
-    yield "#pragma unroll"
-    yield f"for (int expert = 0; expert < {by.experts}; expert++) {{"
-    yield f"  const int pair = n * {by.experts} + expert;"
-    yield from ("  " + line for line in text.lines)
-    yield f"  {name} += {number};"
-    yield "}"
-    yield f"{name} = rounded<{TYPES[e.dtype]}>({name});"
 
 
 def declared(name: str, source: Source, dtypes: Callable[[str], mx.Dtype]) -> str:
