@@ -30,9 +30,9 @@ def of_experts(graph: Graph) -> frozenset[Node]:
         node = stack.pop()
         if node in found or node.stage != "run":
             continue
-        if _is_small(node):
+        if node.op == "split" or _is_small(node):
             found[node] = None
-            routed.update(node.outputs, node.inputs)
+            routed.update(node.inputs, filter(_is_few, node.outputs))
             stack += [value.node for value in node.inputs]
         elif node.op == "packed_matmul" and refusal(node, routing=True) is None:
             found[node] = None  # of any number of columns
@@ -53,9 +53,11 @@ def of_experts(graph: Graph) -> frozenset[Node]:
 
 
 def _is_small(node: Node) -> bool:
-    if node.op != "split" and node.op not in OPS:
-        return False
-    return sum(value.type.size for value in node.outputs) <= MOST * _ROWS
+    return node.op in OPS and _is_few(node.output)
+
+
+def _is_few(value: Value) -> bool:
+    return value.type.size <= MOST * _ROWS
 
 
 def _is_known(node: Node) -> bool:

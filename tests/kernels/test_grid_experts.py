@@ -65,6 +65,14 @@ def test_numbers(case: Case, tmp_path: Path) -> None:
         assert error(results[0], wanted) < (0.02 if case.dtype == mx.bfloat16 else 0.003)
 
 
+def test_a_router_s_columns_may_be_some_of_many() -> None:
+    """With gate and up of the expert of all rows they are one product."""
+    fn, x, _ = Case(rows=3, common=True, hidden=1024, inner=768, experts=64, count=8).build()
+    (region,) = regions(planned(fn, qg.spec(x.shape, x.dtype)).graph)
+    widths = [n.output.shape[-1] for n in region.bodies[0].nodes if n.op == "packed_matmul"]
+    assert 64 + 2 * 768 + 1 in widths
+
+
 FAULTS = {
     "a router that nobody waits for": ("}\n__syncthreads();\nring.fill(", "}\nring.fill("),
     "weights of another expert": ("return chosen[pair(time, part)];", "return chosen[time];"),
