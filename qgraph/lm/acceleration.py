@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,14 +147,16 @@ class Acceleration:
 
     def _piece(self, model: Any, tokens: mx.array, count: int, caches: Caches, extras: Any) -> Any:
         """A call of `count` tokens a row, the first of which are `tokens` and the rest padding."""
-        form, pool = self._form(model, tokens, count, caches)
+        form, pool, take_back = self._form(model, tokens, count, caches)
         program = self._library.ready(form)
         if program is None and not self._waits(count):
             self._wish(form, tokens, caches)
+            take_back()
             self._said.note("by the model itself while a program was made")
             return self._maker.own(model, tokens, cache=caches.items, **extras)
         program = program or self._library.get(form)
         if program.executable is None:
+            take_back()
             return self._eagerly(program.reason, model, tokens, caches.items, extras)
         program.calls += 1
         if program.checked or self._ranks.launched:
@@ -206,15 +208,18 @@ class Acceleration:
 
         self._library.prepare([(form, trial(tokens, caches)) for form, tokens, caches in wanted])
 
-    def _form(self, model: Any, tokens: mx.array, count: int, caches: Caches) -> tuple[Form, Pool]:
-        """The form of a call, and its numbers; makes room in the caches for its tokens."""
+    def _form(
+        self, model: Any, tokens: mx.array, count: int, caches: Caches
+    ) -> tuple[Form, Pool, Callable[[], None]]:
+        """The form of a call, and its numbers; makes room in the caches for its tokens, and gives
+        what takes it back."""
         rows = tokens.shape[0]
         if self._shapes is None:
             after = Caches(copy.deepcopy(caches.items), caches.kinds)  # nothing of it is computed
             self._maker.own(model, tokens, cache=after.items)
             self._shapes = after.shapes()
         fresh = count > 1 and caches.empty
-        caches.make_room(self._shapes, rows, count)
+        take_back = caches.make_room(self._shapes, rows, count)
         pool = self._numbers.pool(caches.kinds, caches.items)
         found = (
             rows, count, fresh, caches.fixed(count), pool.places, types_of(pool.values),
@@ -222,7 +227,7 @@ class Acceleration:
         )  # fmt: skip
         if self._last is None or self._last[0] != found:
             self._last = found, Form(*found)
-        return self._last[1], pool
+        return self._last[1], pool, take_back
 
     def _look_ahead(self, form: Form, tokens: mx.array, caches: Caches) -> None:
         """Begin to make the program for the next buffer while there is room for some tokens."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.cache import CacheList
 
 from ..programs.call import Step
 from ..programs.form import types_of
@@ -57,9 +58,20 @@ class Caches:
     def shapes(self) -> list[Any]:
         return [kind.shapes(c) for kind, c in self._pairs()]
 
-    def make_room(self, shapes: Sequence[Any], rows: int, count: int) -> None:
+    def make_room(self, shapes: Sequence[Any], rows: int, count: int) -> Callable[[], None]:
+        """Make room for `count` tokens; gives what takes it back.
+
+        A model does more with zeros than with a state that is not there yet (mamba2 a sixth).
+        """
+        before = [(c, dict(vars(c))) for c in _single(self.items)]
         for (kind, c), like in zip(self._pairs(), shapes, strict=True):
             kind.make_room(c, like, rows, count)
+
+        def take_back() -> None:
+            for c, things in before:
+                vars(c).update(things)
+
+        return take_back
 
     def fixed(self, count: int) -> tuple[tuple[Kind, Any], ...]:
         return tuple([(kind, kind.fixed(c, count)) for kind, c in self._pairs()])
@@ -96,3 +108,9 @@ class Caches:
         for (kind, fixed), some, c in zip(kinds, arrays, self.items, strict=True):
             kind.put(c, fixed, results[at : at + len(some)], step)
             at += len(some)
+
+
+def _single(items: Sequence[Any]) -> Iterator[Any]:
+    """Caches, and those in lists of caches."""
+    for item in items:
+        yield from _single(item.caches) if isinstance(item, CacheList) else (item,)

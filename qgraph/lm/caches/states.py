@@ -54,10 +54,13 @@ class ArraysKind(Kind):
         return [None if a is None else (a.shape[1:], a.dtype) for a in cache.cache]
 
     def make_room(self, cache: Any, like: Any, rows: int, count: int) -> None:
-        for i, (array, form) in enumerate(zip(cache.cache, like, strict=True)):
-            if array is None and form is not None:
-                shape, dtype = form
-                cache.cache[i] = mx.zeros((rows, *shape), dtype)
+        def state(array: mx.array | None, form: Any) -> mx.array | None:
+            if array is not None or form is None:
+                return array
+            shape, dtype = form
+            return mx.zeros((rows, *shape), dtype)
+
+        cache.cache = [state(*pair) for pair in zip(cache.cache, like, strict=True)]
 
     def view(
         self, fixed: Any, numbers: Sequence[mx.array], arrays: Sequence[mx.array], call: Call
