@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
@@ -47,7 +47,7 @@ def is_ours(file: str) -> bool:
     return (file.startswith(_HERE) and not file.startswith(_EXAMPLES)) or file.startswith(_PASSES)
 
 
-_ours: dict[str, bool] = {}
+_ours: dict[str, bool] = {contextlib.__file__: True}  # through which `with` blocks raise
 
 
 def variable_name(thing: object) -> str:
@@ -70,7 +70,7 @@ stated: ContextVar[Origin | None] = ContextVar("stated", default=None)
 """Where nodes come from while they are made for somebody else, as by an import."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def stating(origin: Origin) -> Iterator[None]:
     """Nodes that are made while this is open come from `origin`."""
     token = stated.set(origin)

@@ -40,7 +40,7 @@ app = typer.Typer(
     name="qgraph", help=HELP, epilog=EPILOG, no_args_is_help=True, rich_markup_mode="markdown"
 )
 console = Console()
-_TYPER = os.path.dirname(typer.__file__) + os.sep
+_NOT_THE_USERS = os.path.dirname(typer.__file__) + os.sep, f"{os.sep}mlx_lm{os.sep}"
 
 Where = Annotated[
     str, typer.Argument(metavar="WHERE", help="module:name, a graph in .json, or an artefact.")
@@ -290,7 +290,7 @@ def main(run: Callable[[], Any] = app) -> None:
         run()
     except (QGraphError, ValueError) as error:
         words = str(error)
-        if isinstance(error, QGraphError) and error.origin.file.startswith(_TYPER):
+        if isinstance(error, QGraphError) and any(f in error.origin.file for f in _NOT_THE_USERS):
             words = "\n  ".join(filter(None, (error.what, error.hint)))  # no line of the user's
         Console(stderr=True).print("[bold red]error:[/]", end=" ")
         typer.echo(words, err=True)

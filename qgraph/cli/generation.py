@@ -32,6 +32,8 @@ def _run(context: typer.Context, report: bool, html: Path | None, ranks: int) ->
     from ..lm.programs.background import settled
 
     name = context.info_name or ""
+    if html is not None:
+        commands.check_page(html)
     if ranks > 1:
         from ..lm.launch import launch
 

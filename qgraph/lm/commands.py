@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..errors import InputError
 from ..origin import NOWHERE
 from .accelerate import accelerate
 from .launch import as_one, launched
-from .load import load
+from .load import check_folder, load
 from .programs.background import settled
 
 COMMANDS = {"generate": "generate", "chat": "chat", "serve": "server"}
@@ -28,6 +29,7 @@ def run(command: str, args: Sequence[str]) -> list[Any]:
         command: "generate", "chat" or "serve".
         args: what stands behind the command, in mlx-lm's words.
     """
+    _check_places(args)
     mesh = launched()
     module: Any = importlib.import_module(f"mlx_lm.{COMMANDS[command]}")
     mlx_load, argv, models = module.load, sys.argv, []
@@ -53,6 +55,30 @@ def run(command: str, args: Sequence[str]) -> list[Any]:
     finally:
         module.load, module.sharded_load, sys.argv = mlx_load, mlx_spread, argv
     return models if mesh is None or mesh.rank == 0 else []
+
+
+def _check_places(args: Sequence[str]) -> None:
+    """Are the files and folders there that options name?  mlx-lm's server finds out in a thread."""
+    words = [part for word in args for part in word.split("=", 1)]
+    for option, value in pairwise(words):
+        if option in ("--model", "--draft-model"):
+            check_folder(value)
+        elif option in ("--adapter-path", "--prompt-cache-file") and not Path(value).exists():
+            raise InputError(f"{option}: there is no {value}", hint="see --help")
+
+
+def check_page(path: Path) -> None:
+    """Could a page be written there?  To be asked before a model has run for it.
+
+    Raises:
+        InputError: not by this name, or there is no such folder.
+    """
+    if path.suffix != ".html":
+        raise InputError(f"no page: {path.name}", hint="give a name with .html", origin=NOWHERE)
+    if not path.parent.is_dir():
+        raise InputError(
+            f"there is no folder {path.parent}", hint="make it, or give another", origin=NOWHERE
+        )
 
 
 def save_page(model: Any, path: Path) -> Path:

@@ -11,12 +11,15 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm import utils
 
-from ..errors import QuantizationError
+from ..errors import InputError, QuantizationError
 from ..quantization.repack import Repacked, repacked
 from .source import Source
 
 _ANY = {"group_size": 64, "bits": 4}
 """What mlx-lm wants to hear before it asks each layer's own arrays."""
+
+
+_MODELS = "give a folder that mlx_lm.convert wrote, or the name of a repository of the hub"
 
 
 class RepackedLinear(nn.QuantizedLinear):  # type: ignore[name-defined, misc]
@@ -83,15 +86,37 @@ def load(path: str | Path, **settings: Any) -> Any:
 
     Raises:
         QuantizationError: a packed layout that is not read, or damaged arrays; it names the weight.
+        InputError: there is no such model.
 
     Example:
         model, tokenizer = qg.lm.load("Llama-3-8B-GPTQ")
         model = qg.lm.accelerate(model)
     """
-    folder = utils._download(str(path), revision=settings.pop("revision", None))
+    folder = _folder(str(path), settings.pop("revision", None))
     model, *rest = _load(folder, settings)
     Source.note(model, lambda: _load(folder, {**settings, "lazy": True})[0])
     return model, *rest
+
+
+def check_folder(path: str) -> None:
+    """Raises InputError for what can be no repository's name, and is no folder here."""
+    if not Path(path).exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
+        raise InputError(f"there is no folder {path}", hint=_MODELS)
+
+
+def _folder(path: str, revision: str | None) -> Path:
+    """The folder of a model, downloaded if it is the name of a repository."""
+    check_folder(path)
+    try:
+        folder: Path = utils._download(path, revision=revision)
+    except (OSError, ValueError) as error:  # whatever the hub's library raises
+        reason = next(iter(str(error).splitlines()), "")
+        raise InputError(
+            f"{path} is no folder here, and the hub did not give it: {reason}", hint=_MODELS
+        ) from error
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder} has no config.json", hint=_MODELS)
+    return folder
 
 
 def _load(folder: Path, settings: dict[str, Any]) -> tuple[Any, ...]:

@@ -19,12 +19,13 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from typer.testing import CliRunner
 
 import qgraph as qg
-from qgraph.cli import app
+from qgraph.cli import app, main
 from qgraph.examples import checkpoint
 from qgraph.examples import smollm2_files as files
 from qgraph.lm.programs.background import settled
 from qgraph.lm.programs.check import Check
 from qgraph.lm.programs.compare import Difference
+from tests.support.zoo import build
 
 pytest.importorskip("mlx_lm.models.cache")
 pytest.importorskip("transformers")
@@ -127,6 +128,22 @@ def test_the_model_answers_while_its_programs_are_made(load: Load) -> None:
     assert sum(p.calls for p in programs) == calls + 3 + 20
     assert len(fast.qgraph.programs) == 3
     assert not fast.qgraph.eager
+
+
+def test_a_state_that_is_not_there_yet_stays_so_for_the_model() -> None:
+    """A model does more with zeros: mamba2 took a sixth longer to its first token."""
+    fast = qg.lm.accelerate(build("mamba2"), target="cpu", keep=False)
+    cache = lm_cache.make_prompt_cache(fast)
+    own, seen = fast.qgraph._maker.own, []
+
+    def noting(model: Any, tokens: mx.array, cache: Any) -> mx.array:
+        seen.append([c[0] is None for c in cache])
+        return own(model, tokens, cache=cache)
+
+    object.__setattr__(fast.qgraph._maker, "own", noting)
+    for ids in ([PROMPT[:16]], [[3]]):
+        fast(mx.array(ids), cache=cache)
+    assert [set(states) for states in seen] == [{True}, {True}, {False}]  # first for shapes alone
 
 
 def test_python_may_end_while_a_program_is_made(folder: Path) -> None:
@@ -378,6 +395,30 @@ def test_quantized_by_qgraph(load: Load) -> None:
         )
         assert mx.abs(actual - expected).max() < 0.05 * mx.abs(expected).max()
     assert {w.bits for p in fast.qgraph.programs for w in p.plan.weights()} == {8}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "generate --model /no/folder --prompt hi",
+        "serve --model=/no/folder",
+        "chat --model {folder} --adapter-path /no/folder",
+        "generate --model {folder} --prompt hi --html /no/folder/plan.html",
+        "generate --model {folder} --prompt hi --html plan.txt",
+        "generate --model {empty} --prompt hi",
+    ],
+)
+def test_the_command_line_says_what_is_not_there(
+    folder: Path, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is loaded or generated, in words."""
+    given = words.format(folder=folder, empty=tmp_path).split()
+    with pytest.raises(SystemExit) as ended:
+        main(lambda: app(given))
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert any(w in told for w in ("there is no", "no page", "has no config.json"))
+    assert "site-packages" not in told
 
 
 @pytest.mark.parametrize("flags", [[], ["--report"]])
