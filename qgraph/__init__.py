@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import Any
 
@@ -76,6 +77,8 @@ def __getattr__(name: str) -> Any:
     if name == "lm":
         return importlib.import_module("qgraph.lm")
     reason = f": {LEFT_OUT[name]}" if name in LEFT_OUT else "; its ops are those of mlx.core"
+    if name not in LEFT_OUT and (near := difflib.get_close_matches(name, globals(), 1)):
+        reason = f"; did you mean {near[0]!r}?"
     raise AttributeError(f"module 'qgraph' has no attribute {name!r}{reason}")
 
 

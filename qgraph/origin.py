@@ -44,6 +44,8 @@ _interned: dict[tuple[str, int], Origin] = {}
 
 def is_ours(file: str) -> bool:
     """Is this a file of qgraph itself?  Examples are programs of a user."""
+    if file == contextlib.__file__:  # between a `with` of ours and what stands behind it
+        return True
     return (file.startswith(_HERE) and not file.startswith(_EXAMPLES)) or file.startswith(_PASSES)
 
 
@@ -118,7 +120,9 @@ def user_frame() -> Origin:
     while frame is not None:
         file = frame.f_code.co_filename
         ours = _ours.get(file)
-        if ours is None:
+        if file == "<string>" and frame.f_code.co_name == "__init__":
+            ours = True  # of a dataclass
+        elif ours is None:
             ours = _ours[file] = is_ours(file)
         if not ours:
             key = (file, frame.f_lineno)

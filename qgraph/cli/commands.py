@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -16,12 +17,13 @@ from ..compiler.pipeline import default_passes, optimize
 from ..compiler.plan import Plan
 from ..compiler.program import Program
 from ..errors import QGraphError
+from ..origin import is_ours
 from ..target import as_target
 from .sources import example_call, find, graph_of
 
 HELP = """A graph compiler for quantized inference on MLX: see what it does to a model.
 
-Every command takes **WHERE**, one of
+What looks at a model (`show` to `tune`) takes **WHERE**, one of
 
 * `module:name` or `path/to/file.py:name`: a graph, a plan, a program, or a function. A function
   is traced; say what it takes with one `--spec` for each argument, such as `--spec "f16[1,4096]"`
@@ -288,9 +290,13 @@ def main(run: Callable[[], Any] = app) -> None:
     """The `qgraph` command: errors about a user's program are words, not tracebacks."""
     try:
         run()
-    except (QGraphError, ValueError) as error:
+    except (QGraphError, ValueError, ImportError) as error:
         words = str(error)
-        if isinstance(error, QGraphError) and any(f in error.origin.file for f in _NOT_THE_USERS):
+        if not isinstance(error, QGraphError):
+            *_, last = traceback.extract_tb(error.__traceback__)
+            if not is_ours(last.filename):
+                words = f"{type(error).__name__}: {words}\n  at {last.filename}:{last.lineno}"
+        elif any(f in error.origin.file for f in _NOT_THE_USERS):
             words = "\n  ".join(filter(None, (error.what, error.hint)))  # no line of the user's
         Console(stderr=True).print("[bold red]error:[/]", end=" ")
         typer.echo(words, err=True)

@@ -40,8 +40,9 @@ def _run(context: typer.Context, report: bool, html: Path | None, ranks: int) ->
         options = [*(["--report"] if report else []), *(["--html", str(html)] if html else [])]
         raise typer.Exit(launch(ranks, [name, *options, *context.args]))
     if {"-h", "--help"} & set(context.args):
+        theirs = commands.COMMANDS[name]
         typer.echo(
-            f"qgraph's own: --report, --html PAGE, --ranks N.  The rest is mlx_lm.{name}'s:\n"
+            f"qgraph's own: --report, --html PAGE, --ranks N.  The rest is mlx_lm.{theirs}'s:\n"
         )
     models: list[Any] = []
     try:

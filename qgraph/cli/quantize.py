@@ -13,7 +13,12 @@ from .commands import app
 @app.command()
 def quantize(
     model: Annotated[str, typer.Option(help="A folder, or a repository of the hub, of floats.")],
-    data: Annotated[Path, typer.Option(help="A text file to fit on; its last piece measures.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            exists=True, dir_okay=False, help="A text file to fit on; its last piece measures."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write, which mlx-lm loads.")],
     bits: Annotated[
         float | None, typer.Option(help="Of a number in the mean, scales and biases included.")
@@ -32,6 +37,8 @@ def quantize(
     Writes the folder, in it `quantization.md` with a row for each weight, and `quantization.svg`
     with quality by bytes. A run that was broken off goes on where it was.
     """
+    if (bits is None) == (size is None):
+        raise typer.BadParameter("give one of --bits and --bytes")
     from ..lm.quality import draw, report
     from ..lm.quantize import quantize as run
 

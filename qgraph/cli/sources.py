@@ -70,6 +70,11 @@ def find(where: str, specs: Sequence[str] = ()) -> Graph | Plan | Program:
     if path.exists() and path.suffix != ".py":
         return load_file(path)
     module_name, colon, name = where.partition(":")
+    if not colon and path.exists():
+        raise _wrong(
+            f"{where} is a file of Python, and it is not said what in it",
+            hint=f"write {where}:NAME; it has {_choices(_module(where))}",
+        )
     if not colon:
         raise _wrong(
             f"there is no file {where!r}, and it is no module:name",
@@ -80,7 +85,8 @@ def find(where: str, specs: Sequence[str] = ()) -> Graph | Plan | Program:
         return found
     if not callable(found):
         raise _wrong(
-            f"{where} is a {type(found).__name__}", hint="name a function, a graph or a program"
+            f"{where} is of type {type(found).__name__}",
+            hint="name a function, a graph or a program",
         )
     if not specs and _takes_nothing(found):
         made = found()
@@ -156,13 +162,15 @@ def _attribute(module: Any, name: str) -> Any:
     found = module
     for part in name.split("."):
         if not hasattr(found, part):
-            names = [n for n, v in vars(module).items() if _is_choice(module, n, v)]
-            raise _wrong(
-                f"{module.__name__} has no {name!r}",
-                hint=f"it has {', '.join(names) or 'nothing that can be shown'}",
-            )
+            raise _wrong(f"{module.__name__} has no {name!r}", hint=f"it has {_choices(module)}")
         found = getattr(found, part)
     return found
+
+
+def _choices(module: Any) -> str:
+    """The names of a module that could be meant."""
+    names = [n for n, v in vars(module).items() if _is_choice(module, n, v)]
+    return ", ".join(names) or "nothing that can be shown"
 
 
 def _is_choice(module: Any, name: str, thing: Any) -> bool:

@@ -250,7 +250,7 @@ def optimize(
     """
     if not isinstance(graph, Graph):
         raise InputError(
-            f"optimize takes a graph, not a {type(graph).__name__}",
+            f"optimize takes a graph, not one of type {type(graph).__name__}",
             hint="qg.trace(fn, ...) makes one; plan.source is that of a plan",
         )
     if quantize is not None and not isinstance(quantize, Quantize):

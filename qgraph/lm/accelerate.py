@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module
 
 from ..compiler.pipeline import Tune
+from ..errors import InputError
 from ..mesh import Mesh
 from ..quantization.config import Quantize
 from ..target import Target, as_target, on_mesh
@@ -63,6 +65,11 @@ def accelerate(
     >>> print(fast.qgraph.programs[0].form)
     4 tokens, the first, 256 positions
     """
+    if not isinstance(model, Module):
+        raise InputError(
+            f"accelerate takes a model, not one of type {type(model).__name__}",
+            hint="give what mlx_lm.load gives first: model, tokenizer = mlx_lm.load(path)",
+        )
     where = on_mesh(as_target(target), mesh)
     base: Any = type(model)
     cls = _accelerated(base)

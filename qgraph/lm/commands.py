@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..origin import NOWHERE
 from .accelerate import accelerate
 from .launch import as_one, launched
-from .load import check_folder, load
+from .load import check_folder, folder_of, load
 from .programs.background import settled
 
 COMMANDS = {"generate": "generate", "chat": "chat", "serve": "server"}
@@ -29,7 +29,8 @@ def run(command: str, args: Sequence[str]) -> list[Any]:
         command: "generate", "chat" or "serve".
         args: what stands behind the command, in mlx-lm's words.
     """
-    _check_places(args)
+    # mlx-lm's server would begin, and load in a thread.
+    _check_places(args, folder_of if command == "serve" else check_folder)
     mesh = launched()
     module: Any = importlib.import_module(f"mlx_lm.{COMMANDS[command]}")
     mlx_load, argv, models = module.load, sys.argv, []
@@ -57,12 +58,12 @@ def run(command: str, args: Sequence[str]) -> list[Any]:
     return models if mesh is None or mesh.rank == 0 else []
 
 
-def _check_places(args: Sequence[str]) -> None:
-    """Are the files and folders there that options name?  mlx-lm's server finds out in a thread."""
+def _check_places(args: Sequence[str], check_model: Callable[[str], object]) -> None:
+    """Are the files and folders there that options name?"""
     words = [part for word in args for part in word.split("=", 1)]
     for option, value in pairwise(words):
         if option in ("--model", "--draft-model"):
-            check_folder(value)
+            check_model(value)
         elif option in ("--adapter-path", "--prompt-cache-file") and not Path(value).exists():
             raise InputError(f"{option}: there is no {value}", hint="see --help")
 

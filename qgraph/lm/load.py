@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx_lm import utils
 
 from ..errors import InputError, QuantizationError
+from ..origin import NOWHERE
 from ..quantization.repack import Repacked, repacked
 from .source import Source
 
@@ -85,37 +86,46 @@ def load(path: str | Path, **settings: Any) -> Any:
         settings: what `mlx_lm.load` takes.
 
     Raises:
-        QuantizationError: a packed layout that is not read, or damaged arrays; it names the weight.
         InputError: there is no such model.
+        QuantizationError: a packed layout that is not read, or damaged arrays; it names the weight.
 
     Example:
         model, tokenizer = qg.lm.load("Llama-3-8B-GPTQ")
         model = qg.lm.accelerate(model)
     """
-    folder = _folder(str(path), settings.pop("revision", None))
+    folder = folder_of(path, settings.pop("revision", None))
     model, *rest = _load(folder, settings)
     Source.note(model, lambda: _load(folder, {**settings, "lazy": True})[0])
     return model, *rest
 
 
-def check_folder(path: str) -> None:
+def check_folder(path: str | Path) -> None:
     """Raises InputError for what can be no repository's name, and is no folder here."""
-    if not Path(path).exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
-        raise InputError(f"there is no folder {path}", hint=_MODELS)
+    name = str(path)
+    if not Path(path).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise InputError(f"there is no folder {path}", hint=_MODELS, origin=NOWHERE)
 
 
-def _folder(path: str, revision: str | None) -> Path:
-    """The folder of a model, downloaded if it is the name of a repository."""
+def folder_of(path: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model, brought from the hub if it is the name of a repository.
+
+    Raises:
+        InputError: there is none.
+    """
     check_folder(path)
     try:
-        folder: Path = utils._download(path, revision=revision)
-    except (OSError, ValueError) as error:  # whatever the hub's library raises
-        reason = next(iter(str(error).splitlines()), "")
+        folder = Path(utils._download(str(path), revision=revision))
+    except (OSError, ValueError) as error:  # the hub's errors are of these, its words many
+        why = next(iter(str(error).splitlines()), "")
         raise InputError(
-            f"{path} is no folder here, and the hub did not give it: {reason}", hint=_MODELS
+            f"there is no folder {path}, and the hub gave no such repository: {why}",
+            hint=_MODELS,
+            origin=NOWHERE,
         ) from error
-    if not (folder / "config.json").exists():
-        raise InputError(f"{folder} has no config.json", hint=_MODELS)
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} holds no model: config.json not found", hint=_MODELS, origin=NOWHERE
+        )
     return folder
 
 

@@ -87,7 +87,11 @@ def read(folder: str | Path) -> tuple[Graph, Target]:
     missing = [name for name in (GRAPH, WEIGHTS, about) if not (path / name).is_file()]
     if missing:
         raise QGraphError(
-            f"{path} holds no program: {', '.join(missing)} not found",
+            f"{path} holds no program: {', '.join(missing)} not found"
+            if path.is_dir()
+            else f"{path} is a file, and no program's folder"
+            if path.exists()
+            else f"there is no folder {path}",
             hint="give the folder that program.save(folder) wrote",
         )
     try:

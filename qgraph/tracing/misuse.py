@@ -131,7 +131,7 @@ def refuse_misfit(fn: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> No
     """Refuse what is no function, or does not take these arguments."""
     if not callable(fn):
         raise TraceError(
-            f"a {type(fn).__name__} is no function",
+            f"it is of type {type(fn).__name__}, and no function",
             hint="give a function of tensors; a graph is compiled as it is: qg.compile(graph)",
         )
     try:

@@ -186,9 +186,10 @@ def test_demo_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 WRONG: list[tuple[list[str], str]] = [
     (["show", "nothing"], "there is no file 'nothing'"),
+    (["show", "users_model.py"], "write users_model.py:NAME; it has step, clean"),
     (["show", "no_module:f"], "no module 'no_module'"),
     (["show", "users_model:stop"], "it has step, clean, broken, made, compiled"),
-    (["show", "users_model:number"], "is a int"),
+    (["show", "users_model:number"], "is of type int"),
     (["show", "users_model:step", "-s", "f33[1]"], "is no type"),
     (["show", "users_model:step", "-s", "f32[a]"], "sizes are whole numbers"),
     (["show", "users_model:step"], "users_model:step: missing a required argument"),
@@ -197,6 +198,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["show", "users_model:made", "-t", "tpu"], "give 'cpu', 'gpu'"),
     (["show", "users_model:made", "--feeds", "%99"], "error: no value is called '%99'\n  did you"),
     (["diff", "users_model:made", "-p", "fuse"], "no pass 'fuse' ran"),
+    (["generate", "--model", "/nowhere"], "there is no folder /nowhere"),
+    (["serve", "--model", "."], "holds no model: config.json not found"),
 ]
 
 

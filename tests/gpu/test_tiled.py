@@ -1,13 +1,7 @@
-"""Products on a weight laid out in tiles, on a GPU against float64: skipped without one.
-
-MLX compiles its product of eight rows and more for each format, half a minute and longer each:
-QGRAPH_GPU_MLX=1 has errors compared with MLX's there too (`pytest -n 14`; what was compiled stays
-in MLX_PTX_CACHE_DIR).
-"""
+"""Products on a weight laid out in tiles, on a GPU against float64: skipped without one."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +14,7 @@ from qgraph.kernels.choice.measuring import random_operands
 from qgraph.kernels.cuda.kernel import compiled_together
 from qgraph.kernels.streams import Streams
 
-from .test_kernels import GPU, exactly, make
+from .test_kernels import COMPILED, GPU, WAITS, exactly, make
 
 pytestmark = pytest.mark.skipif(not mx.is_available(GPU), reason="needs a GPU")
 
@@ -30,9 +24,6 @@ ROUNDED = {mx.bfloat16: 3e-3, mx.float16: 6e-4}
 """Of the weight and of the result, each within half a unit of the last place."""
 AS_MLX = 1.01
 """Errors of MLX and ours are sums of roundings of the same size."""
-COMPILED = 8
-"""Rows from which MLX compiles its product of each format."""
-WAITS = bool(os.environ.get("QGRAPH_GPU_MLX"))
 by_format = pytest.mark.parametrize("form", FORMATS, ids=lambda f: f"{f[0]}{f[1]}g{f[2]}")
 by_dtype = pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
 by_size = pytest.mark.parametrize(("m", "n", "k"), [(COMPILED - 1, 192, 640), (40, 130, 1152)])

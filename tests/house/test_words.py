@@ -52,9 +52,9 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "mx.compile": (lambda: qg.trace(lambda x: mx.compile(qg.tanh)(x), S), "mx.compile made"),
     "quantize=4": (lambda: qg.compile(f, S, quantize=4), r"Quantize\(bits=4\)$"),
     "quantize={}": (lambda: qg.compile(f, S, quantize={"bits": 4}), "quantize={'bits': 4}"),
-    "a plan compiled": (lambda: qg.compile(qg.optimize(GRAPH)), "a Plan is no function"),
-    "a number compiled": (lambda: qg.compile(3, S), "a int is no function"),
-    "a graph traced": (lambda: qg.trace(GRAPH, S), "a Graph is no function"),
+    "a plan compiled": (lambda: qg.compile(qg.optimize(GRAPH)), "of type Plan, and no function"),
+    "a number compiled": (lambda: qg.compile(3, S), "of type int, and no function"),
+    "a graph traced": (lambda: qg.trace(GRAPH, S), "of type Graph, and no function"),
     "a graph with specs": (lambda: qg.compile(GRAPH, S), "has its types"),
     "a function optimized": (lambda: qg.optimize(f), "takes a graph, not a function"),
     "a plan optimized": (lambda: qg.optimize(qg.optimize(GRAPH)), "not a Plan"),
@@ -104,7 +104,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "half a turn": (lambda: qg.fori_loop(0, 2.5, lambda i, h: h, X), "a bound is 2.5"),
     "a condition of many": (lambda: qg.cond(X > 0, lambda: 1, lambda: 2), "one bool without axes"),
     "a loop without end": (lambda: qg.while_loop(lambda h: h, lambda h: h, X), "one bool"),
-    "nothing there": (lambda: qg.load("/nowhere"), "holds no program"),
+    "nothing there": (lambda: qg.load("/nowhere"), "there is no folder /nowhere"),
 }  # fmt: skip
 
 
@@ -173,6 +173,8 @@ def test_dtypes_and_what_is_not_there() -> None:
     with pytest.raises(AttributeError, match="no attribute 'vmap': a transformation"):
         _ = qg.vmap
     with pytest.raises(AttributeError, match="its ops are those"):
+        _ = qg.attention_of_mine
+    with pytest.raises(AttributeError, match="did you mean 'tanh'"):
         _ = qg.tanhh
     assert not hasattr(qg, "__path_of_nothing__")
 

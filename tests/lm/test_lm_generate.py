@@ -417,7 +417,7 @@ def test_the_command_line_says_what_is_not_there(
         main(lambda: app(given))
     told = capsys.readouterr().err
     assert ended.value.code == 2
-    assert any(w in told for w in ("there is no", "no page", "has no config.json"))
+    assert any(w in told for w in ("there is no", "no page", "holds no model"))
     assert "site-packages" not in told
 
 
