@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +18,7 @@ from ..origin import user_frame
 from .constants import constant_for, trace_constants, view_of
 from .in_place import own_scope, refuse_outer
 from .nodes import beside, make_node
+from .operators import Operators
 
 _evaluator: Callable[[Tensor], mx.array] | None = None
 
@@ -51,7 +52,7 @@ class At:
         return lambda updates: apply(f"at_{name}", (self._tensor, self._index, updates))
 
 
-class Tensor:
+class Tensor(Operators):
     """A tensor of a graph being built: shape and dtype are known, its elements are not.
 
     Operators and methods are those of `mx.array`.
@@ -112,97 +113,13 @@ class Tensor:
     def imag(self) -> Tensor:
         return self._op("imag")
 
-    def _op(self, name: str, *others: Any) -> Tensor:
-        result: Tensor = apply(name, (self, *others))
+    def _op(self, name: str, *others: Any) -> Self:
+        result: Self = apply(name, (self, *others))
         return result
 
-    def _flipped(self, name: str, other: Any) -> Tensor:
-        result: Tensor = apply(name, (other, self))
+    def _flipped(self, name: str, other: Any) -> Self:
+        result: Self = apply(name, (other, self))
         return result
-
-    def __add__(self, other: Any) -> Tensor:
-        return self._op("add", other)
-
-    def __radd__(self, other: Any) -> Tensor:
-        return self._flipped("add", other)
-
-    def __sub__(self, other: Any) -> Tensor:
-        return self._op("subtract", other)
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return self._flipped("subtract", other)
-
-    def __mul__(self, other: Any) -> Tensor:
-        return self._op("multiply", other)
-
-    def __rmul__(self, other: Any) -> Tensor:
-        return self._flipped("multiply", other)
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return self._op("divide", other)
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return self._flipped("divide", other)
-
-    def __floordiv__(self, other: Any) -> Tensor:
-        return self._op("floor_divide", other)
-
-    def __rfloordiv__(self, other: Any) -> Tensor:
-        return self._flipped("floor_divide", other)
-
-    def __mod__(self, other: Any) -> Tensor:
-        return self._op("remainder", other)
-
-    def __rmod__(self, other: Any) -> Tensor:
-        return self._flipped("remainder", other)
-
-    def __pow__(self, other: Any) -> Tensor:
-        return self._op("power", other)
-
-    def __rpow__(self, other: Any) -> Tensor:
-        return self._flipped("power", other)
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return self._op("matmul", other)
-
-    def __rmatmul__(self, other: Any) -> Tensor:
-        return self._flipped("matmul", other)
-
-    def __and__(self, other: Any) -> Tensor:
-        return self._op("bitwise_and", other)
-
-    def __rand__(self, other: Any) -> Tensor:
-        return self._flipped("bitwise_and", other)
-
-    def __or__(self, other: Any) -> Tensor:
-        return self._op("bitwise_or", other)
-
-    def __ror__(self, other: Any) -> Tensor:
-        return self._flipped("bitwise_or", other)
-
-    def __xor__(self, other: Any) -> Tensor:
-        return self._op("bitwise_xor", other)
-
-    def __rxor__(self, other: Any) -> Tensor:
-        return self._flipped("bitwise_xor", other)
-
-    def __lshift__(self, other: Any) -> Tensor:
-        return self._op("left_shift", other)
-
-    def __rshift__(self, other: Any) -> Tensor:
-        return self._op("right_shift", other)
-
-    def __lt__(self, other: Any) -> Tensor:
-        return self._op("less", other)
-
-    def __le__(self, other: Any) -> Tensor:
-        return self._op("less_equal", other)
-
-    def __gt__(self, other: Any) -> Tensor:
-        return self._op("greater", other)
-
-    def __ge__(self, other: Any) -> Tensor:
-        return self._op("greater_equal", other)
 
     def __eq__(self, other: object) -> Any:
         return self._op("equal", other) if _comparable(other) else False
