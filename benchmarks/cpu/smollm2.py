@@ -31,7 +31,7 @@ def smollm2(kind: str, rates: Rates, rounded: bool = False) -> Row:
     quantize = qg.Quantize(where={}, activations=8) if rounded else None
     ours = _prompt(model, ids, quantize)
     runs: dict[str, Run] = {"qgraph": ours}
-    error = None
+    error: Any = None
     if rounded:
         exact = _prompt(model, ids)()
         error = (mx.linalg.norm(ours() - exact) / mx.linalg.norm(exact)).item()
@@ -51,6 +51,7 @@ def _prompt(model: Any, ids: Sequence[int], quantize: Any = None) -> Callable[[]
     tokens, length, state = mx.array([ids]), mx.array(len(ids), mx.int32), [model.empty_cache()]
 
     def run() -> mx.array:
+        logits: mx.array
         logits, state[0] = program(tokens, length, state[0])
         mx.eval(logits, state[0])
         return logits
