@@ -12,7 +12,7 @@ namespace {
 
 constexpr long kFewRows = 7;
 constexpr long kFewKeys = 64;   // of a block
-constexpr long kRowsOfTask = 4 * kTall;
+constexpr long kRowsOfTask = 5 * kTall;  // 64 rows are one task
 constexpr float kHidden = -3.4028234663852886e38f;  // as masks of bool hide in MLX
 
 // The keys that a query sees.  None: all of them, with equal weights.
@@ -58,7 +58,7 @@ class Attention : public Work {
     rows_ = shared_ * a.queries;
     few_ = rows_ <= kFewRows;
     block_ = few_ ? kFewKeys : kStretch;
-    of_task_ = few_ ? rows_ : rows_ < kRowsOfTask ? rows_ : kRowsOfTask;
+    of_task_ = few_ || !rows_ ? rows_ : over(rows_, over(rows_, kRowsOfTask));
     long heads = a.batch * a.kv_heads;
     if (few_ && heads > 0 && heads < 64) {
       splits_ = over(a.keys, 4 * kFewKeys);
@@ -84,8 +84,8 @@ class Attention : public Work {
     long rows = up(of_task_, kTall);
     long queries = few_ ? rows * deep_ : rows * up(a.dim, kStretch);
     long blocks = few_ ? block_ * (deep_ + wide_) : (a.dim > block_ ? a.dim : block_) * kWide;
-    long scores = rows * (block_ + kWide) + 2 * up(rows, 16) + rows * wide_;
-    return (queries + blocks + scores + up(rows, kTall) * kWide + 64) * (long)sizeof(float);
+    long scores = rows * block_ + 2 * up(rows, 16) + rows * wide_;
+    return (queries + blocks + scores + 64) * (long)sizeof(float);
   }
 
   void run(const Here& here, int stage, long task) const override {
@@ -117,7 +117,7 @@ class Attention : public Work {
  private:
   struct Rows {
     long batch, head, first, count;  // head: of the keys; first: row
-    float *queries, *keys, *values, *scores, *most, *totals, *sums, *tile;
+    float *queries, *keys, *values, *scores, *most, *totals, *sums;
   };
 
   const qg_attention a;
@@ -175,13 +175,12 @@ class Attention : public Work {
     long most = up(of_task_, kTall);
     Rows rows{head / a.kv_heads, head % a.kv_heads, first,
               rows_ - first < of_task_ ? rows_ - first : of_task_, (float*)here.own,
-              nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+              nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     rows.keys = rows.queries + (few_ ? most * deep_ : most * up(a.dim, kStretch));
     rows.values = few_ ? rows.keys + block_ * deep_ : rows.keys;
     rows.scores = few_ ? rows.values + block_ * wide_
                        : rows.keys + (a.dim > block_ ? a.dim : block_) * kWide;
-    rows.tile = rows.scores + most * block_;
-    rows.most = rows.tile + most * kWide;
+    rows.most = rows.scores + most * block_;
     rows.totals = rows.most + up(most, 16);
     rows.sums = rows.totals + up(most, 16);
     for (long r = 0; r < rows.count; r++) {
@@ -246,8 +245,14 @@ class Attention : public Work {
     const char* from = here(a.mask) + (rows.batch * by[0] + head_of(rows, r) * by[1] +
                                        query(rows, r) * by[2] + first * by[3]) * size;
     if (a.mask.dtype == QG_BOOL) {
-      for (long j = 0; j < count; j++)
-        if (!from[j * by[3]]) s[j] = kHidden;
+      for (long j = 0; j < count; j += kLanes) {
+        Bytes kept{};
+        long some = count - j < kLanes ? count - j : kLanes;
+        if (some == kLanes && by[3] == 1) kept = load<Bytes>(from + j);
+        else for (long i = 0; i < some; i++) kept[i] = from[(j + i) * by[3]];
+        auto seen = __builtin_convertvector(kept, Ints) != 0;
+        store(s + j, seen ? load<Floats>(s + j) : all(kHidden));
+      }
       return;
     }
     float added[kLanes] = {};
@@ -340,9 +345,8 @@ class Attention : public Work {
       fill_panel(keys, from, {a.k, {}, {}}, j, 0, a.dim, rows.keys, nullptr);
       for (long r = 0; r < rows.count; r += kTall) {
         int some = (int)(rows.count - r < kTall ? rows.count - r : kTall);
-        add_tile(some, rows.queries + r * up(a.dim, kStretch), rows.keys, a.dim, rows.tile, true);
-        for (int i = 0; i < some; i++)
-          std::memcpy(rows.scores + (r + i) * block_ + j, rows.tile + i * kWide, kWide * sizeof(float));
+        add_tile(some, rows.queries + r * up(a.dim, kStretch), rows.keys, a.dim,
+                 rows.scores + r * block_ + j, block_, true);
       }
     }
   }
@@ -352,23 +356,24 @@ class Attention : public Work {
     PanelShape values = shape(a.value_dim, count, a.v_strides[3], a.v_strides[2]);
     Matrices::Weight from;
     from.codes = element(here, a.v, a.v_strides, rows.batch, rows.head, first);
+    for (long r = 0; r < rows.count; r++)
+      for (long d = 0; d < wide_; d += kLanes) {
+        float* sums = rows.sums + r * wide_ + d;
+        store(sums, load<Floats>(sums) * kept[r]);
+      }
     for (long d = 0; d < a.value_dim; d += kWide) {
       fill_panel(values, from, {a.v, {}, {}}, d, 0, count, rows.keys, nullptr);
       for (long r = 0; r < rows.count; r += kTall) {
         int some = (int)(rows.count - r < kTall ? rows.count - r : kTall);
-        add_tile(some, rows.scores + r * block_, rows.keys, count, rows.tile, true);
-        for (int i = 0; i < some; i++)
-          for (long c = 0; c < kWide; c += kLanes) {
-            float* sums = rows.sums + (r + i) * wide_ + d + c;
-            store(sums, load<Floats>(sums) * kept[r + i] + load<Floats>(rows.tile + i * kWide + c));
-          }
+        add_tile(some, rows.scores + r * block_, rows.keys, count, rows.sums + r * wide_ + d, wide_,
+                 false);
       }
     }
   }
 
   void merge(const Here& here, long head) const {
     Rows rows{head / a.kv_heads, head % a.kv_heads, 0, rows_,
-              nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+              nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     float* parts = (float*)here.shared + head * splits_ * part_floats();
     for (long r = 0; r < rows_; r++) {
       float most = -INFINITY, total = 0;

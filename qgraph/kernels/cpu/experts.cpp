@@ -83,7 +83,7 @@ class Experts : public Product {
         }
         for (long j = 0; j < count; j += kWide)
           add_tile(some, x, panel + j * kDepth, end - k,
-                   sums + j / kWide * kGroup * kWide + i * kWide, k == 0);
+                   sums + j / kWide * kGroup * kWide + i * kWide, kWide, k == 0);
       }
     }
   }

@@ -18,6 +18,7 @@ inline Floats with_sign(Floats y, Floats x) {
 template <int N>
 inline Floats polynomial(Floats x, const float (&factors)[N]) {
   Floats y = all(factors[0]);
+  QG_UNROLLED
   for (int i = 1; i < N; i++) y = y * x + factors[i];
   return y;
 }
@@ -34,20 +35,26 @@ inline Floats nearest(Floats x) {
   return y - kShift;
 }
 
-inline Floats power_of_two(Ints n) { return as_floats((n + 127) << 23); }
+// y 2^n for whole n; 2^n may be a denormal, or too large.
+inline Floats times_power_of_two(Floats y, Floats n) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+  using Floats16 = float __attribute__((vector_size(64)));
+  return (Floats)__builtin_ia32_scalefps512_mask((Floats16)y, (Floats16)n, Floats16{}, (uint16_t)-1, 4);
+#else
+  Ints whole = __builtin_convertvector(n, Ints), half = whole >> 1;
+  auto power = [](Ints i) { return as_floats((i + 127) << 23); };
+  return y * power(half) * power(whole - half);
+#endif
+}
 
-// e^x = 2^n e^r with |r| <= ln(2) / 2.
+// e^x = 2^n e^r with |r| <= ln(2) / 2.  NaN passes through.
 inline Floats exponential(Floats x) {
-  Floats kept = x > 89.0f ? all(89.0f) : x;
-  kept = kept < -104.0f ? all(-104.0f) : kept;
+  Floats kept = larger(all(-104.0f), smaller(all(89.0f), x));
   Floats whole = nearest(kept * 1.44269504f);
   Floats r = (kept - whole * 0.693359375f) + whole * 2.12194440e-4f;
   Floats y = polynomial(r, {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
                             1.6666665459e-1f, 5.0000001201e-1f});
-  y = y * r * r + r + 1.0f;
-  Ints n = __builtin_convertvector(whole, Ints), half = n >> 1;
-  y = y * power_of_two(half) * power_of_two(n - half);  // 2^n may be a denormal, or too large
-  return x == x ? y : x;
+  return times_power_of_two(y * r * r + r + 1.0f, whole);
 }
 
 inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }

@@ -62,7 +62,9 @@ inline Floats all(float x) { return x - Floats{}; }  // x + 0 would be computed:
 
 inline Floats converted(Ints integers) { return __builtin_convertvector(integers, Floats); }
 
+// The second where one is NaN.
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 
 // A vector of f(0), f(1), …
 template <typename F, int... i>

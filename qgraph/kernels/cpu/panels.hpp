@@ -37,7 +37,9 @@ void stretch_rows(int dtype, const char* x, long row, long column, long rows, lo
 // Puts up to kTall rows of x into columns: (k, kTall), and kLanes floats behind that are spoilt.
 void pack_rows(int dtype, const char* x, long row, long column, long rows, long k, float* to);
 
-// sums (rows, kWide) += or = x, in stretches, by a panel of `k`; up to kTall rows.
-void add_tile(int rows, const float* x, const float* panel, long k, float* sums, bool fresh);
+// sums (rows, kWide), `step` floats from row to row, += or = x, in stretches, by a panel of `k`; up
+// to kTall rows.
+void add_tile(int rows, const float* x, const float* panel, long k, float* sums, long step,
+              bool fresh);
 
 }  // namespace qgraph

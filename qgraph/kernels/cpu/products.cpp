@@ -8,9 +8,9 @@ namespace qgraph {
 namespace {
 
   Floats floats_at(int dtype, const char* from, long at, long count) {
-    float few[kLanes] = {};
     long some = count - at < kLanes ? count - at : kLanes;
     if (some == kLanes && dtype == QG_F32) return load<Floats>(from + 4 * at);
+    float few[kLanes] = {};
     widen(dtype, from + at * size_of(dtype), 1, few, some);
     return load<Floats>(few);
   }
@@ -42,35 +42,37 @@ Matrices Product::matrices(const Here& here, long entry) const {
           moved(here, a.y, y), moved(here, a.times, times), moved(here, a.add, add)};
 }
 
-
 void Product::finish(const Here& here, const Matrices& at, long i, long rows, long j, float* sums,
                      float* sums2, long step, long count) const {
   int dtype = a.y.dtype;
   bool half = dtype != QG_F32, direct = !half && a.y_column == 1;
   long size = size_of(dtype);
-  const char* bias = moved(here, a.bias, j);
+  const char* biases = moved(here, a.bias, j);
+  float alpha = (float)a.alpha;
   auto round = [&](Floats x) { return half ? rounded(dtype, x) : x; };
-  for (; rows > 0; rows--, i++, sums += step, sums2 += sums2 ? step : 0) {
-    char* y = at.y + (i * a.y_row + j * a.y_column) * size;
-    const char* times = at.times ? at.times + (i * a.times_row + j) * size : nullptr;
-    const char* add = at.add ? at.add + (i * a.add_row + j) * size : nullptr;
-    for (long c = 0; c < count; c += kLanes) {
-      Floats x = load<Floats>(sums + c);
+  auto place = [&](long r) { return at.y + ((i + r) * a.y_row + j * a.y_column) * size; };
+  for (long c = 0; c < count; c += kLanes) {
+    Floats bias = biases ? floats_at(a.bias.dtype, biases, c, count) : Floats{};
+    for (long r = 0; r < rows; r++) {
+      Floats x = load<Floats>(sums + r * step + c);
       if (!plain_) {
-        if (a.alpha != 1) x = round(x * (float)a.alpha);
-        if (bias) x = round(x + floats_at(a.bias.dtype, bias, c, count));
+        if (alpha != 1) x = round(x * alpha);
+        if (biases) x = round(x + bias);
         if (a.activation != QG_IDENTITY) x = activated(a.activation, round(x));
-        if (sums2) x = round(x) * round(load<Floats>(sums2 + c));
-        if (times) x = round(x) * floats_at(dtype, times, c, count);
-        if (add) x = round(x) + floats_at(dtype, add, c, count);
+        if (sums2) x = round(x) * round(load<Floats>(sums2 + r * step + c));
+        if (at.times)
+          x = round(x) * floats_at(dtype, at.times + ((i + r) * a.times_row + j) * size, c, count);
+        if (at.add)
+          x = round(x) + floats_at(dtype, at.add + ((i + r) * a.add_row + j) * size, c, count);
       }
-      if (direct && c + kLanes <= count) store(y + c * 4, x);
-      else store(sums + c, x);
+      if (direct && c + kLanes <= count) store(place(r) + c * 4, x);
+      else store(sums + r * step + c, x);
     }
-    long done = direct ? count / kLanes * kLanes : 0;
-    if (done < count)
-      narrow(dtype, sums + done, y + done * a.y_column * size, a.y_column, count - done);
   }
+  long done = direct ? count / kLanes * kLanes : 0;
+  for (long r = 0; r < rows && done < count; r++)
+    narrow(dtype, sums + r * step + done, place(r) + done * a.y_column * size, a.y_column,
+           count - done);
 }
 
 void group_scales(const qg_matmul& a, const Matrices::Weight& w, const qg_weight& refs, long first,
