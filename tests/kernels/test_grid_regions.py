@@ -48,6 +48,7 @@ def planned(fn: Callable[..., Any], *specs: Any, mesh: qg.Mesh | None = None) ->
     passes = [
         ChooseKernel(target, min_flops=0) if p.name == "choose-kernel" else p
         for p in default_passes(target)
+        if p.name != "legalize"  # which knows MLX's kernels, and these products are small
     ]
     return qg.optimize(qg.trace(fn, *specs, name="f"), target=target, passes=passes)
 
