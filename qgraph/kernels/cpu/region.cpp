@@ -1,4 +1,4 @@
-// Regions: steps made ready, and the walk through them with the pool's threads.
+// Runs of regions: the walk through the steps with the pool's threads, and what Python calls.
 //
 // The caller alone walks.  The steps of a phase are one job of the pool (pool.cpp), stage by stage.
 
@@ -6,191 +6,11 @@
 
 #include <time.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <vector>
-
 #include "pool.hpp"
+#include "prepared.hpp"
 #include "products.hpp"
 
 namespace qgraph {
-namespace {
-
-constexpr long kAlign = 64;
-
-struct Step {
-  Maker work;  // none: a jump
-  qg_jump jump{};
-  bool leads = true;  // begins a phase
-  bool by_each = false;
-  bool begun = false;  // another step of the phase does its first stage
-  long shared_at = 0, own_at = 0;  // of its scratch
-};
-
-char* aligned_memory(size_t bytes) {
-  void* memory = nullptr;
-  bytes = up(bytes ? bytes : 1, kAlign);
-  return posix_memalign(&memory, kAlign, bytes) == 0 ? (char*)memory : nullptr;
-}
-
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
-// Memory of a run, lent by whoever ran before: its content means nothing.
-struct Room {
-  std::unique_ptr<char, Free> memory;
-  long bytes = 0;
-};
-
-// A few rooms that no run uses.  Who finds the door closed (another thread is there, or was when the
-// process forked) does without.
-class Rooms {
- public:
-  Room take(long bytes) {
-    Room room;
-    if (!door_.test_and_set(std::memory_order_acquire)) {
-      for (Room& kept : kept_)
-        if (kept.bytes >= bytes && (!room.memory || kept.bytes < room.bytes)) std::swap(room, kept);
-      door_.clear(std::memory_order_release);
-    }
-    if (!room.memory) {
-      room.memory.reset(aligned_memory(bytes));
-      if (!room.memory) throw std::bad_alloc();
-      room.bytes = bytes;
-    }
-    return room;
-  }
-
-  // Keeps it in place of the smallest.
-  void give_back(Room room) {
-    if (door_.test_and_set(std::memory_order_acquire)) return;
-    Room* smallest = kept_;
-    for (Room& kept : kept_)
-      if (kept.bytes < smallest->bytes) smallest = &kept;
-    if (smallest->bytes < room.bytes) std::swap(*smallest, room);
-    door_.clear(std::memory_order_release);
-  }
-
- private:
-  std::atomic_flag door_ = ATOMIC_FLAG_INIT;
-  Room kept_[4];
-};
-
-Rooms& rooms() {
-  static Rooms* all = new Rooms;  // never freed: threads may outlive what ends with the process
-  return *all;
-}
-
-class Region {
- public:
-  explicit Region(const qg_region& given)
-      : pointers_(given.pointers),
-        buffers_(given.buffer, given.buffer + given.buffers),
-        steps_(given.steps) {
-    check_buffers(given);
-    Table table(given);
-    for (long i = 0; i < given.steps; i++) {
-      try {
-        make(table, i, given.step[i]);
-      } catch (const Mistake& mistake) {
-        throw Mistake("step %ld: %.180s", i, mistake.words);
-      }
-    }
-    for (long i = 1; i < given.steps; i++)
-      steps_[i].leads = !steps_[i].work || !steps_[i - 1].work || given.step[i].flags & QG_BARRIER;
-    for (const Step& step : steps_)
-      if (!step.work && step.jump.target < given.steps) steps_[step.jump.target].leads = true;
-    lay_out_scratch();
-    arena_ = up(given.arena_bytes, kAlign);
-    private_ = up(given.private_bytes, kAlign);
-  }
-
-  long memory(int threads) const {
-    return arena_ + shared_ + threads * (own_ + private_);
-  }
-
-  void run(void* const* pointers, int threads, int64_t* nanoseconds);
-
- private:
-  friend class Walk;
-
-  void check_buffers(const qg_region& given) const {
-    for (long i = 0; i < given.buffers; i++) {
-      const qg_buffer& b = buffers_[i];
-      bool fits = b.bytes >= 0 && b.place >= 0;
-      if (b.memory == QG_GIVEN) fits = fits && b.place < pointers_;
-      else if (b.memory == QG_ARENA || b.memory == QG_PRIVATE) {
-        long all = b.memory == QG_ARENA ? given.arena_bytes : given.private_bytes;
-        fits = fits && b.place % kAlign == 0 && b.place <= all && b.bytes <= all - b.place;
-      } else {
-        fits = b.memory == QG_FIXED && b.bytes >= 0;
-      }
-      if (!fits) throw Mistake("buffer %ld does not lie in its memory", i);
-    }
-  }
-
-  void make(const Table& table, long number, const qg_step& given) {
-    Step& step = steps_[number];
-    step.by_each = given.flags & QG_EACH_THREAD;
-    static Maker (*const makers[])(const Table&, long) = {
-        make_elementwise, make_matmul, make_attention, make_norm, make_rope, make_softmax,
-        make_reduce, make_scan, make_copy, make_take, make_sort, nullptr, make_take_along,
-        make_random,      make_scatter,
-    };
-    static_assert(sizeof(makers) / sizeof(makers[0]) == QG_KINDS);
-    if (given.kind < 0 || given.kind >= QG_KINDS) throw Mistake("kind %d is none", given.kind);
-    if (given.kind == QG_JUMP) {
-      step.jump = *table.args<qg_jump>(given.args);
-      if (step.jump.target < 0 || step.jump.target > (long)steps_.size())
-        throw Mistake("it jumps to step %ld of %ld", (long)step.jump.target, (long)steps_.size());
-      if (qgraph::given(step.jump.if_zero)) {
-        table.is_integer("if_zero", step.jump.if_zero);
-        table.holds("if_zero", step.jump.if_zero, 1);
-      }
-      return;
-    }
-    step.work = makers[given.kind](table, given.args);
-    if (step.by_each && step.work->stages() > 1)
-      throw Mistake("a step of %d stages cannot be done by each thread", step.work->stages());
-  }
-
-  const Step* begun_by(const Step& step, long from, long to) const {
-    if (step.work->stages() < 2) return nullptr;
-    for (long i = from; i < to; i++) {
-      const Step& other = steps_[i];
-      if (other.work && !other.begun && step.work->begins_like(*other.work)) return &other;
-    }
-    return nullptr;
-  }
-
-  // Side by side for the steps of a phase; those that begin alike (products of the same rows) have
-  // one place.
-  void lay_out_scratch() {
-    long shared_at = 0, own_at = 0, first = 0;
-    for (size_t i = 0; i < steps_.size(); i++) {
-      Step& step = steps_[i];
-      if (step.leads) shared_at = own_at = 0, first = i;
-      if (!step.work) continue;
-      step.shared_at = shared_at;
-      step.own_at = own_at;
-      if (const Step* other = begun_by(step, first, i)) {
-        step.begun = true;
-        step.shared_at = other->shared_at;
-      } else {
-        shared_at += up(step.work->shared_bytes(), kAlign);
-      }
-      own_at += up(step.work->own_bytes(), kAlign);
-      if (shared_at > shared_) shared_ = shared_at;
-      if (own_at > own_) own_ = own_at;
-    }
-    own_ += 2 * kAlign;  // no two threads in one line
-  }
-
-  long pointers_, arena_ = 0, private_ = 0, own_ = 0, shared_ = 0;
-  std::vector<qg_buffer> buffers_;
-  std::vector<Step> steps_;
-};
 
 // A run.
 class Walk {
@@ -336,6 +156,8 @@ void Region::run(void* const* pointers, int threads, int64_t* nanoseconds) {
   Walk(*this, room.memory.get(), threads, pointers, nanoseconds).run();
   rooms().give_back(std::move(room));
 }
+
+namespace {
 
 void say(char* words, int64_t room, const char* what) {
   if (words && room > 0) std::snprintf(words, room, "%s", what);
