@@ -22,9 +22,11 @@ import qgraph as qg
 from qgraph.cli import app, main
 from qgraph.examples import checkpoint
 from qgraph.examples import smollm2_files as files
+from qgraph.lm.caches.of_call import Caches
 from qgraph.lm.programs.background import settled
 from qgraph.lm.programs.check import Check
 from qgraph.lm.programs.compare import Difference
+from qgraph.target import as_target
 from tests.support.zoo import build
 
 pytest.importorskip("mlx_lm.models.cache")
@@ -358,6 +360,21 @@ def test_a_program_that_is_wrong_is_not_used(load: Load, monkeypatch: pytest.Mon
     with pytest.warns(UserWarning, match=r"part from the model's at layer 1"):
         assert tokens(fast) == expected
     assert any("layer 1" in why for why in fast.qgraph.eager)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_a_long_piece_in_half_precision_is_compared_by_its_ends(load: Load, factor: float) -> None:
+    """Float32 decides, of the first tokens' caches alone, and raises nothing."""
+    model, _ = load()
+    model.set_dtype(mx.bfloat16)
+    own, before = type(model).__call__, lm_cache.make_prompt_cache(model)
+    after, ids = copy.deepcopy(before), mx.array([PROMPT[:16]])
+    logits = own(model, ids, cache=after)
+    for cache in after:
+        cache.keys = cache.keys * factor
+    kinds = Caches.of(before).kinds  # type: ignore[union-attr]
+    found = Check(own, as_target("cpu")).difference(model, kinds, ids, before, (logits, after))
+    assert (found is None) == (factor == 1)
 
 
 @pytest.mark.parametrize("always", [False, True])

@@ -57,8 +57,10 @@ class Check:
         after = copy.deepcopy(before)
         logits = self.own(model, tokens, cache=after)
 
-        def exactly() -> Result:
-            return in_float32(model, tokens, before, self.own)
+        def of_these(logits: mx.array | None, caches: Sequence[Any]) -> Result:
+            return (None if mine[0] is None else logits), caches
 
-        right = (None if mine[0] is None else logits, after)
-        return compared(kinds, mine, right, exactly)
+        def exactly() -> Result:
+            return of_these(*in_float32(model, tokens, before, self.own))
+
+        return compared(kinds, mine, of_these(logits, after), exactly)
