@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import InputError
+from ..origin import NOWHERE
 from .commands import app
 
 _MLX_LMS = {
@@ -47,6 +49,9 @@ def _run(context: typer.Context, report: bool, html: Path | None, ranks: int) ->
     models: list[Any] = []
     try:
         models = commands.run(name, context.args)
+    except OSError as error:  # such as a port that is taken
+        words = f"{name}: {error.strerror or error}"
+        raise InputError(words, hint="see --help", origin=NOWHERE) from error
     finally:
         if report:
             settled()

@@ -438,6 +438,18 @@ def test_the_command_line_says_what_is_not_there(
     assert "site-packages" not in told
 
 
+def test_what_the_system_refuses_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def taken() -> None:
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr("mlx_lm.server.main", taken)
+    with pytest.raises(SystemExit):
+        main(lambda: app(["serve", "--model", str(folder)]))
+    assert "serve: Address already in use" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [[], ["--report"]])
 def test_the_command_line(folder: Path, flags: list[str], tmp_path: Path) -> None:
     words = ["generate", *flags, "--model", str(folder), "--prompt", "hi", "--max-tokens", "4"]
