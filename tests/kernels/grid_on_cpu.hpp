@@ -92,11 +92,6 @@ inline void copy_to_block(char* to, const char* from) {
   else
     copy.make();
 }
-inline void expect(const char* from, unsigned bytes) {
-  if ((reinterpret_cast<size_t>(from) | bytes) % 16) std::abort();
-  unsigned char sum = 0;  // it is there
-  for (unsigned i = 0; i < bytes; i++) sum += static_cast<const volatile char*>(from)[i];
-}
 inline int look_at(const int* number) {
   let_others();
   return *number;

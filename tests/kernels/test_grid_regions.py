@@ -364,26 +364,6 @@ def test_attention_is_a_phase(case: Decoding, tmp_path: Path) -> None:
                 assert error(made, wanted) < 0.01
 
 
-def test_what_others_have_time_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that have no attention ask for weights beyond their rings, of memory that is there."""
-    monkeypatch.setattr("qgraph.runtime.regions.cuda.source.RINGS", 112 << 10)
-    case = Decoding(heads=8)
-    plan = planned(case.decode(case.weights(), 2), *case.inputs())
-    body = regions(plan.graph)[-2].bodies[0]
-    mx.random.seed(11)
-    arrays = [_like(value, case) for value in body.inputs]
-    env: dict[Any, mx.array] = dict(zip(body.inputs, arrays, strict=True))
-    for node in body.nodes:
-        Interpreter(Streams(mx.Device(mx.cpu, 0))).run(node, env)
-    native = OnCpu(body, tmp_path, 3)
-    assert "if (blockIdx.x >= 2) p2.expect_runs(" in native.source.text
-    results = native(arrays)
-    assert results is not None
-    for made, value in zip(results, body.outputs, strict=True):
-        if value.dtype != mx.int32:
-            assert error(made, to_numpy(env[value])) < 0.03
-
-
 TAILS = {
     "neighbours": ([17, 18, 19, -1], 20, 20),
     "not neighbours": ([3, 30, -1, -1], 20, 33),

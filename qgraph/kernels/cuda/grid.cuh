@@ -85,13 +85,6 @@ __device__ __forceinline__ void copy_to_block(char* to, const char* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
 }
 
-// Asks for memory to be in the cache that all share: bytes by sixteens, from where 16 can be read.
-__device__ __forceinline__ void expect(const char* from, unsigned bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
-
 // A barrier in shared memory that the threads of a warp arrive at when all they have begun to copy is
 // there (PTX ISA, mbarrier).  Turn after turn ends when all 32 have.
 using Landing = unsigned long long;

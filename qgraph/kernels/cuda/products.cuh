@@ -162,17 +162,6 @@ struct Product {
     return true;
   }
 
-  // Runs of this block that will be fetched later are asked for.  Neighbouring blocks have the 16 rows of a
-  // tile between them, so each asks for a quarter of the columns of them all.
-  __device__ __forceinline__ void expect_runs(unsigned first, unsigned count) const {
-    static_assert(!WHICH::ROUTED);
-    const unsigned run = first + threadIdx.x;
-    if (threadIdx.x >= count || run >= unsigned(all) * PARTS) return;
-    const unsigned rows = Unit(run / PARTS).rows + run % PARTS * (WIDTH / 16);
-    expect(w + size_t(rows) * TILES * W_BYTES, TILES * W_BYTES);
-    expect(scales + size_t(rows) * GROUPS * S_BYTES, GROUPS * S_BYTES);
-  }
-
   template <int STEP>
   __device__ __forceinline__ void step(float (&c)[4], const unsigned (&words)[BITS],
                                        const char* own, Scale& scale, unsigned b0, unsigned b1) {
@@ -238,7 +227,6 @@ struct Product {
   __device__ __forceinline__ void run(const Rows<T, K>& x, float* sums, Q& ring, N fetch, R read,
                                       F finish) {
     unsigned at = threadIdx.x / 32;  // the piece that is multiplied next
-    ring.fill(fetch);
     for (int first = 0; first < all; first += ROUND) {
       const int count = min(ROUND, all - first);
       const Place mine(first, threadIdx.x);
@@ -248,8 +236,8 @@ struct Product {
       float c[4] = {};
       while (at < end) {
         const unsigned run = at / PIECES, piece = at % PIECES;
+        ring.fill(fetch);
         ring.wait();
-        ring.fill(fetch);  // before the work: as much as ever is under way meanwhile
         multiply(c, ring.oldest(), piece * PIECE, x, row_of_x(run));
         ring.used();
         at += WARPS;

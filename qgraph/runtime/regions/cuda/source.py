@@ -22,10 +22,8 @@ from .stages import Phase, Stages
 
 MOST_SUMS = 32 << 10
 """Bytes of sums that are finished together."""
-RINGS = 192 << 10
-"""Bytes for what is fetched ahead, of all warps: some 25 MB of the blocks of an H100."""
-EXPECTED = 80 << 10
-"""Bytes that a block asks the GPU's cache for where others have an attention, beyond its ring."""
+RINGS = 176 << 10
+"""Bytes for what is fetched ahead, of all warps: some 23 MB of the blocks of an H100."""
 FLIGHT = 48 << 10
 """Bytes that a block has under way at a time: 3 TB/s for a microsecond and more."""
 HEAD = 16
@@ -111,8 +109,6 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
             chosen = f", {{reinterpret_cast<const int*>({phase.by.chosen})}}"
         lines.append(f"{product} p{i}({phase.weight}, {phase.scales}{chosen});")
     lines.append(f"ring.fill({_fetch(stages, 0, done=-1)});")
-    if attentions:
-        lines += _expected(stages, attentions[0], pieces, slots, blocks)
     for i in range(len(attentions), len(stages.phases)):
         lines += _phase(stages, stages.phases[i], i, ranks)
     late = [row for row in stages.written if row.phase >= len(stages.phases)]
@@ -219,25 +215,6 @@ def _fetch(stages: Stages, first: int, done: int) -> str:
         return "[] { return false; }"
     pieces = " || ".join(f"p{i}.fetch(ring.free())" for i in products)
     return f"[&] {{ if (!({pieces})) return false; ring.begun(); return true; }}"
-
-
-def _expected(
-    stages: Stages, attention: Attention, pieces: dict[int, int], slots: int, blocks: int
-) -> Iterator[str]:
-    """Asks for what comes after the pieces that rings hold: memory would else be idle until an
-    attention is done."""
-    held = slots * WARPS
-    for i, phase in stages.products.items():
-        if phase.by is not None:
-            return
-        each = -(-_tiles(phase) // pieces[i])  # of a run
-        first = -(-held // each)
-        held -= each * phase.parts * _units(phase, blocks)
-        if held < 0:
-            count = max(1, EXPECTED // (_tiles(phase) * _tile(phase)))
-            tasks = attention.cut.tasks * attention.cut.splits
-            yield f"if (blockIdx.x >= {tasks}) p{i}.expect_runs({first}, {count});"
-            return
 
 
 def _product(phase: Phase, rows: int, fits: int, piece: int) -> str:
