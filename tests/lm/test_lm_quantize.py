@@ -128,7 +128,7 @@ def _perplexity(model: Any, tokens: mx.array) -> float:
     [
         (("--bits", "5", "--length", "4096"), "make 0 pieces of 4096"),
         (("--bits", "0.5"), "too few"),
-        ((), "either bits"),
+        ((), "give one of --bits and --bytes"),
         (("--bits", "5", "--methods", "magic"), "magic"),
     ],
 )
