@@ -86,13 +86,16 @@ def main(
     out: Annotated[str, typer.Option(help="name of a file in benchmarks/results")] = "",
 ) -> None:
     """Print the table, and keep it as JSON with `--out`."""
+    chosen = rows.split(",") if rows else list(ROWS)
+    if unknown := [name for name in chosen if name not in ROWS]:
+        raise typer.BadParameter(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
     with on_cpu():
         target = as_target("cpu")
         alone, _ = floors(replace(target, cores=1))
         console = Console(width=110)
         console.print(f"{target}: a copy on one core {alone / 1e9:.1f} GB/s")
         results = []
-        for name in filter(None, rows.split(",")) if rows else ROWS:
+        for name in chosen:
             rates = Rates(*floors(target))  # again: a machine that others share changes in minutes
             known = {"GB/s": round(rates.copy / 1e9, 1), "GFLOP/s": round(rates.flops / 1e9)}
             results.append({**measured(ROWS[name](rates), rounds), **known})
