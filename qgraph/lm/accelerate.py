@@ -43,7 +43,8 @@ def accelerate(
         tune: as for `qg.optimize`.
         warm: make the programs for a token and for short prompts now.
         background: let the model answer itself while a program is being made; else wait for it.
-            Of prompts of more than 64 tokens on a CPU it is always waited for.
+            On a CPU it is always waited for of more than 64 tokens, and of more than 8 if it was
+            made in an earlier start, or in half precision.
         keep: plans and packed weights on disk, in the user's cache or in a folder, so that a second
             start optimizes and packs nothing.
 

@@ -34,11 +34,15 @@ AHEAD = 64
 
 FIRST = 3
 """At so many calls of a token programs are begun: the first one has then been given away.  A prompt
-of a form that was there before begins them at once."""
+of a form that was there before begins them at once, and so does what lies on the disk."""
 
 
 PATIENCE = 64
 """Up to so many tokens the model takes itself on a CPU while their program is being made."""
+
+
+FEW = 8
+"""The same where the program lies on the disk, and in half precision, slow by MLX on CPUs."""
 
 
 class Acceleration:
@@ -149,7 +153,7 @@ class Acceleration:
         """A call of `count` tokens a row, the first of which are `tokens` and the rest padding."""
         form, pool, take_back = self._form(model, tokens, count, caches)
         program = self._library.ready(form)
-        if program is None and not self._waits(count):
+        if program is None and not self._waits(form):
             self._wish(form, tokens, caches)
             take_back()
             self._said.note("by the model itself while a program was made")
@@ -173,9 +177,15 @@ class Acceleration:
         keep(program, self._store, self._packed)
         return logits
 
-    def _waits(self, count: int) -> bool:
+    def _waits(self, form: Form) -> bool:
         """Is a program waited for?  On CPUs the model takes longer for many tokens than that."""
-        return not self._background or (self._maker.target.is_cpu and count > PATIENCE)
+        if not self._background or not self._maker.target.is_cpu:
+            return not self._background
+        return form.count > (FEW if form.is_half or self._kept(form) else PATIENCE)
+
+    def _kept(self, form: Form) -> bool:
+        """Does the program lie on the disk, so that little is to be done for it?"""
+        return self._store is not None and self._store.holds(form)
 
     def _wish(self, form: Form, tokens: mx.array, caches: Caches) -> None:
         """Have a program made in the background, once the first token of an answer is there.
@@ -184,7 +194,8 @@ class Acceleration:
         """
         self._wished[form] += 1
         self._wishes[form] = tokens, Caches(copy.deepcopy(caches.items), caches.kinds)
-        if self._wished[form] < (FIRST if form.count == 1 else 2):
+        calls = FIRST if form.count == 1 else 2
+        if self._wished[form] < calls and not self._kept(form):
             return
         self._wished.clear()
         wishes, self._wishes = self._wishes, {}

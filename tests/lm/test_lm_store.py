@@ -85,3 +85,28 @@ def test_damaged_files_are_made_again(tmp_path: Path) -> None:
     fast = accelerated(model(), tmp_path)
     assert mx.array_equal(logits(fast), expected).item()
     assert not fast.qgraph.eager
+
+
+@pytest.mark.parametrize(("count", "waits"), [(16, True), (4, False)])
+def test_what_is_kept_is_waited_for(count: int, waits: bool, tmp_path: Path) -> None:
+    """From 9 tokens on; without the first start the model takes 16 itself."""
+    prompt = mx.arange(count)[None]
+
+    def first_call() -> Any:
+        fast = qg.lm.accelerate(model(), target="cpu", keep=tmp_path)
+        mx.eval(fast(prompt, cache=lm_cache.make_prompt_cache(fast)))
+        return fast.qgraph
+
+    assert not first_call().programs
+    fast = accelerated(model(), tmp_path)
+    mx.eval(fast(prompt, cache=lm_cache.make_prompt_cache(fast)))
+    assert [p.kept for p in first_call().programs] == [True] * waits
+
+
+@pytest.mark.parametrize(("dtype", "waits"), [(mx.bfloat16, True), (mx.float32, False)])
+def test_half_precision_is_waited_for(dtype: mx.Dtype, waits: bool) -> None:
+    half = model()
+    half.set_dtype(dtype)
+    fast = qg.lm.accelerate(half, target="cpu", keep=False)
+    mx.eval(fast(mx.arange(16)[None], cache=lm_cache.make_prompt_cache(fast)))
+    assert bool(fast.qgraph.programs) == waits

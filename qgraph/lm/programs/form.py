@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ...kernels.base import HALF
 from ..caches.kind import Kind
 
 
@@ -51,6 +52,11 @@ class Form:
         """The caches: numbers of inputs, and of the outputs that they are after a call."""
         count = sum(map(len, self.arrays))
         return [(self.inputs - count + i, 1 + i) for i in range(count)]
+
+    @property
+    def is_half(self) -> bool:
+        """Are the caches, and so the model, of half precision?"""
+        return any(dtype in HALF for some in self.arrays for _, dtype in some)
 
     @property
     def length(self) -> int:

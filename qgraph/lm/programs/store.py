@@ -55,12 +55,16 @@ class Store:
         """Asked for when a program is made: what names it is read off all weights and sources."""
         return self._root / _fingerprint(self._model, self._weights, self._settings)
 
+    def holds(self, form: Form) -> bool:
+        """Is there a graph for a form, whole or not?"""
+        return self._root.is_dir() and self._path(form).exists()
+
     def read(self, form: Form, packed: PackCache) -> Graph | None:
         """The optimized graph for a form, its packed weights in the cache; None if there is none.
 
         Raises nothing: what cannot be read is made again.
         """
-        path = self.folder / f"{_digest(str(form.key()))}.json"
+        path = self._path(form)
         try:
             saved = json.loads(path.read_text())
             others = path.with_suffix(".safetensors")
@@ -88,7 +92,7 @@ class Store:
         named = {key: key.partition(".")[2] for key in arrays}
         weights = {key: name for key, name in named.items() if self._is_weight(name, arrays[key])}
         others = {key: array for key, array in arrays.items() if key not in weights}
-        path = self.folder / f"{_digest(str(form.key()))}.json"
+        path = self._path(form)
         try:
             keys, names = packed.keys(graph), self._names(graph)
             for node in _kept(graph):
@@ -102,6 +106,9 @@ class Store:
                 Path(place).write_text(json.dumps(saved))
         except OSError:
             return  # a disk that is full, or no folder to write to: the next start packs again
+
+    def _path(self, form: Form) -> Path:
+        return self.folder / f"{_digest(str(form.key()))}.json"
 
     def _packed(self, name: str) -> Path:
         return self.folder / "packed" / f"{name}.safetensors"
