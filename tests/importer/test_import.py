@@ -14,7 +14,7 @@ import qgraph as qg
 from qgraph.analysis.verify import verify
 from qgraph.errors import UnsupportedError
 from tests.support.arrays import one_buffer
-from tests.support.fused import unfused
+from tests.support.fusion import not_compiled
 
 KEY = mx.random.key(0)
 X = mx.random.normal((4, 6), key=KEY)
@@ -29,11 +29,11 @@ def agree(fn: Any, *args: Any, **keywords: Any) -> qg.Graph:
     """The imported graph replays exactly on the arguments and on others; returns it."""
     graph = qg.from_mlx(fn, *args, **keywords)
     verify(graph)
-    with unfused():
+    with not_compiled():
         program = qg.compile(graph, passes=[], target="cpu")
     for again in (args, qg.tree.tree_map(_other, args)):
         expected = qg.tree.flatten(fn(*again, **keywords))[0]
-        with unfused():
+        with not_compiled():
             actual = qg.tree.flatten(program(*again, **keywords))[0]
             mx.eval(actual)
         assert len(actual) == len(expected)

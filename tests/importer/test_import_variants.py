@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
-from tests.support.fused import unfused
+from tests.support.fusion import not_compiled
 
 CUBE = mx.random.normal((3, 4, 6), key=mx.random.key(0)) * 5
 DTYPES = [mx.float32, mx.float16, mx.bfloat16, mx.int32, mx.uint8, mx.bool_, mx.int64]
@@ -21,7 +21,7 @@ def exact(fn: Callable[..., Any], *arrays: mx.array, compiled: bool = False) -> 
     reference = mx.compile(fn) if compiled else fn
     expected = qg.tree.flatten(reference(*arrays))[0]
     graph = qg.from_mlx(fn, *arrays)
-    with nullcontext() if compiled else unfused():
+    with nullcontext() if compiled else not_compiled():
         program = qg.compile(graph, passes=[], target="cpu")
         actual = qg.tree.flatten(program(*arrays))[0]
         mx.eval(actual)

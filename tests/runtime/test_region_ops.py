@@ -13,7 +13,7 @@ from qgraph.passes import FormRegions
 from tests.support import region_cases as cases
 from tests.support.arrays import to_numpy
 from tests.support.compiler import needs_compiler
-from tests.support.fused import unfused
+from tests.support.fusion import not_compiled
 
 pytestmark = needs_compiler
 
@@ -32,7 +32,7 @@ def both_ways(function: Any, *inputs: mx.array) -> list[tuple[mx.array, mx.array
     assert ops == ["region"], native.plan.ledger()
     step = native.executables[0].lowered.steps[0]
     assert step.native is not None
-    with unfused():
+    with not_compiled():
         body = qg.compile(graph, target="cpu", passes=[])
         theirs = as_list(body(*inputs))
         mx.eval(theirs)
