@@ -49,7 +49,7 @@ def is_ours(file: str) -> bool:
     return (file.startswith(_HERE) and not file.startswith(_EXAMPLES)) or file.startswith(_PASSES)
 
 
-_ours: dict[str, bool] = {contextlib.__file__: True}  # through which `with` blocks raise
+_ours: dict[str, bool] = {}
 
 
 def variable_name(thing: object) -> str:

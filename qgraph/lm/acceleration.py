@@ -34,7 +34,7 @@ AHEAD = 64
 
 FIRST = 3
 """At so many calls of a token programs are begun: the first one has then been given away.  A prompt
-of a form that was there before begins them at once, and so does what lies on the disk."""
+of a form that was there before begins them at once, and so does, on CPUs, what lies on the disk."""
 
 
 PATIENCE = 64
@@ -181,11 +181,14 @@ class Acceleration:
         """Is a program waited for?  On CPUs the model takes longer for many tokens than that."""
         if not self._background or not self._maker.target.is_cpu:
             return not self._background
-        return form.count > (FEW if form.is_half or self._kept(form) else PATIENCE)
+        if form.count <= FEW:
+            return False
+        return form.count > PATIENCE or form.is_half or self._kept(form)
 
     def _kept(self, form: Form) -> bool:
-        """Does the program lie on the disk, so that little is to be done for it?"""
-        return self._store is not None and self._store.holds(form)
+        """Does the program lie on the disk, so that little is to be done for it?  Asked on CPUs
+        alone: on a GPU the weights' bytes would be waited for."""
+        return self._maker.target.is_cpu and self._store is not None and self._store.holds(form)
 
     def _wish(self, form: Form, tokens: mx.array, caches: Caches) -> None:
         """Have a program made in the background, once the first token of an answer is there.

@@ -19,7 +19,6 @@ from .source import Source
 _ANY = {"group_size": 64, "bits": 4}
 """What mlx-lm wants to hear before it asks each layer's own arrays."""
 
-
 _MODELS = "give a folder that mlx_lm.convert wrote, or the name of a repository of the hub"
 
 
