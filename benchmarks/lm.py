@@ -9,6 +9,7 @@ run; ratios are of medians.  Weights are random and have four bits.
 
 from __future__ import annotations
 
+import copy
 import time
 from itertools import pairwise
 from statistics import median
@@ -22,18 +23,19 @@ from rich.table import Table
 import qgraph as qg
 from benchmarks.lm_models import MODELS, build
 from benchmarks.machine import describe, save
+from qgraph.lm.caches.kind import same_length
 from qgraph.lm.programs.background import settled
 from qgraph.target import as_target
 
 
 def answer(
-    model: Any, prompt: mx.array, count: int, stream: Any
+    model: Any, prompt: mx.array, count: int, stream: Any, cache: Any = None
 ) -> tuple[float, list[float], list[int]]:
     """Seconds to the first token, seconds of each after it, and the tokens."""
     from mlx_lm.generate import generate_step
 
     start, tokens, times = time.perf_counter(), [], []
-    for token, _ in generate_step(prompt, model, stream, max_tokens=count):
+    for token, _ in generate_step(prompt, model, stream, max_tokens=count, prompt_cache=cache):
         tokens.append(token)
         times.append(time.perf_counter())
     mx.synchronize()
@@ -87,6 +89,28 @@ def compare(name: str, model: Any, prompt: int, count: int, rounds: int) -> dict
     return row
 
 
+def price_of_length(model: Any, long: int, count: int, rounds: int) -> float:
+    """A step with 150 tokens in buffers of `long` positions, in steps with them in 256."""
+    from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+    stream = mx.new_thread_local_stream(mx.default_device())
+    short = make_prompt_cache(model)
+    answer(model, mx.zeros(150, mx.int32), 1, stream, short)
+    caches = {256: short, long: copy.deepcopy(short)}
+    times: dict[int, list[float]] = {length: [] for length in caches}
+    for turn in range(rounds + 2):
+        for length, cache in caches.items():
+            tried = copy.deepcopy(cache)
+            for c in tried:
+                if isinstance(c, KVCache):
+                    c.keys, c.values = same_length(c.keys, length), same_length(c.values, length)
+            _, steps, _ = answer(model, mx.zeros(1, mx.int32), count, stream, tried)
+            if turn > 1:  # programs are made
+                times[length] += steps[1:]
+        settled()
+    return median(times[long]) / median(times[256])
+
+
 def main(
     models: Annotated[str, typer.Option(help="by commas")] = "",
     device: Annotated[str, typer.Option(help="cpu or gpu")] = "cpu",
@@ -96,6 +120,9 @@ def main(
     prompt: Annotated[int, typer.Option(help="tokens; 0 times none but the short one")] = 512,
     tokens: int = 16,
     rounds: int = 3,
+    buffer: Annotated[
+        int, typer.Option(help="instead: steps with 150 tokens in so long a one, for steps in 256")
+    ] = 0,
     name: Annotated[str, typer.Option(help="of the file of results")] = "",
 ) -> None:
     """Compare steps, prompts, first tokens and memory."""
@@ -107,6 +134,10 @@ def main(
     for label in chosen:
         model = build(label, getattr(mx, dtype), bits or None, layers)
         try:
+            if buffer:
+                price = price_of_length(qg.lm.accelerate(model), buffer, tokens, rounds)
+                console.print(f"{label}: a step in buffers of {buffer} takes {price:.2f} of 256")
+                continue
             rows.append(compare(label, model, prompt, tokens, rounds))
             console.print(rows[-1])
         except RuntimeError as error:  # what MLX cannot do on this device

@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..runtime.packing import PackCache
+from .caches.kind import Needs
 from .caches.numbers import Numbers, Pool
 from .caches.of_call import Caches
 from .overrides import overrides_of
@@ -228,12 +229,13 @@ class Acceleration:
         """The form of a call, and its numbers; makes room in the caches for its tokens, and gives
         what takes it back."""
         rows = tokens.shape[0]
+        needs = Needs(rows, count, copied=not self._maker.target.is_cpu)
         if self._shapes is None:
             after = Caches(copy.deepcopy(caches.items), caches.kinds)  # nothing of it is computed
             self._maker.own(model, tokens, cache=after.items)
             self._shapes = after.shapes()
         fresh = count > 1 and caches.empty
-        take_back = caches.make_room(self._shapes, rows, count)
+        take_back = caches.make_room(self._shapes, needs)
         pool = self._numbers.pool(caches.kinds, caches.items)
         found = (
             rows, count, fresh, caches.fixed(count), pool.places, types_of(pool.values),
@@ -248,7 +250,7 @@ class Acceleration:
         if caches.room() != AHEAD or self._ranks.launched:
             return
         later = Caches(copy.deepcopy(caches.items), caches.kinds)
-        later.make_room(self._shapes or [], form.rows, AHEAD + 1)
+        later.make_room(self._shapes or [], Needs(form.rows, AHEAD + 1))
         ahead = replace(form, kinds=later.fixed(1), arrays=later.types())
         self._prepare([(ahead, tokens, later)])
 

@@ -10,7 +10,7 @@ from mlx.utils import tree_map
 from mlx_lm.models.cache import BatchKVCache, ChunkedKVCache, KVCache, QuantizedKVCache
 
 from ..programs.call import Call, Step
-from .kind import Kind, Numbers, is_rounded, rounded, same_length, without_padding
+from .kind import Kind, Needs, Numbers, empty, rounded, same_length, without_padding
 
 
 class Filled:
@@ -109,19 +109,17 @@ class FilledKind(Kind):
     def shapes(self, cache: Any) -> Any:
         return [((a.shape[1], a.shape[-1]), a.dtype) for a in self.arrays(cache)]
 
-    def make_room(self, cache: Any, like: Any, rows: int, count: int) -> None:
-        needed = self.used(cache) + count
+    def make_room(self, cache: Any, like: Any, needs: Needs) -> None:
+        used = self.used(cache)
         if cache.keys is None:
-            length = rounded(needed)
-            made = [mx.zeros((rows, heads, length, dim), dtype) for (heads, dim), dtype in like]
-            self._set(cache, made)
+            shape = needs.rows, rounded(used + needs.count)
+            self._set(cache, empty(like, *shape))
             return
         arrays = self.arrays(cache)
-        length = arrays[0].shape[2]
-        if length >= needed and is_rounded(length):
-            return
-        length = rounded(max(needed, length) if is_rounded(length) else needed)
-        self._set(cache, [same_length(a, length) for a in arrays])
+        found = arrays[0].shape[2]
+        length = needs.length(found, used)
+        if length != found:
+            self._set(cache, [same_length(a, length) for a in arrays])
 
     def _set(self, cache: Any, arrays: Sequence[mx.array]) -> None:
         cache.keys, cache.values = arrays
@@ -189,9 +187,9 @@ class ChunkedKind(FilledKind):
     def can_go_back(self, cache: Any, count: int) -> bool:
         return bool(self.used(cache) + count <= cache.chunk_size)
 
-    def make_room(self, cache: Any, like: Any, rows: int, count: int) -> None:
+    def make_room(self, cache: Any, like: Any, needs: Needs) -> None:
         cache.maybe_trim_front()
-        super().make_room(cache, like, rows, count)
+        super().make_room(cache, like, needs)
 
     def view(
         self, fixed: Any, numbers: Sequence[mx.array], arrays: Sequence[mx.array], call: Call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +13,9 @@ from ..programs.call import Call, Step
 
 LEAST = 256
 """Positions of the smallest buffer; mlx-lm's own grow by as many."""
+
+SPARE = 4
+"""A buffer so many times as long as one that would do is cut, where its length has a price."""
 
 Numbers = tuple[Any, ...]
 """What of a cache changes from call to call and is small: integers, and arrays of one a row."""
@@ -28,6 +32,44 @@ def rounded(length: int) -> int:
 
 def is_rounded(length: int) -> bool:
     return length >= LEAST and length & (length - 1) == 0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What buffers are to hold in a call.
+
+    Attributes:
+        rows: of the batch.
+        count: tokens a row that come.
+        copied: does a call copy the buffers?  GPUs hold them for the call before; a buffer that is
+            nearly empty, since most of it was trimmed, would then be paid for at each token.
+    """
+
+    rows: int
+    count: int
+    copied: bool = False
+
+    def length(self, found: int, used: int, most: int | None = None) -> int:
+        """Positions for a buffer of `found`, `used` of them written: as it is, if programs take it.
+
+        Args:
+            most: the length of a ring.
+
+        >>> [Needs(1, 1, copied).length(16384, 150) for copied in (False, True)]
+        [16384, 256]
+        >>> Needs(1, 1).length(300, 150), Needs(1, 1, copied=True).length(512, 150)
+        (256, 512)
+        >>> Needs(1, 1).length(300, 150, most=300), Needs(1, 16).length(256, 250, most=300)
+        (300, 300)
+        """
+        length = rounded(used + self.count)
+        if most is not None:
+            length = min(most, length)
+            taken = found == most or (found < most and is_rounded(found))
+        else:
+            taken = is_rounded(found)
+        spare = self.copied and found >= SPARE * length
+        return found if taken and found >= length and not spare else length
 
 
 class Kind(ABC):
@@ -56,12 +98,11 @@ class Kind(ABC):
         """What is handed over to the program, and comes back from it."""
 
     @abstractmethod
-    def make_room(self, cache: Any, like: Any, rows: int, count: int) -> None:
-        """Let the buffers hold `count` tokens more, in a form that programs take.
+    def make_room(self, cache: Any, like: Any, needs: Needs) -> None:
+        """Let the buffers hold so many tokens more, in a form that programs take.
 
         Args:
             like: what `shapes` gave of a cache that was used, for one that holds nothing.
-            rows: of the batch.
         """
 
     def room(self, cache: Any) -> int | None:
@@ -119,6 +160,13 @@ class Kind(ABC):
     def ends(self, cache: Any) -> bool:
         """Do rows of this prompt end before its last token, as `prepare(lengths=…)` said?"""
         return False
+
+
+def empty(
+    like: Sequence[tuple[tuple[int, int], mx.Dtype]], rows: int, length: int
+) -> list[mx.array]:
+    """Buffers (rows, heads, length, dim) of zeros."""
+    return [mx.zeros((rows, heads, length, dim), dtype) for (heads, dim), dtype in like]
 
 
 def same_length(array: mx.array, length: int) -> mx.array:

@@ -10,7 +10,7 @@ from mlx_lm.models.cache import CacheList
 
 from ..programs.call import Step
 from ..programs.form import types_of
-from .kind import Kind
+from .kind import Kind, Needs
 from .table import kind_of
 
 
@@ -58,14 +58,14 @@ class Caches:
     def shapes(self) -> list[Any]:
         return [kind.shapes(c) for kind, c in self._pairs()]
 
-    def make_room(self, shapes: Sequence[Any], rows: int, count: int) -> Callable[[], None]:
-        """Make room for `count` tokens; gives what takes it back.
+    def make_room(self, shapes: Sequence[Any], needs: Needs) -> Callable[[], None]:
+        """Make room for the tokens that come; gives what takes it back.
 
         A model does more with zeros than with a state that is not there yet (mamba2 a sixth).
         """
         before = [(c, dict(vars(c))) for c in _single(self.items)]
         for (kind, c), like in zip(self._pairs(), shapes, strict=True):
-            kind.make_room(c, like, rows, count)
+            kind.make_room(c, like, needs)
 
         def take_back() -> None:
             for c, things in before:

@@ -11,7 +11,7 @@ from mlx_lm.models.cache import dynamic_roll
 
 from ..programs.call import Call, Step
 from .filled import FilledKind
-from .kind import Numbers, is_rounded, rounded, same_length, without_padding
+from .kind import Needs, Numbers, empty, rounded, same_length, without_padding
 from .ring import BatchRotatingView, RotatingView
 
 
@@ -47,16 +47,16 @@ class RotatingKind(FilledKind):
     def is_empty(self, cache: Any) -> bool:
         return self.seen(cache) == 0
 
-    def make_room(self, cache: Any, like: Any, rows: int, count: int) -> None:
-        most = cache.max_size
-        length = min(most, rounded(self.seen(cache) + count))
+    def make_room(self, cache: Any, like: Any, needs: Needs) -> None:
+        most, seen = cache.max_size, self.seen(cache)
         if cache.keys is None:
-            made = [mx.zeros((rows, heads, length, dim), dtype) for (heads, dim), dtype in like]
-            self._set(cache, made)
+            length = min(most, rounded(seen + needs.count))
+            self._set(cache, empty(like, needs.rows, length))
             cache._idx = 0
             return
         found = cache.keys.shape[2]
-        if found == most or (length <= found < most and is_rounded(found)):
+        length = needs.length(found, seen, most)
+        if length == found:
             return
         arrays = self._in_order(cache)
         used = arrays[0].shape[2]

@@ -10,7 +10,7 @@ from mlx_lm.models.cache import ArraysCache, CacheList
 
 from ..programs.call import Call, Step
 from ..programs.pieces import ON_CPU
-from .kind import Kind, Numbers
+from .kind import Kind, Needs, Numbers
 
 _MORE = ("left_padding", "lengths")
 
@@ -53,12 +53,12 @@ class ArraysKind(Kind):
     def shapes(self, cache: Any) -> Any:
         return [None if a is None else (a.shape[1:], a.dtype) for a in cache.cache]
 
-    def make_room(self, cache: Any, like: Any, rows: int, count: int) -> None:
+    def make_room(self, cache: Any, like: Any, needs: Needs) -> None:
         def state(array: mx.array | None, form: Any) -> mx.array | None:
             if array is not None or form is None:
                 return array
             shape, dtype = form
-            return mx.zeros((rows, *shape), dtype)
+            return mx.zeros((needs.rows, *shape), dtype)
 
         cache.cache = [state(*pair) for pair in zip(cache.cache, like, strict=True)]
 
@@ -135,10 +135,10 @@ class ListKind(Kind):
     def shapes(self, cache: Any) -> Any:
         return [k.shapes(c) for k, c in self._pairs(cache)]
 
-    def make_room(self, cache: Any, like: Any, rows: int, count: int) -> None:
+    def make_room(self, cache: Any, like: Any, needs: Needs) -> None:
         likes = like or [None] * len(cache.caches)
         for (k, c), form in zip(self._pairs(cache), likes, strict=True):
-            k.make_room(c, form, rows, count)
+            k.make_room(c, form, needs)
 
     def view(
         self, fixed: Any, numbers: Sequence[mx.array], arrays: Sequence[mx.array], call: Call
