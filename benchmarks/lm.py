@@ -144,6 +144,8 @@ def main(
             console.print(f"{label}: {error}")
         del model
         mx.clear_cache()
+    if buffer:
+        return
     heading = f"{bits} bits, {dtype}, {target}: times as fast as mlx-lm (its ms)"
     table = Table(title=heading, title_justify="left")
     timed = {"step": "step", "prompt": f"prompt of {prompt}", "first": "first token"}

@@ -20,7 +20,7 @@ Leaves alone:
     1. what the pack and prepare steps compute.
     2. other ops, weights in other layouts, and more rows; the ledger names what a region ends at.
     3. stretches without a product, or of nothing but one.
-    4. rows that do not fit in a block's shared memory: eight of 14336 columns do not, four do.
+    4. rows that do not fit in a block's shared memory: six of 14336 columns do not, five do.
     5. nodes with a stream of their own.
     6. heads as rows of their own: all rows of a region are those of its products.
     7. experts of more than 32 rows, which share matrices, or that come from elsewhere.

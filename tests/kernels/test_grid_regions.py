@@ -123,6 +123,7 @@ CASES = [
     Case(mx.bfloat16, "mxfp4", 4, 32, 1),
     Case(mx.float16, "nvfp4", 4, 16, 4),
     Case(mx.bfloat16, "mxfp8", 8, 32, 2),
+    Case(mx.bfloat16, "affine", 4, 64, 4, hidden=64, inner=7168),
 ]
 
 

@@ -11,27 +11,16 @@ import mlx.core as mx
 from ....kernels.cuda.arch import shared_memory
 from ....kernels.matmul.tiled.source import MODES
 from ..unknown import Unknown
-from .attention import THREADS, WARPS, Attention
+from .attention import THREADS, Attention
 from .expressions import FLOATS, TYPES, Leaf
 from .finishing import finished
+from .layout import HEAD, Layout, OfProduct, laid_out, rows_of_x, rows_together
 from .loading import Loader, rows_written
 from .peers import HALF
 from .pick import Pick
 from .routing import Router
 from .stages import Phase, Stages
 
-MOST_SUMS = 32 << 10
-"""Bytes of sums that are finished together."""
-RINGS = 176 << 10
-"""Bytes for what is fetched ahead, of all warps: some 23 MB of the blocks of an H100."""
-FLIGHT = 48 << 10
-"""Bytes that a block has under way at a time: 3 TB/s for a microsecond and more."""
-HEAD = 16
-"""Bytes of shared memory for what a block knows of the barrier over the grid."""
-LANDING = 8
-"""Bytes of a barrier of each slot."""
-LARGEST_PIECE = 2560
-"""Bytes."""
 APART = 128
 """Bytes at multiples of which the arrays begin that only a region uses."""
 
@@ -62,29 +51,9 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
     Raises:
         Unknown: its rows do not fit in shared memory, or its sums in that of the ranks.
     """
-    rows = stages.rows
     if stages.addends * ranks > HALF:
         raise Unknown(f"sums of {stages.addends} bytes over {ranks} ranks")
-    products = stages.products
-    taken = max(
-        _rows_of_x(phase, rows) * _row_bytes(phase.problem.k) for phase in products.values()
-    )
-    pieces = {i: _piece(phase, blocks) for i, phase in products.items()}
-    addends = {i: _sums(phase, pieces[i], rows) for i, phase in products.items()}
-    fits = {i: _fits(phase, addends[i], blocks) for i, phase in products.items()}
-    sums = max(fits[i] * addends[i] for i in products)
-    scratch = 4 * WARPS * rows
-    attentions = [phase for phase in stages.phases if isinstance(phase, Attention)]
-    passing = [router.nbytes(kept=False) for router in stages.routers]
-    work = max(sums + taken, *(a.shared_memory for a in attentions), *passing, 0)
-    work = -(-work // 16) * 16
-    kept = sum(router.nbytes(kept=True) for router in stages.routers)
-    left = shared_memory(arch) - 1024 - HEAD - scratch - work - kept
-    slot = max(pieces[i] * _tile(phase) for i, phase in products.items())
-    flight = max(2, -(-FLIGHT // WARPS // slot))
-    slots = min(RINGS, left) // WARPS // (slot + LANDING)
-    if slots <= flight:
-        raise Unknown(f"{taken} bytes of x do not fit in shared memory")
+    layout = laid_out(stages, blocks, shared_memory(arch) - 1024)
     addresses, room = _addresses(stages)
     lines = [
         "using namespace qgraph::phases;",
@@ -93,34 +62,34 @@ def written(stages: Stages, blocks: int, arch: str, ranks: int = 1) -> Source:
         "Grid grid{const_cast<unsigned*>(counters), reinterpret_cast<int*>(memory)};",
         *([f"Peers<{ranks}> peers(places);"] if stages.addends else []),
         f"float* scratch = reinterpret_cast<float*>(memory + {HEAD});",
-        f"float* sums = reinterpret_cast<float*>(memory + {HEAD + scratch});",
-        f"char* rows = memory + {HEAD + scratch + sums};",
+        f"float* sums = reinterpret_cast<float*>(memory + {layout.work});",
         "if (threadIdx.x == 0) *grid.open = 0;",
     ]
-    if attentions:  # all wait for it, and it wants the registers of what comes after it
+    first = int(isinstance(stages.phases[0], Attention))
+    if first:  # all wait for it, and it wants the registers of what comes after it
         lines.append("char* memory_of_attention = reinterpret_cast<char*>(sums);")
-        lines += _phase(stages, stages.phases[0], 0, ranks)
-    ring = HEAD + scratch + work + kept
-    lines.append(f"Ring<{slot}, {slots}, {flight}> ring(memory + {ring});")
-    lines += _arrays_of(stages.routers, HEAD + scratch, HEAD + scratch + work)
-    for i, phase in products.items():
-        product, chosen = _product(phase, rows, fits[i], pieces[i]), ""
+        lines += _phase(stages, layout, 0, ranks)
+    lines.append(
+        f"Ring<{layout.slot}, {layout.slots}, {layout.flight}> ring(memory + {layout.ring});"
+    )
+    lines += _arrays_of(stages.routers, layout.work, layout.kept)
+    for i, phase in stages.products.items():
+        product, chosen = _product(phase, stages.rows, layout.products[i]), ""
         if phase.by is not None:
             chosen = f", {{reinterpret_cast<const int*>({phase.by.chosen})}}"
         lines.append(f"{product} p{i}({phase.weight}, {phase.scales}{chosen});")
     lines.append(f"ring.fill({_fetch(stages, 0, done=-1)});")
-    for i in range(len(attentions), len(stages.phases)):
-        lines += _phase(stages, stages.phases[i], i, ranks)
+    for i in range(first, len(stages.phases)):
+        lines += _phase(stages, layout, i, ranks)
     late = [row for row in stages.written if row.phase >= len(stages.phases)]
     if late:
         barrier = _barrier(stages.phases[-1])
         lines += [f"{barrier}.arrive();", _waits(barrier, "[] {}")]
         lines += rows_written(stages, late, ranks)
     lines.append("if (grid.leave()) peers.leave();" if stages.addends else "grid.leave();")
-    size = HEAD + scratch + work + kept + WARPS * (slot + LANDING) * slots
     own = ("places", "counters", "last") if stages.addends else ("counters", "last")
     inputs, outputs = (*stages.inputs.values(), *own), (*dict.fromkeys(stages.results), "done")
-    return Source("\n".join(lines), inputs, outputs, size, room)
+    return Source("\n".join(lines), inputs, outputs, layout.size, room)
 
 
 def _addresses(stages: Stages) -> tuple[list[str], int]:
@@ -138,36 +107,6 @@ def _addresses(stages: Stages) -> tuple[list[str], int]:
     return lines, max(room, APART)
 
 
-def _row_bytes(k: int) -> int:
-    return -(-k // 64) * 128 + 16  # as `Rows` has it
-
-
-def _sums(phase: Phase, piece: int, rows: int) -> int:
-    """Bytes of a unit's sums, each of as many addends as the source has."""
-    addends = min(WARPS, -(-_tiles(phase) // piece))
-    return phase.parts * addends * _together(phase, rows) * 16 * 4
-
-
-def _together(phase: Phase, rows: int) -> int:
-    """Rows of x that are multiplied together."""
-    return rows if phase.by is None else 1
-
-
-def _rows_of_x(phase: Phase, rows: int) -> int:
-    return rows if phase.by is None or not phase.by.own else phase.by.pairs
-
-
-def _units(phase: Phase, blocks: int) -> int:
-    """Up to how many a block has."""
-    units = -(-phase.width // 16) * (1 if phase.by is None else phase.by.times)
-    return -(-units // blocks)
-
-
-def _fits(phase: Phase, sums: int, blocks: int) -> int:
-    """Units whose sums are finished together."""
-    return max(1, min(_units(phase, blocks), MOST_SUMS // sums))
-
-
 def _arrays_of(routers: Sequence[Router], passing: int, kept: int) -> Iterator[str]:
     """Arrays of routers in shared memory: where rows of x will be, or beside them."""
     for router in routers:
@@ -178,27 +117,6 @@ def _arrays_of(routers: Sequence[Router], passing: int, kept: int) -> Iterator[s
             yield f"{type}* {array.name} = {place};"
             at[is_kept] += router.size(array)
         kept = at[True]
-
-
-def _tile(phase: Phase) -> int:
-    """Bytes of 16 rows of a tile with their scales."""
-    p = phase.problem
-    return 128 * p.bits + 16 * (4 if p.mode == "affine" else 1) * max(1, 64 // p.group_size)
-
-
-def _tiles(phase: Phase) -> int:
-    """Of 64 columns each."""
-    return -(-phase.problem.k // 64)
-
-
-def _piece(phase: Phase, blocks: int) -> int:
-    """Neighbouring tiles that a warp takes at a time: many, if all warps have some then."""
-    runs = _units(phase, blocks) * phase.parts
-    for count in (4, 2):
-        pieces = runs * -(-_tiles(phase) // count)
-        if count * _tile(phase) <= LARGEST_PIECE and pieces >= WARPS:
-            return count
-    return 1
 
 
 def _fetch(stages: Stages, first: int, done: int) -> str:
@@ -217,11 +135,11 @@ def _fetch(stages: Stages, first: int, done: int) -> str:
     return f"[&] {{ if (!({pieces})) return false; ring.begun(); return true; }}"
 
 
-def _product(phase: Phase, rows: int, fits: int, piece: int) -> str:
+def _product(phase: Phase, rows: int, own: OfProduct) -> str:
     p = phase.problem
     mode = f"qgraph::tiled::Mode({MODES.index(p.mode)})"
-    together = _together(phase, rows)
-    numbers = (p.bits, p.group_size, together, p.k, phase.width, phase.parts, fits, piece)
+    together = rows_together(phase, rows)
+    numbers = (p.bits, p.group_size, together, p.k, phase.width, phase.parts, own.units, own.piece)
     which = "" if phase.by is None else f", {phase.by.text}"
     return f"Product<{TYPES[p.dtype]}, {mode}, {', '.join(map(str, numbers))}{which}>"
 
@@ -236,7 +154,8 @@ def _waits(barrier: str, meanwhile: str) -> str:
     return f"grid.wait({meanwhile});" if barrier == "grid" else "peers.wait();"
 
 
-def _phase(stages: Stages, phase: Phase | Attention | Pick, i: int, ranks: int) -> Iterator[str]:
+def _phase(stages: Stages, layout: Layout, i: int, ranks: int) -> Iterator[str]:
+    phase = stages.phases[i]
     if isinstance(phase, Attention):
         rows = [row for row in stages.written if row.phase == i]
         yield from rows_written(stages, rows, ranks)
@@ -252,7 +171,7 @@ def _phase(stages: Stages, phase: Phase | Attention | Pick, i: int, ranks: int) 
     if i:
         yield f"{_barrier(stages.phases[i - 1])}.arrive();"
     loader = Loader(phase.x, p.k, stages.rows, i, ranks)
-    count = _rows_of_x(phase, stages.rows)
+    count = rows_of_x(phase, stages.rows)
     if count == stages.rows:
         yield from loader.early()
     if i:
@@ -261,7 +180,7 @@ def _phase(stages: Stages, phase: Phase | Attention | Pick, i: int, ranks: int) 
     yield from rows_written(stages, [row for row in stages.written if row.phase == i], ranks)
     fetch = _fetch(stages, i, done=i)
     yield from _routed(stages, i, fetch)
-    yield f"const Rows<{TYPES[p.dtype]}, {p.k}> {x}{{rows}};"
+    yield f"const Rows<{TYPES[p.dtype]}, {p.k}> {x}{{memory + {layout.products[i].rows}}};"
     if count == stages.rows:
         yield from loader.rows(f"{x}.put(n, k, made);")
     else:
