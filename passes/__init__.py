@@ -11,6 +11,7 @@ from .form_grid_regions import FormGridRegions
 from .form_regions import FormRegions
 from .fuse_cache import FuseCache
 from .fuse_quantized_matmul import FuseQuantizedMatmul
+from .fuse_residuals import FuseResiduals
 from .fuse_sums import FuseSums
 from .hoist_quantize import HoistQuantize
 from .legalize import Legalize
@@ -46,6 +47,7 @@ __all__ = [
     "FormRegions",
     "FuseCache",
     "FuseQuantizedMatmul",
+    "FuseResiduals",
     "FuseSums",
     "HoistQuantize",
     "Legalize",

@@ -52,6 +52,7 @@ def default_passes(
         FormRegions,
         FuseCache,
         FuseQuantizedMatmul,
+        FuseResiduals,
         FuseSums,
         HoistQuantize,
         Legalize,
@@ -115,6 +116,7 @@ def default_passes(
         FormGridRegions(target),
         PackResults(),
         FuseSums(target),
+        FuseResiduals(target),
     ]
 
 

@@ -17,7 +17,8 @@ from ..kernels.chosen import runs_on_host, streams_in_use
 from ..kernels.streams import Streams
 from .positions import Tables, has_tables
 from .regions.cuda.exchange import can_exchange, exchange
-from .regions.cuda.region import KERNEL, GridRegion, Launched
+from .regions.cuda.region import KERNEL, GridRegion, Launched, Ordered
+from .regions.cuda.residual import ResidualRegion
 
 UNROLL_NODES = 2048
 """A loop unrolls while its turns hold no more nodes than this together."""
@@ -64,8 +65,12 @@ class Interpreter:
 
     def _run(self, node: Node, env: Env) -> None:
         if node.bodies:
-            if self.order is not None and is_launched(node):
-                self._launch(node, env)
+            launch = self._grids.get(node.bodies[0]) if is_launched(node) else None
+            if isinstance(launch, ResidualRegion):
+                given = [env[v] for v in node.args["invariants"]]
+                env.update(zip(node.outputs, launch(given), strict=True))
+            elif launch is not None:
+                self._launch(node, launch, env)
             else:
                 self._unroll(node, env)
             return
@@ -146,14 +151,10 @@ class Interpreter:
             return array
         return mx.where(mx.array(True), array, last.flatten()[0].astype(array.dtype))
 
-    def _launch(self, node: Node, env: Env) -> None:
+    def _launch(self, node: Node, grid: Ordered, env: Env) -> None:
         """A region, after the one before it."""
         assert self.order is not None
         (body,) = node.bodies
-        grid = self._grids[body]
-        if grid is None:
-            self._unroll(node, env)
-            return
         counters, last = self.order
         summed = any(map(is_collective, body.nodes))
         talked = summed or last is self._last_collective

@@ -34,6 +34,7 @@ from .interpret import (
 )
 from .positions import expand_ahead
 from .regions.cuda.order import InOrder
+from .regions.cuda.region import Ordered
 from .uncompiled import breaks_compile
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class Stretch(Step):
 
         def stretch(*arrays: mx.array) -> list[mx.array]:
             refuse_shapeless()
-            return run(arrays, Interpreter(streams, shares=shares))
+            return run(arrays, Interpreter(streams, shares=shares, grids=grids))
 
         def in_order(arrays: list[mx.array], counters: mx.array, last: mx.array) -> list[mx.array]:
             refuse_shapeless()
@@ -201,7 +202,8 @@ class Stretch(Step):
         on_cpu = streams.device.type == mx.cpu
         grids = grids_of(nodes, streams)
         in_kernels = streams.peers is not None and talks(nodes)  # collectives, as launches
-        if not on_cpu and (grids or in_kernels):
+        ordered = any(isinstance(grid, Ordered) for grid in grids.values())
+        if not on_cpu and (ordered or in_kernels):
             return Stretch(needs, gives, InOrder(in_order))
         if on_cpu and breaks_compile(nodes, captured.values()):
             return Stretch(needs, gives, Uncompiled(stretch))

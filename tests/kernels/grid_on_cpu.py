@@ -79,7 +79,7 @@ class OnCpu:
             other = mx.uint64 if name == "places" else mx.uint32
             type = f"{const}{TYPES[types.get(name, other)]}*"
             lines.append(f"[[maybe_unused]] auto {name} = static_cast<{type}>(given[{i}]);")
-        names = ("phases", "pick", "products", "routing", "peers")
+        names = ("numbers", "phases", "pick", "products", "routing", "peers")
         parts = "".join((ROOM / "cuda" / f"{name}.cuh").read_text() for name in names)
         text = MAIN.format(
             room=ROOM, phases=parts,

@@ -13,7 +13,7 @@ from qgraph.runtime.regions.cuda.peers import BYTES, HALF, INBOX_AT
 from tests.kernels.grid_on_cpu import HERE, ROOM, aligned
 from tests.support.compiler import loaded
 
-PARTS = ("phases", "peers", "exchange", "pushed")
+PARTS = ("numbers", "phases", "peers", "exchange", "pushed")
 HEAD = f"""
 #include "grid_on_cpu.hpp"
 #include "{ROOM}/matmul/tiled/formats.cuh"

@@ -19,12 +19,6 @@ __device__ __forceinline__ float both(float a, float b) {
   return TALK == MAX ? greater(a, b) : TALK == MIN ? -greater(-a, -b) : a + b;
 }
 
-// Neighbours that are moved at a time.
-template <typename T, int V>
-struct alignas(sizeof(T) * V) Pack {
-  T v[V];
-};
-
 // What another block, here or on another GPU, wrote.
 template <typename T, int V>
 __device__ __forceinline__ Pack<T, V> take(const T* from) {

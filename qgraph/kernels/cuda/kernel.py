@@ -27,6 +27,15 @@ _asked: ContextVar[dict[str, Module] | None] = ContextVar("asked", default=None)
 """What was called and will be launched, by name, where someone compiles it."""
 
 
+def bounded(name: str, arguments: str, threads: int, blocks: int = 1) -> str:
+    """A declaration of MLX's kernel, which says that so many threads are a block and so many blocks
+    are to live on a multiprocessor: without it a thread might be given too many registers."""
+    return (
+        f"namespace mlx::core::cu {{ __global__ void __launch_bounds__({threads}, {blocks}) "
+        f"custom_kernel_{name}({arguments}); }}\n"
+    )
+
+
 class CudaKernel:
     """`mx.fast.cuda_kernel`, and what is called like it."""
 

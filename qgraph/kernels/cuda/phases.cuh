@@ -52,12 +52,6 @@ struct Grid {
 
 // ---- rows
 
-template <typename T>
-__device__ __forceinline__ float number(unsigned bits) {
-  const unsigned short low = bits;
-  return float(*reinterpret_cast<const T*>(&low));
-}
-
 // Eight neighbours, as float32.
 struct Eight {
   float v[8];
@@ -94,12 +88,6 @@ __device__ __forceinline__ void store_8(T* to, const Eight& from) {
 
 // NaN if one of them is, as MLX has it.
 __device__ __forceinline__ float greater(float a, float b) { return a != a || a > b ? a : b; }
-
-// A number as it is in T.
-template <typename T>
-__device__ __forceinline__ float rounded(float v) {
-  return float(T(v));
-}
 
 // The sums of all threads' numbers, in all threads; `scratch` holds WARPS numbers of each.
 template <int COUNT>

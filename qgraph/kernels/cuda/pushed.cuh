@@ -58,39 +58,6 @@ struct Inbox {
   static __device__ __forceinline__ unsigned sent(unsigned v) { return v == NOTHING ? v - 1 : v; }
 };
 
-template <typename T>
-struct Sixteen {  // bytes, as numbers
-  static constexpr int COUNT = 16 / sizeof(T);
-  float v[COUNT];
-
-  __device__ Sixteen() {}
-  __device__ __forceinline__ explicit Sixteen(const uint4& from) {
-    const unsigned words[4] = {from.x, from.y, from.z, from.w};
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-      if constexpr (sizeof(T) == 4)
-        v[i] = __uint_as_float(words[i]);
-      else
-        v[i] = number<T>(words[i / 2] >> 16 * (i % 2));
-  }
-  __device__ __forceinline__ void store(T* to) const {
-    Pack<T, COUNT> all;
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) all.v[i] = T(v[i]);
-    *reinterpret_cast<Pack<T, COUNT>*>(to) = all;
-  }
-};
-
-template <typename T>
-__device__ __forceinline__ uint4 load_16(const T* from, bool is_aligned) {
-  if (is_aligned) return *reinterpret_cast<const uint4*>(from);
-  constexpr int V = Sixteen<T>::COUNT;
-  Pack<T, V> all;
-#pragma unroll
-  for (int i = 0; i < V; i++) all.v[i] = from[i];
-  return *reinterpret_cast<const uint4*>(&all);
-}
-
 // sum = x here + x there, and h if it ADDS; norm is that of each row of it if it NORMS.  Of `count`
 // numbers, in rows of `n`, of which a thread has CHUNKS times 16 bytes.
 template <typename T, int CHUNKS, bool ADDS, bool NORMS>

@@ -13,7 +13,7 @@ from functools import cache
 
 import mlx.core as mx
 
-from ....kernels.cuda.kernel import CudaKernel
+from ....kernels.cuda.kernel import CudaKernel, bounded
 from ....kernels.cuda.source import cuda_source
 from .expressions import FLOATS, TYPES
 from .peers import BLOCKS, PARTS, PIECE, Peers
@@ -82,11 +82,9 @@ def exchange(op: str, x: mx.array, peers: Peers, last: mx.array) -> tuple[mx.arr
 def _kernel(op: str, dtype: mx.Dtype, ranks: int) -> CudaKernel:
     type = _WORD_TYPES.get(dtype) or TYPES[dtype]
     name = f"qgraph_{op}_{type}_{ranks}"
-    # A declaration of MLX's kernel, without which a thread might be given too many registers.
-    declared = (
-        f"namespace mlx::core::cu {{ __global__ void __launch_bounds__({THREADS}, 1) "
-        f"custom_kernel_{name}(const {type}* x, const __grid_constant__ Shape x_shape, "
-        f"const uint64_t* places, const uint32_t* last, {type}* found, uint32_t* done); }}\n"
+    arguments = (
+        f"const {type}* x, const __grid_constant__ Shape x_shape, const uint64_t* places, "
+        f"const uint32_t* last, {type}* found, uint32_t* done"
     )
     part = f"x_shape[0] / {ranks}" if op == "sum_scatter" else "x_shape[0]"
     return CudaKernel(
@@ -97,5 +95,5 @@ def _kernel(op: str, dtype: mx.Dtype, ranks: int) -> CudaKernel:
             using namespace qgraph::phases;
             talk<{TALKS[op]}, {type}, {ranks}>(places, x, found, {part});
         """,
-        header=cuda_source(*PARTS, "cuda/exchange") + declared,
+        header=cuda_source(*PARTS, "cuda/exchange") + bounded(name, arguments, THREADS),
     )

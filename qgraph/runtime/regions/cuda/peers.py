@@ -41,7 +41,8 @@ BYTES = INBOX_AT + 128 + 2 * INBOX
 """How much memory each rank shares."""
 
 PARTS = ("cuda/words", "matmul/tiled/instructions", "matmul/tiled/formats", "cuda/grid",
-         "cuda/phases", "cuda/pick", "cuda/products", "cuda/routing", "cuda/peers")  # fmt: skip
+         "cuda/numbers", "cuda/phases", "cuda/pick", "cuda/products", "cuda/routing",
+         "cuda/peers")  # fmt: skip
 """What kernels with such sums include."""
 
 _PLACES = 64  # small arrays of MLX lie in memory that is slow to reach

@@ -14,15 +14,16 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ....ir.graph import Graph, Node, Value
-from ....kernels.cuda.kernel import CudaKernel
+from ....kernels.cuda.kernel import CudaKernel, bounded
 from ....kernels.cuda.source import cuda_source
 from ....mesh import INBOX
 from ....types import TensorType
 from .expressions import FLOATS, TYPES
 from .peers import PARTS, Peers
+from .residual import AddNorm
 
-THREADS, CHUNKS = 512, 4
-SUM, NORM = "distributed.all_sum", "fast.rms_norm"
+THREADS = 512
+SUM = "distributed.all_sum"
 _BLOCKS = 264
 """Two on each multiprocessor of an H100."""
 
@@ -51,32 +52,20 @@ class SumNorm(NamedTuple):
     sum: Value
     norm: Value
     eps: float
-    nodes: tuple[Node, Node, Node]
+    nodes: tuple[Node, ...]
 
     @staticmethod
     def at(graph: Graph, node: Node) -> SumNorm | None:
         """With this sum over the ranks, if it is read by nothing but such an addition."""
-        add = _only(graph, node.output, "add")
-        if node.op != SUM or add is None or add.output.type != node.output.type:
+        users = graph.users.get(node.output, ())
+        if node.op != SUM or len(users) != 1 or node.output in graph.outputs:
             return None
-        others = [v for v in add.inputs if v is not node.output]
-        norms = [n for n in graph.users.get(add.output, ()) if n.op == NORM]
-        if len(others) != 1 or others[0].type != add.output.type or len(norms) != 1:
+        found = AddNorm.at(graph, users[0])
+        if found is None:
             return None
-        (residual,), (norm,) = others, norms
-        weight, dtype = norm.args["weight"], add.output.dtype
-        row = add.output.shape[-1] * dtype.size
-        if weight is None or weight.dtype != dtype or row % 16 or row > CHUNKS * THREADS * 16:
-            return None
-        given = node.operand("x"), residual, weight
-        return SumNorm(*given, add.output, norm.output, norm.args["eps"], (node, add, norm))
-
-
-def _only(graph: Graph, value: Value, op: str) -> Node | None:
-    """The one node that reads a value, if it is of an op."""
-    users = graph.users.get(value, ())
-    alone = len(users) == 1 and value not in graph.outputs
-    return users[0] if alone and users[0].op == op else None
+        residual = found.residual if found.x is node.output else found.x
+        given = node.operand("x"), residual, found.weight
+        return SumNorm(*given, found.sum, found.norm, found.eps, (node, *found.nodes))
 
 
 class PushedRegion:
@@ -145,11 +134,7 @@ def _kernel(
     arguments += [f"const {type}* {name}" for name in inputs[1:-2]]
     arguments += ["const uint64_t* places", "const uint32_t* last"]
     arguments += [f"{type}* {name}" for name in outputs[:-1]] + ["uint32_t* done"]
-    # As `exchange.py` declares its kernels.
-    declared = (
-        f"namespace mlx::core::cu {{ __global__ void __launch_bounds__({THREADS}, "
-        f"{2 if chunks <= 2 else 1}) custom_kernel_{name}({', '.join(arguments)}); }}\n"
-    )
+    declared = bounded(name, ", ".join(arguments), THREADS, 2 if chunks <= 2 else 1)
     residual, weight, normed = (
         each if there else "nullptr"
         for each, there in (("residual", adds), ("weight", norms), ("normed", norms))

@@ -19,6 +19,7 @@ from ..unknown import Unknown
 from .attention import JOINS, MOST_JOINS, THREADS, Attention
 from .peers import PARTS, Peers
 from .pushed import PushedRegion
+from .residual import ResidualRegion
 from .source import declared, written
 from .translate import translate
 
@@ -73,8 +74,8 @@ class GridRegion:
             if device.type == mx.DeviceType.cpu:
                 raise Unknown(f"it was formed for a GPU, this is {device}")
             (body,) = node.bodies
-            pushed = PushedRegion.of(body, peers)
-            return pushed or GridRegion(body, multiprocessors(), as_target(device).arch, peers)
+            found = ResidualRegion.of(body) or PushedRegion.of(body, peers)
+            return found or GridRegion(body, multiprocessors(), as_target(device).arch, peers)
         except Unknown as error:  # formed by another version, or for another GPU
             record(Entry.of(node, LOWERING, "refused", f"it runs by its body: {error}", types=()))
             return None
@@ -97,7 +98,9 @@ class GridRegion:
         return [made[i] for i in self._results], made[-1]
 
 
-Launched = GridRegion | PushedRegion
+Ordered = GridRegion | PushedRegion
+"""Regions whose blocks wait for one another: no two of them may run at a time."""
+Launched = Ordered | ResidualRegion
 """How a region is launched."""
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ....kernels.cuda.arch import shared_memory
+from ....kernels.cuda.kernel import bounded
 from ....kernels.matmul.tiled.source import MODES
 from ..unknown import Unknown
 from .attention import THREADS, Attention
@@ -200,12 +201,7 @@ def _routed(stages: Stages, i: int, fetch: str) -> Iterator[str]:
 
 
 def declared(name: str, source: Source, dtypes: Callable[[str], mx.Dtype]) -> str:
-    """A declaration of MLX's kernel, which says how many threads a block has: without it a thread
-    might be given too many registers."""
+    """A declaration of MLX's kernel: a block has a multiprocessor to itself."""
     inputs = [f"const {TYPES[dtypes(n)]}*" for n in source.inputs]
     outputs = [f"{TYPES[dtypes(n)]}*" for n in source.outputs]
-    arguments = ", ".join([*inputs, *outputs])
-    return (
-        f"namespace mlx::core::cu {{ __global__ void __launch_bounds__({THREADS}, 1) "
-        f"custom_kernel_{name}({arguments}); }}\n"
-    )
+    return bounded(name, ", ".join([*inputs, *outputs]), THREADS)
