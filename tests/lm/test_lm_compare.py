@@ -38,13 +38,25 @@ def result(errors: list[float], dtype: mx.Dtype = mx.bfloat16, seed: int = 0) ->
     return arrays[-1], arrays[:-1]
 
 
-def difference(mine: list[float], theirs: list[float], dtype: mx.Dtype = mx.bfloat16) -> Any:
+def difference(
+    mine: list[float],
+    theirs: list[float],
+    dtype: mx.Dtype = mx.bfloat16,
+    nearly: tuple[float, ...] = (0, 0, 0, 0, 0),
+) -> Any:
+    """Of a program and a model; `nearly` is the model's with weights a little different."""
+
     def exactly() -> Any:
         assert dtype == mx.bfloat16  # float32 decides where it is not what is compared
         return result([0] * len(mine), mx.float32)
 
     kinds: Any = [AnyKind()] * LAYERS
-    return compared(kinds, result(mine, dtype, 1), result(theirs, dtype, 2), exactly)
+
+    def moved() -> Any:
+        assert dtype == mx.float32
+        return result(list(nearly), dtype, 3)
+
+    return compared(kinds, result(mine, dtype, 1), result(theirs, dtype, 2), exactly, moved)
 
 
 def test_the_same_numbers() -> None:
@@ -58,6 +70,18 @@ def test_float32_that_parts() -> None:
     assert (found.where, found.chance) == ("layer 2", True)  # one token of many may do that
     found = difference([0, 0, 0.1, 0.1, 0.1], [0] * 5, mx.float32)
     assert (found.where, found.chance) == ("layer 2", False)
+
+
+def test_a_model_that_parts_from_itself_as_far() -> None:
+    """In whichever layer; but not by more than one token of many may."""
+    mine = [0.0, 0, 0.01, 0.012, 0.01]
+    assert difference(mine, [0] * 5, mx.float32, nearly=(0, 0, 0, 0.008, 0.01)) is None
+    found = difference(mine, [0] * 5, mx.float32, nearly=(1e-5, 1e-5, 1e-4, 1e-3, 1e-3))
+    assert isinstance(found, Difference)
+    assert found.chance
+    found = difference([0.0, 0.1, 0, 0, 0], [0] * 5, mx.float32, nearly=(0.1,) * 5)
+    assert isinstance(found, Difference)
+    assert not found.chance
 
 
 def test_rounding_that_chooses_another_expert() -> None:

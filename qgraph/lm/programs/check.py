@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from ...target import Target
 from ..caches.kind import Kind
-from .compare import Difference, Result, compared, in_float32
+from .compare import Difference, Result, a_little_apart, compared, in_float32
 
 EDGE = 4
 """Tokens at the beginning of a piece that stand for all of it."""
@@ -63,4 +63,7 @@ class Check:
         def exactly() -> Result:
             return of_these(*in_float32(model, tokens, before, self.own))
 
-        return compared(kinds, mine, of_these(logits, after), exactly)
+        def nearly() -> Result:
+            return of_these(*a_little_apart(model, tokens, before, self.own))
+
+        return compared(kinds, mine, of_these(logits, after), exactly, nearly)
