@@ -27,6 +27,8 @@ MAIN = """
 #include "grid_on_cpu.hpp"
 #include "{room}/matmul/tiled/formats.cuh"
 {phases}
+#include "{room}/attention/attention_call.cuh"
+#include "{room}/attention/attention_warp.cuh"
 #include "{room}/attention/decode_attention.cuh"
 #include "{room}/attention/cached_attention.cuh"
 #include "{room}/attention/attention_phase.cuh"

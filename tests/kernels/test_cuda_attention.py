@@ -19,7 +19,7 @@ from tests.support.faults import planted
 pytestmark = needs_compiler
 HERE = Path(__file__).parent
 ROOM = Path(qgraph.__file__).parent / "kernels" / "attention"
-SOURCES = "decode_attention", "cached_attention"
+SOURCES = "attention_call", "attention_warp", "decode_attention", "cached_attention"
 POINTERS = ("q", "keys", "values", "mask", "sinks", "k", "v", "tail_keys", "tail_values", "last",
             "first", "place", "tail_positions", "freqs", "parts", "y", "new_keys", "new_values",
             "new_positions", "offset")  # fmt: skip

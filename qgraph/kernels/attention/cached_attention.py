@@ -191,7 +191,7 @@ def _kernel(given: tuple[str, ...], with_tail: bool, alone: bool) -> CudaKernel:
                        *["alone"] * alone]),
         inputs=["q", "k", "v", "keys", "values", *tail, "place", "last", *given],
         outputs=["out", *after],
-        header=sources("decode_attention", "cached_attention"),
+        header=sources("cached_attention"),
         source="using F = qgraph::Form<T, D, D, TILES, WARPS, TAIL>;\n"
         "__shared__ qgraph::Shared<F> shared;\n"
         + call_text(q="q + Q_START", keys="keys", values="values", last="last", alone=alone,

@@ -162,7 +162,7 @@ def _kernel(given: tuple[str, ...], alone: bool) -> CudaKernel:
         name="_".join(["qgraph_decode_attention", *given, *["alone"] * alone]),
         inputs=["q", "k", "v", *given],
         outputs=["out"],
-        header=sources("decode_attention"),
+        header=sources(),
         source=f"using F = qgraph::Form<T, D, DV, TILES, WARPS, 0, {mask}>;\n"
         "__shared__ qgraph::Shared<F> shared;\n"
         + call_text(q="q", keys="k", values="v", alone=alone, **{name: name for name in given})

@@ -87,12 +87,14 @@ class Cut(NamedTuple):
         return {"grid": (self.tasks * self.splits * block, 1, 1), "threadgroup": (block, 1, 1)}
 
 
+PARTS = ("attention_instructions", "attention_call", "attention_warp", "decode_attention")
+"""What every attention includes."""
+
+
 @cache
 def sources(*names: str) -> str:
     """The CUDA sources of attention as a header."""
-    return cuda_source(
-        "cuda/words", *(f"attention/{name}" for name in ("attention_instructions", *names))
-    )
+    return cuda_source("cuda/words", *(f"attention/{name}" for name in (*PARTS, *names)))
 
 
 def call_text(
@@ -161,7 +163,7 @@ def _joining(with_sinks: bool) -> CudaKernel:
         name="qgraph_join_splits" + "_sinks" * with_sinks,
         inputs=["parts", *["sinks"] * with_sinks],
         outputs=["y"],
-        header=sources("decode_attention"),
+        header=sources(),
         source="qgraph::Call<T> call{}; call.heads = HEADS; call.queries = QUERIES; "
         "call.splits = parts_shape[1]; call.parts = const_cast<float*>(parts); call.y = y; "
         f"call.sinks = {'sinks' if with_sinks else 'nullptr'}; "

@@ -116,7 +116,7 @@ def _merging() -> CudaKernel:
         name="qgraph_merge_tail",
         inputs=["cache", "tail", "positions"],
         outputs=["merged"],
-        header=sources("decode_attention", "cached_attention"),
+        header=sources("cached_attention"),
         source="qgraph::merge_tail<T, D, TAIL, THREADS>(cache, tail, positions, merged, "
         "cache_shape[0] * cache_shape[1], cache_shape[2]);",
     )

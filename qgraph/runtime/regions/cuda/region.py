@@ -10,6 +10,7 @@ from functools import cache
 import mlx.core as mx
 
 from ....ir.graph import Graph, Node
+from ....kernels.attention.form import PARTS as ATTENDS
 from ....kernels.cuda.kept import included
 from ....kernels.cuda.kernel import CudaKernel
 from ....kernels.cuda.source import cuda_source
@@ -26,8 +27,7 @@ from .translate import translate
 KERNEL = "grid"
 """The kernel of region nodes that this back end carries out."""
 
-ATTENTION = ("attention/attention_instructions", "attention/decode_attention",
-             "attention/cached_attention", "attention/attention_phase")  # fmt: skip
+ATTENTION = tuple(f"attention/{name}" for name in (*ATTENDS, "cached_attention", "attention_phase"))
 COUNTERS = JOINS + MOST_JOINS
 """Numbers of the barrier, of which two are used, and those of attentions."""
 
