@@ -11,6 +11,7 @@ Leaves alone:
     2. sums of other types than what is added, two norms of one sum, weights of another type.
     3. rows that do not fit in a block's threads, or are no whole 16 bytes.
     4. nodes with a stream of their own, what the pack and prepare steps compute, other targets.
+    5. norms whose weight is computed after the sum.
 
 Runs after regions are formed on GPUs.
 """

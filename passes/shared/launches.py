@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from qgraph.ir.graph import Graph, Node, Value
@@ -29,22 +29,22 @@ def in_one_launch(
         name: of the pass.
         why: what the ledger says.
     """
-    found = [each for node in graph.nodes if (each := find(graph, node)) is not None]
-    if found:
-        at = {node: i for i, node in enumerate(graph.nodes)}
-        found = [each for each in found if _is_there(each.weight, at, at[each.nodes[-2]])]
-    if not found and not any(node.bodies for node in graph.nodes):
+    nodes = _known_first(graph.nodes)
+    at = {node: i for i, node in enumerate(nodes)}
+    adds: dict[Node, Found] = {}
+    for node in nodes:
+        each = find(graph, node)
+        if each is not None and at.get(each.weight.node, -1) < at[each.nodes[-2]]:
+            adds.setdefault(each.nodes[-2], each)
+    if not adds and not any(node.bodies for node in nodes):
         return graph
-    adds = {each.nodes[-2]: each for each in found}
-    gone = {node for each in found for node in each.nodes if node not in adds}
+    gone = {node for each in adds.values() for node in each.nodes if node not in adds}
     replace: dict[Value, Value] = {}
     done: dict[Node, None] = {}
-    for node in graph.nodes:
-        if node in gone or node in done:
+    for node in nodes:
+        if node in gone:
             continue
         if (each := adds.get(node)) is not None:
-            if each.weight.node.op == "constant":
-                done[each.weight.node] = None
             done[region_of(graph, each.nodes, replace, name, KERNEL)] = None
             record(Entry.of(each.nodes[0], name, "fused", why, 1))
             continue
@@ -53,11 +53,16 @@ def in_one_launch(
             new = with_bodies(new, lambda body: in_one_launch(body, find, name, why))
         done[new] = None
         replace.update((a, b) for a, b in zip(node.outputs, new.outputs, strict=True) if a is not b)
-    if not found and all(a is b for a, b in zip(graph.nodes, done, strict=True)):
+    if not adds and all(a is b for a, b in zip(nodes, done, strict=True)):
         return graph
     return graph.replace(nodes=list(done), outputs=[replace.get(v, v) for v in graph.outputs])
 
 
-def _is_there(weight: Value, at: dict[Node, int], place: int) -> bool:
-    """Is a weight known at a place of the graph, or can it be?"""
-    return weight.node.op == "constant" or at.get(weight.node, -1) < place
+def _known_first(nodes: Sequence[Node]) -> list[Node]:
+    """What is known before the program runs, such as a norm's `1 + weight`, and then the rest: a
+    region stands in the place of the addition, before which its weight must be there."""
+
+    def runs(node: Node) -> bool:
+        return node.stage == "run" and node.op != "constant"
+
+    return sorted(nodes, key=runs)

@@ -17,7 +17,7 @@ from ..kernels.chosen import runs_on_host, streams_in_use
 from ..kernels.streams import Streams
 from .positions import Tables, has_tables
 from .regions.cuda.exchange import can_exchange, exchange
-from .regions.cuda.region import KERNEL, GridRegion, Launched, Ordered
+from .regions.cuda.region import KERNEL, GridRegion, Launched, Resident
 from .regions.cuda.residual import ResidualRegion
 
 UNROLL_NODES = 2048
@@ -55,7 +55,8 @@ class Interpreter:
         self._near: dict[int, tuple[mx.array, mx.array]] = {}
         """Positions that MLX keeps far from the GPU, by their identities, and copies beside it."""
         self.order: tuple[mx.array, mx.array] | None = None
-        """The counters of the barrier and what the last launch gave; without, bodies run."""
+        """The counters of the barrier and what the last launch gave; without, regions whose blocks
+        wait for one another run by their bodies."""
 
     def run(self, node: Node, env: Env) -> None:
         """Add the results of `node` to `env`."""
@@ -151,7 +152,7 @@ class Interpreter:
             return array
         return mx.where(mx.array(True), array, last.flatten()[0].astype(array.dtype))
 
-    def _launch(self, node: Node, grid: Ordered, env: Env) -> None:
+    def _launch(self, node: Node, grid: Resident, env: Env) -> None:
         """A region, after the one before it."""
         assert self.order is not None
         (body,) = node.bodies

@@ -34,7 +34,7 @@ from .interpret import (
 )
 from .positions import expand_ahead
 from .regions.cuda.order import InOrder
-from .regions.cuda.region import Ordered
+from .regions.cuda.region import Resident
 from .uncompiled import breaks_compile
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Stretch(Step):
         on_cpu = streams.device.type == mx.cpu
         grids = grids_of(nodes, streams)
         in_kernels = streams.peers is not None and talks(nodes)  # collectives, as launches
-        ordered = any(isinstance(grid, Ordered) for grid in grids.values())
+        ordered = any(isinstance(grid, Resident) for grid in grids.values())
         if not on_cpu and (ordered or in_kernels):
             return Stretch(needs, gives, InOrder(in_order))
         if on_cpu and breaks_compile(nodes, captured.values()):

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qgraph.runtime.regions.cuda.expressions import TYPES
+from qgraph.runtime.regions.cuda.expressions import TYPES, literal
 from qgraph.runtime.regions.cuda.residual import warps_of
 from tests.kernels.grid_on_cpu import HERE, ROOM, aligned
 from tests.support.arrays import to_numpy
@@ -30,7 +30,7 @@ void kernel_of_residual() {{
   qgraph::phases::add_norm<T, {width}, {chunks}, {warps}>(
       static_cast<const T*>(given[0]), static_cast<const T*>(given[1]),
       static_cast<const T*>(given[2]), static_cast<T*>(given[3]), static_cast<T*>(given[4]),
-      {eps}f, reinterpret_cast<float*>(qgraph::phases::block_memory()));
+      {eps}, reinterpret_cast<float*>(qgraph::phases::block_memory()));
 }}
 
 extern "C" bool run(void** arrays, bool backwards) {{
@@ -45,7 +45,9 @@ def bits(array: mx.array) -> Any:
     return aligned(np.array(array.view(mx.uint16 if array.itemsize == 2 else mx.uint32)))
 
 
-def error(dtype: mx.Dtype, width: int, folder: Path, change: Any = str, at: int = 0) -> float:
+def error(
+    dtype: mx.Dtype, width: int, folder: Path, change: Any = str, at: int = 0, eps: float = EPS
+) -> float:
     """The larger of the sum's and the norm's, in both orders of blocks.
 
     Args:
@@ -53,8 +55,8 @@ def error(dtype: mx.Dtype, width: int, folder: Path, change: Any = str, at: int 
     """
     warps, chunks = warps_of(width * dtype.size)
     text = MAIN.format(
-        room=ROOM, type=TYPES[dtype], width=width, chunks=chunks, warps=warps, eps=EPS, rows=ROWS,
-        residual=(ROOM / "cuda" / "residual.cuh").read_text(),
+        room=ROOM, type=TYPES[dtype], width=width, chunks=chunks, warps=warps, eps=literal(eps),
+        rows=ROWS, residual=(ROOM / "cuda" / "residual.cuh").read_text(),
     )  # fmt: skip
     (folder / "residual.cpp").write_text(change(text))
     run: Any = loaded(folder / "residual.cpp", f"-I{HERE}").run
@@ -64,7 +66,7 @@ def error(dtype: mx.Dtype, width: int, folder: Path, change: Any = str, at: int 
     x, h = (mx.random.normal((ROWS * width + at,)).astype(dtype) for _ in range(2))
     weight = mx.random.uniform(0.5, 1.5, (width,)).astype(dtype)
     sum = to_numpy((h + x)[at:]).reshape(ROWS, width)
-    norm = sum / np.sqrt((sum * sum).mean(-1, keepdims=True) + EPS) * to_numpy(weight)
+    norm = sum / np.sqrt((sum * sum).mean(-1, keepdims=True) + eps) * to_numpy(weight)
     errors = []
     for backwards in (False, True):
         arrays = [bits(x), bits(h), bits(weight), *(aligned(np.zeros_like(bits(x))) for _ in "ab")]
@@ -86,6 +88,10 @@ def test_numbers(width: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dtype", "limit"), [(mx.float16, 5e-4), (mx.float32, 1e-6)])
 def test_other_types(dtype: mx.Dtype, limit: float, tmp_path: Path) -> None:
     assert error(dtype, 1536, tmp_path) < limit
+
+
+def test_an_eps_that_is_an_integer(tmp_path: Path) -> None:
+    assert error(mx.bfloat16, 64, tmp_path, eps=0) < 4e-3
 
 
 def test_rows_that_begin_anywhere(tmp_path: Path) -> None:

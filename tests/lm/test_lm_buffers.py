@@ -111,3 +111,18 @@ def test_a_buffer_that_is_nearly_full_is_not_cut() -> None:
     cache.update_and_fetch(*some(101, 1))
     kind.make_room(cache, None, Needs(2, 60, copied=True))
     assert (cache.offset, length(cache)) == (201, 512)
+
+
+def test_a_ring_that_has_come_round_is_full() -> None:
+    cache = lm.RotatingKVCache(max_size=1024, keep=4)
+    cache.update_and_fetch(*some(1020, 0))
+    for seed in range(1, 9):
+        cache.update_and_fetch(*some(1, seed))
+    kind = kind_of(cache)
+    assert kind is not None
+    kind.make_room(cache, None, Needs(2, 1, copied=True))
+    before = [np.array(a) for a in kind.content(cache)]
+    assert (cache.offset, length(cache)) == (1028, 1024)
+    kind.make_room(cache, None, Needs(2, 1, copied=True))
+    for a, b in zip(before, kind.content(cache), strict=True):
+        np.testing.assert_array_equal(a, np.array(b))

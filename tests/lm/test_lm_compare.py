@@ -73,12 +73,20 @@ def test_float32_that_parts() -> None:
 
 
 def test_a_model_that_parts_from_itself_as_far() -> None:
-    """In whichever layer; but not by more than one token of many may."""
+    """By that layer; but not by more than one token of many may."""
     mine = [0.0, 0, 0.01, 0.012, 0.01]
-    assert difference(mine, [0] * 5, mx.float32, nearly=(0, 0, 0, 0.008, 0.01)) is None
-    found = difference(mine, [0] * 5, mx.float32, nearly=(1e-5, 1e-5, 1e-4, 1e-3, 1e-3))
-    assert isinstance(found, Difference)
-    assert found.chance
+    for nearly in ((0, 0, 0.008, 0, 0), (0, 0.02, 0.01, 0.01, 0.01)):
+        assert difference(mine, [0] * 5, mx.float32, nearly=nearly) is None
+    for nearly in ((1e-5, 1e-5, 1e-4, 1e-3, 1e-3), (0, 0, 0, 0.05, 0.05)):
+        found = difference(mine, [0] * 5, mx.float32, nearly=nearly)
+        assert isinstance(found, Difference)
+        assert found.chance
+    for mine in ([0.035] * 5, [0.035, 0.3, 0.5, 0.8, 0.8]):  # from before the model's chance on
+        found = difference(mine, [0] * 5, mx.float32, nearly=(0, 0, 0, 0.5, 0.5))
+        assert isinstance(found, Difference)
+        assert found.where == "layer 0"
+    nothing = float("inf")
+    assert difference([0.0, 0, 0, 0.01, 0.01], [0] * 5, mx.float32, nearly=(0, 0, 0, 0, nothing))
     found = difference([0.0, 0.1, 0, 0, 0], [0] * 5, mx.float32, nearly=(0.1,) * 5)
     assert isinstance(found, Difference)
     assert not found.chance

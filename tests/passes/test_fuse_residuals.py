@@ -11,7 +11,7 @@ import pytest
 import qgraph as qg
 from qgraph.ir.graph import Graph
 from qgraph.ir.loops import REGION
-from qgraph.passes import FuseResiduals
+from qgraph.passes import FuseResiduals, HoistQuantize
 from qgraph.rewrite.ledger import collecting
 from qgraph.runtime.regions.cuda.residual import ResidualRegion
 from qgraph.target import Target
@@ -103,8 +103,19 @@ def test_in_a_loop() -> None:
     assert [node.op for node in loop.bodies[0].nodes].count(REGION) == 2
 
 
-def test_a_weight_that_is_computed_later_is_waited_for() -> None:
-    """A region stands where the sum did: what the norm alone reads may not be there yet."""
+def test_a_weight_that_is_computed_once() -> None:
+    """As gemma's 1 + weight is, which stands after the sum and is there before it."""
+    plan = qg.optimize(
+        qg.trace(lambda x, h: normed(h + x, qg.add(WEIGHT, 1)), *SPECS),
+        target=target(),
+        passes=[HoistQuantize(), FuseResiduals(target())],
+    )
+    nodes = [node for node in plan.graph.nodes if node.op != "constant"]
+    assert [(node.op, node.stage) for node in nodes] == [("add", "pack"), (REGION, "run")]
+
+
+def test_a_weight_that_is_computed_later() -> None:
+    """5: a region stands where the sum did, and what the norm alone reads may not be there yet."""
 
     def late(x: Any, h: Any) -> Any:
         s = h + x
@@ -129,7 +140,8 @@ NEAR_MISSES = {
     "a weight of another type": lambda x, h: normed(h + x, WEIGHT.astype(mx.float16)),
     "another norm": lambda x, h: qg.fast.layer_norm(h + x, WEIGHT, None, 1e-5),
     "another operation": lambda x, h: normed(h - x),
-    "a row that is none": lambda x, h: normed((h + x)[0]) + normed(h[0, :64]),
+    "no rows": lambda x, h: normed(h[:0] + x[:0]),
+    "an eps that is an array": lambda x, h: qg.fast.rms_norm(h + x, WEIGHT, mx.array(1e-5)),
 }
 
 
@@ -151,7 +163,11 @@ def test_sizes(width: int, is_fused: bool) -> None:
 
 
 def test_streams_and_targets() -> None:
-    """Leaves alone 4."""
+    """Leaves alone 4; what is packed has none of what runs, and is no launch."""
+    given = random(4, 64, seed=7), random(4, 64, seed=8)
+    packed = qg.trace(lambda x: x @ normed(mx.array(given[0]) + given[1] * 1.0).T, SPECS[0])
+    packed = HoistQuantize()(packed)
+    assert FuseResiduals(target())(packed) is packed
     before, after = fused(lambda x, h: normed(qg.add(h, x, stream=mx.cpu)))
     assert after is before
     for backend in ("cpu", "metal"):

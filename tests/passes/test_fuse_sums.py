@@ -101,6 +101,14 @@ def test_its_body_gives_the_same() -> None:
         assert reference.relative_error(to_numpy(other), to_numpy(one)) < 1e-6
 
 
+def test_two_sums_that_meet() -> None:
+    """One of them is pushed."""
+    _, after = fused(lambda x, h: normed(total(x) + total(h)))
+    (region,) = (node for node in after.nodes if node.op == REGION)
+    assert [n.op for n in region.bodies[0].nodes] == ["distributed.all_sum", "add", "fast.rms_norm"]
+    assert sum(node.op == "distributed.all_sum" for node in after.nodes) == 1
+
+
 def test_in_a_loop() -> None:
     _, after = fused(lambda x, h: qg.fori_loop(0, 3, lambda _, y: layers(y, h), x))
     (loop,) = (node for node in after.nodes if node.op == "fori_loop")

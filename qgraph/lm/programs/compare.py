@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count
+from math import inf
 from typing import Any
 
 import mlx.core as mx
@@ -85,7 +86,7 @@ def compared(
             return None
     elif chance:
         others = list(_parts(kinds, nearly(), until))
-        if _furthest(ours, theirs) <= 2 * _furthest(others, theirs):
+        if _is_within(_distances(ours, theirs), _distances(others, theirs)):
             return None
     return Difference(*parted, chance)
 
@@ -93,8 +94,28 @@ def compared(
 Parts = Sequence[tuple[str, list[mx.array]]]
 
 
+def _distances(some: Parts, others: Parts) -> list[float]:
+    return [_distance(a, b) for (_, a), (_, b) in zip(some, others, strict=True)]
+
+
 def _furthest(some: Parts, others: Parts) -> float:
-    return max(_distance(a, b) for (_, a), (_, b) in zip(some, others, strict=True))
+    return max(_distances(some, others))
+
+
+def _is_within(mine: Sequence[float], nearly: Sequence[float]) -> bool:
+    """Is a program nowhere much further from the model than the model came from itself so far?
+
+    What is chance in one layer is none in the layers before it.
+
+    >>> _is_within([1e-6, 0.01, 0.02], [1e-5, 0.02, 0.01])
+    True
+    >>> _is_within([0.01, 0.01, 0.01], [1e-5, 0.02, 0.02])
+    False
+    """
+    bounds = accumulate(nearly, max)
+    return all(
+        own <= max(TOLERANCE, 2 * most) < inf for own, most in zip(mine, bounds, strict=True)
+    )
 
 
 def in_float32(model: Any, tokens: mx.array, cache: Any, own: Callable[..., Any]) -> Result:

@@ -18,7 +18,7 @@ from ....kernels.cuda.kernel import CudaKernel, bounded
 from ....kernels.cuda.source import cuda_source
 from ....mesh import INBOX
 from ....types import TensorType
-from .expressions import FLOATS, TYPES
+from .expressions import FLOATS, TYPES, literal
 from .peers import PARTS, Peers
 from .residual import AddNorm
 
@@ -146,7 +146,8 @@ def _kernel(
         f"""
             using namespace qgraph::phases;
             push_sum<{type}, {chunks}, {str(adds).lower()}, {str(norms).lower()}>(
-                places, x, {residual}, {weight}, found, {normed}, x_shape[0], {width}, {eps!r}f);
+                places, x, {residual}, {weight}, found, {normed}, x_shape[0], {width},
+                {literal(eps)});
         """,
         header=cuda_source(*PARTS, "cuda/exchange", "cuda/pushed") + declared,
         shared_memory=4 * THREADS // 32,

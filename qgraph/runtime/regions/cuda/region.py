@@ -98,9 +98,9 @@ class GridRegion:
         return [made[i] for i in self._results], made[-1]
 
 
-Ordered = GridRegion | PushedRegion
-"""Regions whose blocks wait for one another: no two of them may run at a time."""
-Launched = Ordered | ResidualRegion
+Resident = GridRegion | PushedRegion
+"""Regions whose blocks wait for one another, so that all are resident: no two may run at a time."""
+Launched = Resident | ResidualRegion
 """How a region is launched."""
 
 

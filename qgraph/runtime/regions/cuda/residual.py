@@ -12,7 +12,7 @@ import mlx.core as mx
 from ....ir.graph import Graph, Node, Value
 from ....kernels.cuda.kernel import CudaKernel, bounded
 from ....kernels.cuda.source import cuda_source
-from .expressions import FLOATS, TYPES
+from .expressions import FLOATS, TYPES, literal
 
 NORM = "fast.rms_norm"
 MOST_WARPS, MOST_CHUNKS = 16, 4
@@ -43,8 +43,8 @@ class AddNorm(NamedTuple):
         if add.op != "add" or len(norms) != 1 or add.inputs[0] is add.inputs[1]:
             return None
         (norm,), type = norms, add.output.type
-        weight = norm.args["weight"]
-        row = type.shape[-1] * type.dtype.size if type.shape else 0
+        weight, eps = norm.args["weight"], norm.args["eps"]
+        row = type.shape[-1] * type.dtype.size
         if (
             any(value.type != type for value in add.inputs)
             or type.dtype not in FLOATS
@@ -52,10 +52,11 @@ class AddNorm(NamedTuple):
             or weight.dtype != type.dtype
             or row % 16
             or not 0 < row <= MOST_CHUNKS * MOST_WARPS * _WARP
+            or not type.size
+            or not isinstance(eps, int | float)
         ):
             return None
         x, residual = add.inputs
-        eps = norm.args["eps"]
         return AddNorm(x, residual, weight, add.output, norm.output, eps, (add, norm))
 
 
@@ -116,7 +117,7 @@ def _kernel(dtype: mx.Dtype, width: int, eps: float) -> tuple[CudaKernel, int]:
         f"""
             using namespace qgraph::phases;
             __shared__ float scratch[{warps}];
-            add_norm<{form}>(x, residual, weight, sum, normed, {eps!r}f, scratch);
+            add_norm<{form}>(x, residual, weight, sum, normed, {literal(eps)}, scratch);
         """,
         header=cuda_source("cuda/numbers", "cuda/residual")
         + bounded(name, ", ".join(arguments), 32 * warps),
