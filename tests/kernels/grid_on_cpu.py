@@ -14,8 +14,8 @@ import qgraph
 from qgraph.ir.graph import Graph
 from qgraph.runtime.regions.cuda.attention import THREADS
 from qgraph.runtime.regions.cuda.expressions import TYPES
-from qgraph.runtime.regions.cuda.peers import HALF, HEADER
-from qgraph.runtime.regions.cuda.region import COUNTERS
+from qgraph.runtime.regions.cuda.peers import HALF, HEADER, PARTS
+from qgraph.runtime.regions.cuda.region import ATTENTION, COUNTERS
 from qgraph.runtime.regions.cuda.source import written
 from qgraph.runtime.regions.cuda.translate import translate
 from tests.support.compiler import loaded
@@ -23,15 +23,13 @@ from tests.support.compiler import loaded
 HERE = Path(__file__).parent
 ROOM = Path(qgraph.__file__).parent / "kernels"
 
+OF_A_GPU = ("cuda/words", "cuda/grid", "matmul/tiled/instructions",
+            "attention/attention_instructions")  # fmt: skip
+"""What `grid_on_cpu.hpp` has in its own way."""
+
 MAIN = """
 #include "grid_on_cpu.hpp"
-#include "{room}/matmul/tiled/formats.cuh"
-{phases}
-#include "{room}/attention/attention_call.cuh"
-#include "{room}/attention/attention_warp.cuh"
-#include "{room}/attention/decode_attention.cuh"
-#include "{room}/attention/cached_attention.cuh"
-#include "{room}/attention/attention_phase.cuh"
+{parts}
 
 void** all;
 
@@ -81,10 +79,9 @@ class OnCpu:
             other = mx.uint64 if name == "places" else mx.uint32
             type = f"{const}{TYPES[types.get(name, other)]}*"
             lines.append(f"[[maybe_unused]] auto {name} = static_cast<{type}>(given[{i}]);")
-        names = ("numbers", "phases", "pick", "products", "routing", "peers")
-        parts = "".join((ROOM / "cuda" / f"{name}.cuh").read_text() for name in names)
+        parts = (name for name in (*PARTS, *ATTENTION) if name not in OF_A_GPU)
         text = MAIN.format(
-            room=ROOM, phases=parts,
+            parts="".join((ROOM / f"{name}.cuh").read_text() for name in parts),
             arguments="\n".join(lines), text=self.source.text, count=len(lines),
             threads=THREADS, bytes=self.source.shared_memory,
         )  # fmt: skip
