@@ -155,6 +155,8 @@ class Case:
     first: Any = None
     window: int = 0
     sinks: bool = False
+    hidden: Any = None
+    """(batch, 1, queries, keys): what a mask of -infinity hides, in place of a random one."""
 
 
 CASES = {
@@ -200,7 +202,12 @@ def by_kernel(library: Any, kernel: Kernel, case: Case, *, skip: int = 0, seed: 
     if case.last is not None:
         given.last = arrays.at(last, mx.int32)
     added: Any = 0.0
-    if kernel.mask is not None:
+    if case.hidden is not None:
+        assert kernel.mask is not None
+        added = np.where(case.hidden, -np.inf, 0.0)
+        given.mask = arrays.at(added, kernel.mask)
+        given.mask_batch, given.mask_query, given.mask_key = n * length, length, 1
+    elif kernel.mask is not None:
         shape = (b, 1, n, length)
         given.mask_batch, given.mask_query, given.mask_key = n * length, length, 1
         if kernel.mask == mx.bool_:
@@ -245,6 +252,21 @@ def test_masks(library: Any, kernel: Kernel) -> None:
         CASES["sinks"],
     ):
         assert near(*by_kernel(library, kernel, case), kernel.dtype)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("kernel", MASKED[1:], ids=lambda k: f"{k.mask} on {k.dtype}")
+def test_rows_that_a_mask_hides_all_of(library: Any, kernel: Kernel, splits: int) -> None:
+    """MLX makes such masks of truths on CUDA: queries of tokens that pad a row on the left see
+    nothing.  They get 0, and so are numbers where others do not see them as keys."""
+    padding = np.array([0, 3])[:, None, None, None]
+    at = np.arange(24)
+    seen = (at <= at[:, None]) & (at >= padding)
+    case = Case(queries=24, length=24, last=[46, 46], splits=splits, hidden=~seen)
+    y, want = by_kernel(library, kernel, case)
+    there = np.broadcast_to(seen.any(-1)[..., None], want.shape)
+    assert near(np.where(there, y, 0), np.where(there, want, 0), kernel.dtype)
+    assert (y[~there] == 0).all()
 
 
 @pytest.mark.parametrize("kernel", PLAIN, ids=lambda k: str(k.dtype))

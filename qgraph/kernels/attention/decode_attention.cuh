@@ -17,6 +17,10 @@ __device__ float with_sink(const Call<S>& call, int row, float& peak, float& sum
   return shrink;
 }
 
+// A row whose keys are all hidden by a mask of -infinity gives 0, and not 0 / 0: other rows read it later
+// as a key that is hidden, and a number that is none times 0 is none.
+__device__ __forceinline__ float over(float shrink, float sum) { return sum == 0 ? 0 : shrink / sum; }
+
 // What the results of each warp are multiplied by, once their maxima and sums are there.
 template <class F>
 __device__ void weigh_warps(const Call<typename F::S>& call, const Place& place, Shared<F>& shared) {
@@ -35,7 +39,8 @@ __device__ void weigh_warps(const Call<typename F::S>& call, const Place& place,
 #pragma unroll
   for (int step = 1; step < F::WARPS; step *= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
   if (call.splits == 1) {
-    weight *= whole < 0 ? 0 : with_sink(call, whole, peak, sum) / sum;
+    const float shrink = whole < 0 ? 0 : with_sink(call, whole, peak, sum);
+    weight *= over(shrink, sum);
   } else if (whole >= 0 && w == 0) {
     float* part = call.parts + (size_t(whole) * call.splits + place.split) * (F::DV + 2);
     part[F::DV] = peak, part[F::DV + 1] = sum;
@@ -168,7 +173,7 @@ __device__ void join(const Call<S>& call, int row, float* shared) {
     result += weight * parts[i * (DV + 2) + threadIdx.x];
   }
   const float shrink = with_sink(call, row, peak, sum);
-  call.y[size_t(row) * DV + threadIdx.x] = S(result * shrink / sum);
+  call.y[size_t(row) * DV + threadIdx.x] = S(result * over(shrink, sum));
 }
 
 }  // namespace qgraph
