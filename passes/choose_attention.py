@@ -11,6 +11,9 @@ Rewrites:
        of a window, becomes a first position and a window.
     3. on CUDA several queries too, of which each sees one key more than the one before; attention
        sinks; and whatever else a mask says, which it goes on to say to the kernel.
+    4. on CUDA a mask that is added, of zeros and -infinity, is the truths that it was made of: MLX
+       makes it of them before its kernel, as large as all scores.  A query that sees no key gets the
+       mean of the values then, as under a mask of truths.
 Leaves alone:
     1. masks that are no arrays, head sizes and numbers of queries that the kernel does not know.
     2. on CPUs small caches, as it runs from the host, and what 3 has.
@@ -19,6 +22,7 @@ Leaves alone:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +38,7 @@ from qgraph.target import Target, as_target
 from qgraph.tracing.tensor import Tensor, apply, as_tensor
 
 from .shared.key_limits import KeyLimits, key_limits
+from .shared.raising import layers, number, peel
 
 _NAME = "choose-attention"
 _OP = "fast.scaled_dot_product_attention"
@@ -63,6 +68,8 @@ def _visit(node: Node, target: Target) -> Sequence[Value] | None:
     mask, sinks = node.args.get("mask"), node.value("sinks")
     if not isinstance(mask, Value):
         return None
+    if target.backend == "cuda":
+        mask = _truths(mask)
     q, k, v = (node.operand(name) for name in ("q", "k", "v"))
     (batch, _, queries, _), length = q.shape, k.shape[2]
     limits = KeyLimits(rest=(mask,))
@@ -96,6 +103,24 @@ def _visit(node: Node, target: Target) -> Sequence[Value] | None:
     args = tuple(Tensor(value) for value in (q, k, v, last))
     y = apply("decode_attention", args, settings).value
     return [y.node.replace(kernel="host-attention").output if target.is_cpu else y]
+
+
+def _truths(mask: Value) -> Value:
+    """What `where(truths, 0, -inf)` was made of; another mask as it is."""
+    node = peel(mask, "broadcast_to").node
+    if node.op != "where" or node.stream is not None:
+        return mask
+    truths, shown, hidden = node.inputs
+    if truths.dtype != mx.bool_ or (_filling(shown), _filling(hidden)) != (0, -math.inf):
+        return mask
+    return peel(truths, "broadcast_to")
+
+
+def _filling(value: Value) -> float | None:
+    """The number that a value consists of, if that is known."""
+    value = layers(value, "broadcast_to", "astype")[0]
+    found = number(value)
+    return None if found is None else float(found)
 
 
 def _all_of(truths: Sequence[Value]) -> Value:

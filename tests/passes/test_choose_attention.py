@@ -99,6 +99,39 @@ def test_other_masks_stay_masks(mask: str) -> None:
     np.testing.assert_allclose(y, fn(Q, K, V, mx.array(5)), rtol=1e-4, atol=1e-5)
 
 
+def added(truths: Any, shown: float = 0.0, hidden: float = -np.inf) -> Any:
+    """As MLX makes it before its kernels on CUDA."""
+    whole = (2, 4, 1, LENGTH)
+    zeros, nothing = (qg.broadcast_to(qg.full((), x, mx.float32), whole) for x in (shown, hidden))
+    return qg.where(qg.broadcast_to(truths, whole), zeros, nothing)
+
+
+def test_zeros_and_infinities_are_truths_on_cuda() -> None:
+    def fn(q: Any, k: Any, v: Any, last: Any) -> Any:
+        seen = (qg.arange(LENGTH) <= last) & (padding(last) <= qg.arange(LENGTH))
+        return attend(lambda _: added(seen))(q, k, v, last)
+
+    made = plan(fn)
+    (node,) = [n for n in made.graph.nodes if n.op == "decode_attention"]
+    assert node.value("mask") is None
+    assert node.value("first") is not None
+    assert "where" not in {n.op for n in made.graph.nodes}
+    y = qg.compile(made.graph, passes=[], target="cpu")(Q, K, V, mx.array(5))
+    np.testing.assert_allclose(y, fn(Q, K, V, mx.array(5)), rtol=1e-4, atol=1e-5)
+    graph = qg.trace(fn, Q, K, V, mx.array(5))
+    assert ChooseAttention(CPU)(graph) is graph
+
+
+@pytest.mark.parametrize(("shown", "hidden"), [(0.0, -1e9), (1.0, -np.inf), (-np.inf, 0.0)])
+def test_other_numbers_stay_numbers(shown: float, hidden: float) -> None:
+    """Near misses of 4."""
+    fn = attend(lambda last: added(qg.arange(LENGTH) <= last, shown, hidden))
+    (node,) = [n for n in plan(fn).graph.nodes if n.op == "decode_attention"]
+    mask = node.value("mask")
+    assert mask is not None
+    assert mask.dtype == mx.float32
+
+
 def padding(last: Any) -> Any:
     """Of each row of the batch."""
     return qg.minimum(last, mx.array([2, 4]).reshape(2, 1, 1, 1))
