@@ -12,8 +12,8 @@ Rewrites:
     3. on CUDA several queries too, of which each sees one key more than the one before; attention
        sinks; and whatever else a mask says, which it goes on to say to the kernel.
     4. on CUDA a mask that is added, of zeros and -infinity, is the truths that it was made of: MLX
-       makes it of them before its kernel, as large as all scores.  A query that sees no key gets the
-       mean of the values then, as under a mask of truths.
+       makes it of them before its kernel, as large as all scores.  A query that sees no key gets
+       the mean of the values then, as under a mask of truths.
 Leaves alone:
     1. masks that are no arrays, head sizes and numbers of queries that the kernel does not know.
     2. on CPUs small caches, as it runs from the host, and what 3 has.

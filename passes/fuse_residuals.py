@@ -1,7 +1,7 @@
 """On CUDA, a residual that is added and the norm of the sum become one launch.
 
-With many rows each is a launch of its own, between products that are not in a region: the norm would
-read all that the sum had just written, and a step of 16 rows is bound by how many launches it has.
+With many rows each is a launch of its own, between products that are not in a region: the norm
+would read all that the sum had just written, and a step of 16 rows is bound by its launches.
 
 Rewrites (exact but for the order in which squares are added up):
     1. an `add` and the one `rms_norm` that reads it become one `region`. The sum stays a result
