@@ -2,6 +2,7 @@
 
 python -m benchmarks.lm                                  eight architectures on the CPU, float32
 python -m benchmarks.lm --device gpu --dtype bfloat16 --models llama-8b,qwen3_moe,gemma3_text
+python -m benchmarks.lm --models llama --buffer 16384     a step in long, nearly empty buffers
 
 For each model: a step, a prompt and the time to the first token, cold and warm, interleaved in one
 run; ratios are of medians.  Weights are random and have four bits.
