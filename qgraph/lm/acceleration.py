@@ -163,6 +163,7 @@ class Acceleration:
         if program.executable is None:
             take_back()
             return self._eagerly(program.reason, model, tokens, caches.items, extras)
+        del take_back  # it holds the buffers, and what somebody holds is copied
         program.calls += 1
         if program.checked or self._ranks.launched:
             self._ranks.learn(program.executable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import inspect
 import subprocess
 import sys
@@ -22,11 +23,13 @@ import qgraph as qg
 from qgraph.cli import app, main
 from qgraph.examples import checkpoint
 from qgraph.examples import smollm2_files as files
+from qgraph.lm.caches.kind import same_length
 from qgraph.lm.caches.of_call import Caches
 from qgraph.lm.programs.background import settled
 from qgraph.lm.programs.check import Check
 from qgraph.lm.programs.compare import Difference
 from qgraph.target import as_target
+from tests.support.compiler import needs_compiler
 from tests.support.zoo import build
 
 pytest.importorskip("mlx_lm.models.cache")
@@ -113,6 +116,22 @@ def test_the_program_for_the_next_buffer_is_made_ahead(load: Load) -> None:
     assert [(p.form.count, p.calls, p.checked) for p in ahead] == [(1, 0, True)]
     tokens(fast, PROMPT * 9, count=70)
     assert ahead[0].calls > 0
+
+
+@needs_compiler
+def test_a_token_is_written_into_the_caches_own_buffers(load: Load) -> None:
+    """Nothing of a call may hold what it hands over: MLX would copy it."""
+    _, fast = both(load)
+    cache = lm_cache.make_prompt_cache(fast)
+    fast(mx.array([PROMPT]), cache=cache)
+    for c in cache:  # small arrays are copied
+        c.keys, c.values = same_length(c.keys, 4096), same_length(c.values, 4096)
+    places = []
+    for token in (5, 6, 7):
+        mx.eval(fast(mx.array([[token]]), cache=cache))
+        places.append([ctypes.addressof(ctypes.c_char.from_buffer(a))
+                       for c in cache for a in (c.keys, c.values)])  # fmt: skip
+    assert places[1] == places[2]
 
 
 def test_the_model_answers_while_its_programs_are_made(load: Load) -> None:
