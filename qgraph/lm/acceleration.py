@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,18 +152,17 @@ class Acceleration:
 
     def _piece(self, model: Any, tokens: mx.array, count: int, caches: Caches, extras: Any) -> Any:
         """A call of `count` tokens a row, the first of which are `tokens` and the rest padding."""
-        form, pool, take_back = self._form(model, tokens, count, caches)
+        form, pool = self._form(model, tokens, count, caches)
         program = self._library.ready(form)
         if program is None and not self._waits(form):
             self._wish(form, tokens, caches)
-            take_back()
+            caches.take_back()
             self._said.note("by the model itself while a program was made")
             return self._maker.own(model, tokens, cache=caches.items, **extras)
         program = program or self._library.get(form)
         if program.executable is None:
-            take_back()
+            caches.take_back()
             return self._eagerly(program.reason, model, tokens, caches.items, extras)
-        del take_back  # it holds the buffers, and what somebody holds is copied
         program.calls += 1
         if program.checked or self._ranks.launched:
             self._ranks.learn(program.executable)
@@ -224,11 +223,8 @@ class Acceleration:
 
         self._library.prepare([(form, trial(tokens, caches)) for form, tokens, caches in wanted])
 
-    def _form(
-        self, model: Any, tokens: mx.array, count: int, caches: Caches
-    ) -> tuple[Form, Pool, Callable[[], None]]:
-        """The form of a call, and its numbers; makes room in the caches for its tokens, and gives
-        what takes it back."""
+    def _form(self, model: Any, tokens: mx.array, count: int, caches: Caches) -> tuple[Form, Pool]:
+        """The form of a call, and its numbers; makes room in the caches for its tokens."""
         rows = tokens.shape[0]
         needs = Needs(rows, count, copied=not self._maker.target.is_cpu)
         if self._shapes is None:
@@ -236,7 +232,7 @@ class Acceleration:
             self._maker.own(model, tokens, cache=after.items)
             self._shapes = after.shapes()
         fresh = count > 1 and caches.empty
-        take_back = caches.make_room(self._shapes, needs)
+        caches.make_room(self._shapes, needs)
         pool = self._numbers.pool(caches.kinds, caches.items)
         found = (
             rows, count, fresh, caches.fixed(count), pool.places, types_of(pool.values),
@@ -244,7 +240,7 @@ class Acceleration:
         )  # fmt: skip
         if self._last is None or self._last[0] != found:
             self._last = found, Form(*found)
-        return self._last[1], pool, take_back
+        return self._last[1], pool
 
     def _look_ahead(self, form: Form, tokens: mx.array, caches: Caches) -> None:
         """Begin to make the program for the next buffer while there is room for some tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -25,6 +25,7 @@ class Caches:
 
     def __init__(self, items: Any, kinds: Sequence[Kind], unknown: str = "") -> None:
         self.items, self.kinds, self.unknown = items, kinds, unknown
+        self._before: list[tuple[Any, dict[str, Any]]] = []
 
     @staticmethod
     def of(items: Sequence[Any] | None) -> Caches | None:
@@ -58,20 +59,19 @@ class Caches:
     def shapes(self) -> list[Any]:
         return [kind.shapes(c) for kind, c in self._pairs()]
 
-    def make_room(self, shapes: Sequence[Any], needs: Needs) -> Callable[[], None]:
-        """Make room for the tokens that come; gives what takes it back.
-
-        A model does more with zeros than with a state that is not there yet (mamba2 a sixth).
-        """
-        before = [(c, dict(vars(c))) for c in _single(self.items)]
+    def make_room(self, shapes: Sequence[Any], needs: Needs) -> None:
+        """Make room for the tokens that come."""
+        self._before = [(c, dict(vars(c))) for c in _single(self.items)]
         for (kind, c), like in zip(self._pairs(), shapes, strict=True):
             kind.make_room(c, like, needs)
 
-        def take_back() -> None:
-            for c, things in before:
-                vars(c).update(things)
+    def take_back(self) -> None:
+        """Make the caches what they were before room was made, where no program takes them.
 
-        return take_back
+        A model does more with zeros than with a state that is not there yet (mamba2 a sixth).
+        """
+        for c, things in self._before:
+            vars(c).update(things)
 
     def fixed(self, count: int) -> tuple[tuple[Kind, Any], ...]:
         return tuple([(kind, kind.fixed(c, count)) for kind, c in self._pairs()])
@@ -93,7 +93,9 @@ class Caches:
             kind.settle(c)
 
     def hand_over(self) -> list[mx.array]:
-        """The buffers, which the caches let go: a program then writes into them."""
+        """The buffers, which the caches let go: a program then writes into them, and what anybody
+        holds would be copied."""
+        self._before = []
         found: list[mx.array] = []
         for kind, c in self._pairs():
             found += kind.arrays(c)
