@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from qgraph.ir.graph import Graph, Node
 from qgraph.runtime.regions.cuda.peers import may_connect
-from qgraph.runtime.regions.cuda.pushed import SUM, SumNorm, can_push
+from qgraph.runtime.regions.cuda.pushed import SUM, can_push, sum_norm
+from qgraph.runtime.regions.cuda.residual import AddNorm
 from qgraph.target import Target, as_target
 
 from .shared.launches import in_one_launch
@@ -38,10 +39,10 @@ class FuseSums:
         if target.backend != "cuda" or mesh is None or not may_connect(mesh):
             return graph
 
-        def found(graph: Graph, node: Node) -> SumNorm | None:
+        def found(graph: Graph, node: Node) -> AddNorm | None:
             if node.op != SUM or not can_push(node.output.type, mesh.size):
                 return None
-            return SumNorm.at(graph, node)
+            return sum_norm(graph, node)
 
         why = "it is pushed to the other rank, and added and normed as it comes"
         return in_one_launch(graph, found, self.name, why)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.loops import REGION
 from qgraph.rewrite.ledger import Entry, record
 from qgraph.rewrite.rewriter import with_bodies
-from qgraph.runtime.regions.cuda.pushed import SumNorm
 from qgraph.runtime.regions.cuda.region import KERNEL
 from qgraph.runtime.regions.cuda.residual import AddNorm
 
 from ..form_regions import region_of
 
-Found = TypeVar("Found", AddNorm, SumNorm)
-
 
 def in_one_launch(
-    graph: Graph, find: Callable[[Graph, Node], Found | None], name: str, why: str
+    graph: Graph, find: Callable[[Graph, Node], AddNorm | None], name: str, why: str
 ) -> Graph:
     """The graph with a region for each that is found, in its loops as well.
 
@@ -31,7 +27,7 @@ def in_one_launch(
     """
     nodes = _known_first(graph.nodes)
     at = {node: i for i, node in enumerate(nodes)}
-    adds: dict[Node, Found] = {}
+    adds: dict[Node, AddNorm] = {}
     for node in nodes:
         each = find(graph, node)
         if each is not None and at.get(each.weight.node, -1) < at[each.nodes[-2]]:

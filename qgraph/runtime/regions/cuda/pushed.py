@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
 
 import mlx.core as mx
 
-from ....ir.graph import Graph, Node, Value
+from ....ir.graph import Graph, Node
 from ....kernels.cuda.kernel import CudaKernel, bounded
 from ....kernels.cuda.source import cuda_source
 from ....mesh import INBOX
@@ -38,50 +37,33 @@ def can_push(x: TensorType | mx.array, ranks: int) -> bool:
     return ranks == 2 and x.dtype in FLOATS and x.nbytes % 16 == 0 and 0 < x.nbytes <= INBOX
 
 
-class SumNorm(NamedTuple):
-    """A sum over the ranks that is added to a residual and normed.
-
-    Attributes:
-        x, residual, weight: what it takes.
-        sum, norm: what it gives: with the residual, and normed.
-    """
-
-    x: Value
-    residual: Value
-    weight: Value
-    sum: Value
-    norm: Value
-    eps: float
-    nodes: tuple[Node, ...]
-
-    @staticmethod
-    def at(graph: Graph, node: Node) -> SumNorm | None:
-        """With this sum over the ranks, if it is read by nothing but such an addition."""
-        users = graph.users.get(node.output, ())
-        if node.op != SUM or len(users) != 1 or node.output in graph.outputs:
-            return None
-        found = AddNorm.at(graph, users[0])
-        if found is None:
-            return None
-        residual = found.residual if found.x is node.output else found.x
-        given = node.operand("x"), residual, found.weight
-        return SumNorm(*given, found.sum, found.norm, found.eps, (node, *found.nodes))
+def sum_norm(graph: Graph, node: Node) -> AddNorm | None:
+    """A sum over the ranks that is added to a residual and normed, if nothing else reads it; `x` is
+    what is summed up."""
+    users = graph.users.get(node.output, ())
+    if node.op != SUM or len(users) != 1 or node.output in graph.outputs:
+        return None
+    found = AddNorm.at(graph, users[0])
+    if found is None:
+        return None
+    residual = found.residual if found.x is node.output else found.x
+    nodes = (node, *found.nodes)
+    return found._replace(x=node.operand("x"), residual=residual, nodes=nodes)
 
 
 class PushedRegion:
     """A region's body that is such a sum, ready to be launched as `GridRegion` is."""
 
-    def __init__(self, found: SumNorm, body: Graph, peers: Peers) -> None:
-        self._found, self._peers = found, peers
-        self._at = [body.inputs.index(v) for v in (found.x, found.residual, found.weight)]
-        self._results = [(found.sum, found.norm).index(v) for v in body.outputs]
+    def __init__(self, found: AddNorm, body: Graph, peers: Peers) -> None:
+        self._eps, self._peers = found.eps, peers
+        self._at, self._results = found.places_in(body)
 
     @staticmethod
     def of(body: Graph, peers: Peers | None) -> PushedRegion | None:
         sums = [node for node in body.nodes if node.op == SUM]
         if len(sums) != 1 or len(body.nodes) != 3 or peers is None:
             return None
-        found = SumNorm.at(body, sums[0])
+        found = sum_norm(body, sums[0])
         if found is None or not can_push(found.x.type, peers.ranks):
             return None
         return PushedRegion(found, body, peers)
@@ -91,7 +73,7 @@ class PushedRegion:
     ) -> tuple[list[mx.array], mx.array]:
         """As `GridRegion` is called."""
         x, residual, weight = (inputs[i] for i in self._at)
-        *made, last = pushed(x, self._peers, last, residual, weight, self._found.eps)
+        *made, last = pushed(x, self._peers, last, residual, weight, self._eps)
         return [made[i] for i in self._results], last
 
 

@@ -26,6 +26,7 @@ class AddNorm(NamedTuple):
     Attributes:
         x, residual, weight: what it takes.
         sum, norm: what it gives.
+        nodes: all of it; the last two are the addition and the norm.
     """
 
     x: Value
@@ -34,7 +35,7 @@ class AddNorm(NamedTuple):
     sum: Value
     norm: Value
     eps: float
-    nodes: tuple[Node, Node]
+    nodes: tuple[Node, ...]
 
     @staticmethod
     def at(graph: Graph, add: Node) -> AddNorm | None:
@@ -59,6 +60,12 @@ class AddNorm(NamedTuple):
         x, residual = add.inputs
         return AddNorm(x, residual, weight, add.output, norm.output, eps, (add, norm))
 
+    def places_in(self, body: Graph) -> tuple[list[int], list[int]]:
+        """Which inputs of a body are x, residual and weight, and which of sum and norm each result
+        is."""
+        inputs = [body.inputs.index(v) for v in (self.x, self.residual, self.weight)]
+        return inputs, [(self.sum, self.norm).index(v) for v in body.outputs]
+
 
 class ResidualRegion:
     """A region's body that is such a sum and its norm, of any number of rows.
@@ -68,8 +75,7 @@ class ResidualRegion:
 
     def __init__(self, found: AddNorm, body: Graph) -> None:
         self._eps = found.eps
-        self._at = [body.inputs.index(v) for v in (found.x, found.residual, found.weight)]
-        self._results = [(found.sum, found.norm).index(v) for v in body.outputs]
+        self._at, self._results = found.places_in(body)
 
     @staticmethod
     def of(body: Graph) -> ResidualRegion | None:
