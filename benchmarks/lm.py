@@ -138,9 +138,9 @@ def main(
             if buffer:
                 price = price_of_length(qg.lm.accelerate(model), buffer, tokens, rounds)
                 console.print(f"{label}: a step in buffers of {buffer} takes {price:.2f} of 256")
-                continue
-            rows.append(compare(label, model, prompt, tokens, rounds))
-            console.print(rows[-1])
+            else:
+                rows.append(compare(label, model, prompt, tokens, rounds))
+                console.print(rows[-1])
         except RuntimeError as error:  # what MLX cannot do on this device
             console.print(f"{label}: {error}")
         del model

@@ -112,8 +112,7 @@ class FilledKind(Kind):
     def make_room(self, cache: Any, like: Any, needs: Needs) -> None:
         used = self.used(cache)
         if cache.keys is None:
-            shape = needs.rows, rounded(used + needs.count)
-            self._set(cache, empty(like, *shape))
+            self._set(cache, empty(like, needs.rows, rounded(used + needs.count)))
             return
         arrays = self.arrays(cache)
         found = arrays[0].shape[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -49,11 +50,11 @@ class Needs:
     count: int
     copied: bool = False
 
-    def length(self, found: int, used: int, most: int | None = None) -> int:
+    def length(self, found: int, used: int, most: float = math.inf) -> int:
         """Positions for a buffer of `found`, `used` of them written: as it is, if programs take it.
 
         Args:
-            most: the length of a ring.
+            most: the length of a ring; other buffers have none.
 
         >>> [Needs(1, 1, copied).length(16384, 150) for copied in (False, True)]
         [16384, 256]
@@ -62,12 +63,8 @@ class Needs:
         >>> Needs(1, 1).length(300, 150, most=300), Needs(1, 16).length(256, 250, most=300)
         (300, 300)
         """
-        length = rounded(used + self.count)
-        if most is not None:
-            length = min(most, length)
-            taken = found == most or (found < most and is_rounded(found))
-        else:
-            taken = is_rounded(found)
+        length = int(min(most, rounded(used + self.count)))
+        taken = found == most or (found < most and is_rounded(found))
         spare = self.copied and found >= SPARE * length
         return found if taken and found >= length and not spare else length
 
