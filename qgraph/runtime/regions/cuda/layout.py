@@ -108,9 +108,10 @@ def _with_pieces(stages: Stages, blocks: int, memory: int, largest: int) -> Layo
         units = max(1, min(_units(phase, blocks), left // sums))
         own[i] = OfProduct(pieces[i], units, work + units * sums)
         sizes.append(units * sums + taken)
-    if max(sizes) > most:
+    size = -(-max(sizes) // 16) * 16
+    if size > most:
         return None
-    kept = work + -(-max(sizes) // 16) * 16
+    kept = work + size
     ring = kept + keeping
     slots = min(RINGS, memory - ring) // each
     return Layout(work, kept, ring, slot, slots, flight, ring + each * slots, own)
